@@ -1,0 +1,46 @@
+"""
+The words of the C{Revdial-Features} header, and the names of our headers.
+
+Both ends offer what they can; what holds for a control connection and its
+data connections is the intersection.  Unknown words are ignored, so that
+either end may grow; no header at all means the old wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+RAW = "raw"
+TARGETS = "targets"
+ECHO = "echo"
+EOF = "eof"
+TICKETS = "tickets"
+GOODBYE = "goodbye"
+
+ALL = frozenset({RAW, TARGETS, ECHO, EOF, TICKETS, GOODBYE})
+"""What this version offers, as server and as agent."""
+
+FEATURES_HEADER = b"Revdial-Features"
+TICKET_HEADER = b"Revdial-Ticket"
+TIMING_HEADER = b"Revdial-Timing"
+"""On a data upgrade: C{target=<seconds>}, how long the local connection took."""
+
+MAX_HEADER = 1024
+"""Bytes of a features header that are read; what stands beyond is ignored."""
+
+
+def parseFeatures(values: Iterable[bytes]) -> frozenset[str]:
+    """
+    Read the features that a peer offers.
+
+    @param values: The values of every C{Revdial-Features} header, in order.
+    @return: The words known to this version, in lower case.
+    """
+    joined = b",".join(values)[:MAX_HEADER]
+    words = (word.strip().lower() for word in joined.decode("latin-1").split(","))
+    return frozenset(word for word in words if word in ALL)
+
+
+def formatFeatures(features: Iterable[str]) -> bytes:
+    """The header value that offers C{features}, in a stable order."""
+    return ", ".join(sorted(features)).encode("ascii")

@@ -1,0 +1,30 @@
+"""What a test needs from the system, and what happens where it is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def needsProgram(program: str, *, package: str) -> Callable[[T], T]:
+    """
+    Mark a test (a method or a class) that runs C{program}.
+
+    Where the program is missing the test is skipped with the name of Debian's
+    package that brings it; in CI that is a failure, so that a silent gap in
+    what is tested cannot last.
+    """
+
+    def mark(decorated: T) -> T:
+        if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+            message = f"needs {program}: apt-get install {package}"
+            if os.environ.get("CI"):
+                raise RuntimeError(message)
+            decorated.skip = message  # type: ignore[attr-defined]
+        return decorated
+
+    return mark
