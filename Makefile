@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+
+.PHONY: demo test check lint types suite wheel pytest-suite clean
+
+demo: $(VENV)/.ready
+	@$(BIN)/python -m demonstration
+
+test: check suite pytest-suite wheel
+
+# setup.cfg and constraints.txt decide what is installed; the stamp is as new as they are.
+$(VENV)/.ready: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || { echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) ..."
+	@$(PIP) install --constraint constraints.txt --config-settings editable_mode=compat --editable '.[test,dev]' 2>$(VENV)/setup.log || { cat $(VENV)/setup.log >&2; exit 1; }
+	@touch $@
+
+check: lint types
+
+lint: $(VENV)/.ready
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
+
+types: $(VENV)/.ready
+	@$(BIN)/mypy --no-error-summary helix_revdial twisted tests
+
+suite: $(VENV)/.ready
+	@$(BIN)/python -m twisted.trial --jobs $(JOBS) --reporter text tests
+
+# pytest-twisted cannot share a process with trial: a suite and a process of its own.
+pytest-suite: $(VENV)/.ready
+	@$(BIN)/python -m pytest --quiet --no-header -p pytest_twisted tests/pytest
+
+# What is shipped is the wheel: it must offer both plugins in an environment of its own.
+wheel: $(VENV)/.ready
+	@$(BIN)/python -m tests.wheel
+
+clean:
+	@rm -rf $(VENV) build dist demo _trial_temp* .mypy_cache .ruff_cache .hypothesis *.egg-info

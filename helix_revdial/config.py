@@ -1,0 +1,271 @@
+# -*- test-case-name: tests.test_config -*-
+"""
+The server's settings: file, environment and flags into one typed value.
+
+The later wins: defaults, then one TOML file, then environment variables, then
+flags.  The names are the same everywhere: C{grace_period} in C{[tunnel]} of
+the file is C{HELIX_REVDIAL_TUNNEL_GRACE_PERIOD} in the environment and
+C{--set tunnel.grace_period=…} on the command line.
+
+A key that is not known, or a value of the wrong kind, is refused with the
+place where it stands.  Nothing here opens a socket, reads a secret or touches
+the database; secrets are named by the files that hold them, never held.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+PREFIX = "HELIX_REVDIAL_"
+
+RUNNER_TOKEN_VARIABLE = "RUNNER_TOKEN"  # noqa: S105 (the variable's name)
+"""Where the existing Go control plane keeps its one runner token."""
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400 * 30)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the text says where and what to do."""
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_snake):
+    """A table of the file: attributes in camelCase here, keys in snake_case there."""
+
+
+class ServerSection(_Section, frozen=True, rename=_snake):
+    """Where the server keeps what must outlive it."""
+
+    stateDirectory: str = "/var/lib/helix-revdial"
+    """Directory for the database (SQLite) and the first admin token."""
+
+    database: str | None = None
+    """SQLAlchemy URL; without it, C{helix.sqlite} in the state directory."""
+
+    databaseThreads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 5
+    """Threads of the database pool: queries at once."""
+
+
+class ListenSection(_Section, frozen=True, rename=_snake):
+    """One door. Several may stand in the file, each under C{[[listen]]}."""
+
+    endpoint: str = "tcp:8080:interface=127.0.0.1"
+    """A Twisted server endpoint string: C{tcp:}, C{unix:}, C{ssl:}, C{systemd:}."""
+
+
+class TunnelSection(_Section, frozen=True, rename=_snake):
+    """The rules of control connections and dials."""
+
+    gracePeriod: Seconds = 30.0
+    """Seconds for which a lost runner keeps its name and its waiting dials."""
+
+    maxPendingDials: Count = 100
+    """Dials that may wait for one runner, connected or not."""
+
+    dialTimeout: Seconds = 20.0
+    """Seconds within which a connected agent must dial back."""
+
+    maxRunners: Count = 10_000
+    """Runner keys that may be connected or in grace at once."""
+
+    requireFeatures: tuple[str, ...] = ()
+    """Feature words without which an agent is refused, such as C{["tickets"]}."""
+
+
+class HttpSection(_Section, frozen=True, rename=_snake):
+    """What a peer may cost before and after it has shown who it is."""
+
+    maxConnections: Count = 20_000
+    """Open connections in all, tunnels included."""
+
+    maxUnauthenticated: Count = 512
+    """Connections that have not yet shown a valid token, in all."""
+
+    maxUnauthenticatedPerAddress: Count = 64
+    """The same for one address."""
+
+    headTimeout: Seconds = 10.0
+    """Seconds within which a whole request head must have arrived."""
+
+    idleTimeout: Seconds = 75.0
+    """Seconds that a kept-alive connection may be idle between requests."""
+
+
+class DesktopSection(_Section, frozen=True, rename=_snake):
+    """Screenshots and clipboards of sessions."""
+
+    requestTimeout: Seconds = 30.0
+    """Seconds for a whole exchange with a desktop, the dial included."""
+
+    maxScreenshotBytes: Size = 32 * 1024 * 1024
+    maxClipboardBytes: Size = 16 * 1024 * 1024
+
+
+class AccessSection(_Section, frozen=True, rename=_snake):
+    """The first tokens."""
+
+    adminTokenFile: str | None = None
+    """Where the first admin token goes (mode 0600); C{admin.token} in the state directory."""
+
+    importRunnerToken: bool = True
+    """
+    Whether the C{RUNNER_TOKEN} of the environment, where there is one, is
+    imported as a runner token, so that existing hosts keep working.
+    """
+
+    runnerTokenPatterns: tuple[str, ...] = ("wolf-*", "moonlight-*", "hydra-*")
+    """What an imported C{RUNNER_TOKEN} may register."""
+
+
+class ServerConfig(_Section, frozen=True, rename=_snake):
+    """All the settings of C{twistd helix-revdial-server}."""
+
+    server: ServerSection = ServerSection()
+    listen: tuple[ListenSection, ...] = (ListenSection(),)
+    tunnel: TunnelSection = TunnelSection()
+    http: HttpSection = HttpSection()
+    desktop: DesktopSection = DesktopSection()
+    access: AccessSection = AccessSection()
+
+    @property
+    def databaseURL(self) -> str:
+        """The database to use, with the default made from the state directory."""
+        if self.server.database is not None:
+            return self.server.database
+        return "sqlite:///" + str(Path(self.server.stateDirectory, "helix.sqlite").absolute())
+
+    @property
+    def adminTokenPath(self) -> Path:
+        """Where the first admin token is written."""
+        if self.access.adminTokenFile is not None:
+            return Path(self.access.adminTokenFile)
+        return Path(self.server.stateDirectory, "admin.token")
+
+
+def load(
+    path: Path | None,
+    environment: Mapping[str, str],
+    settings: Sequence[str] = (),
+    listen: Sequence[str] = (),
+) -> ServerConfig:
+    """
+    Read the settings.
+
+    @param path: The TOML file, or L{None} for none.
+    @param environment: The process's environment; only names that begin with
+        L{PREFIX} are looked at.
+    @param settings: Flags of the form C{section.key=value}.
+    @param listen: Endpoint strings that replace those of the file.
+
+    @raise ConfigError: With the file and line, the variable or the flag that
+        is wrong.
+    """
+    text = ""
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            raw = tomllib.loads(text)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: not UTF-8 text") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    # The file is checked on its own first, so that what is wrong in it is
+    # reported with its line, whatever overrides it.
+    _convert(raw, lambda place: _where(path, text, place))
+    for name, value in environment.items():
+        if name.startswith(PREFIX):
+            _override(raw, name, _split(name), value)
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        place = tuple(name.strip().split("."))
+        if not equals or len(place) != 2:
+            raise ConfigError(f"--set {setting}: expected SECTION.KEY=VALUE")
+        _override(raw, f"--set {name}", (place[0], place[1]), value)
+    if listen:
+        raw["listen"] = [{"endpoint": endpoint} for endpoint in listen]
+    config = _convert(raw, lambda place: "settings")
+    if not config.listen:
+        raise ConfigError("no [[listen]] endpoint: the server would be reachable by nobody")
+    return config
+
+
+def _convert(raw: dict[str, Any], where: Any) -> ServerConfig:
+    try:
+        return msgspec.convert(raw, ServerConfig)
+    except msgspec.ValidationError as error:
+        message, _, tail = str(error).partition(" - at `$")
+        place = tail.rstrip("`").lstrip(".")
+        unknown = re.match(r"Object contains unknown field `(.*)`", message)
+        if unknown:
+            field = unknown.group(1)
+            place = f"{place}.{field}" if place else field
+            message = f"unknown key {field!r}"
+        raise ConfigError(f"{where(place)}: {place}: {message}") from None
+
+
+def _where(path: Path | None, text: str, place: str) -> str:
+    """The file and line in which the key C{place} (C{section.key}) stands."""
+    names = [re.sub(r"\[[0-9.]*\]", "", name) for name in place.split(".")]
+    table: list[str] = []
+    found: int | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?", line)
+        key = re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line)
+        if header:
+            table = [part.strip().strip("\"'") for part in header.group(1).split(".")]
+            if table == names and found is None:
+                found = number
+        elif key:
+            parts = [part.strip("\"'") for part in key.group(1).split(".")]
+            if table + parts == names:
+                found = number
+                break
+    return f"{path}" if found is None else f"{path}, line {found}"
+
+
+def _split(variable: str) -> tuple[str, str]:
+    section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
+    return section, key
+
+
+def _override(raw: dict[str, Any], source: str, place: tuple[str, str], value: str) -> None:
+    """Put one value from outside the file into C{raw}, read as TOML where it can be."""
+    section, key = place
+    if (section, key) == ("listen", ""):
+        raw["listen"] = [{"endpoint": part} for part in value.split()]
+        return
+    known = {field.encode_name: field for field in msgspec.structs.fields(ServerConfig)}
+    kind = known[section].type if section in known and section != "listen" else None
+    if kind is None or key not in {f.encode_name for f in msgspec.structs.fields(kind)}:
+        raise ConfigError(f"{source}: unknown setting (no key {key!r} in [{section}])")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word: a string that needs no quotes here
+    candidate = {**raw.get(section, {}), key: parsed}
+    try:
+        msgspec.convert(candidate, kind)
+    except msgspec.ValidationError as error:
+        if isinstance(parsed, str):
+            raise ConfigError(f"{source}: {str(error).partition(' - at')[0]}") from None
+        # A number or a date where a string is wanted, such as a bare token.
+        candidate[key] = value
+        try:
+            msgspec.convert(candidate, kind)
+        except msgspec.ValidationError:
+            raise ConfigError(f"{source}: {str(error).partition(' - at')[0]}") from None
+    raw[section] = candidate
