@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 .PHONY: demo test check lint types suite wheel pytest-suite clean
 
 demo: $(VENV)/.ready
-	@$(BIN)/python -m demonstration
+	@$(BIN)/python docs/examples/demo.py
 
 test: check suite pytest-suite wheel
 
