@@ -151,7 +151,7 @@ def main() -> None:
                 f"tcp:{port}:interface=127.0.0.1",
                 "--state-directory",
                 str(state),
-            )  # fmt: skip
+            )
         )
         adminToken = state / "admin.token"
         waitFor("the server", lambda: adminToken.exists() and answers(port), state)
@@ -171,7 +171,7 @@ def main() -> None:
                 "--listen",
                 f"127.0.0.1:{desktopPort}",
                 *flags,
-            )  # fmt: skip
+            )
         )
         waitFor("the desktop service", lambda: answers(desktopPort), state)
 
@@ -192,7 +192,7 @@ def main() -> None:
                 "--output-file",
                 str(token),
                 **environment,
-            )  # fmt: skip
+            )
         )
         stack.enter_context(
             running(
@@ -210,7 +210,7 @@ def main() -> None:
                 str(token),
                 "--local",
                 f"127.0.0.1:{desktopPort}",
-            )  # fmt: skip
+            )
         )
         print(f"Agent:    sandbox-{session}, which dialled out to the server\n")
         connected = f"sandbox-{session}"
