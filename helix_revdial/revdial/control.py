@@ -1,0 +1,388 @@
+# -*- test-case-name: tests.revdial.test_dialer tests.revdial.test_listener -*-
+"""
+The control connection, as far as both ends have it in common.
+
+L{ControlConnection} is the protocol on a control carrier.  It owns: writing
+lines with a bound on what the peer has not read; reading messages, and closing
+at the first fault; knowing when the peer was last heard; asking it for a sign
+of life; closing in a way that the peer understands.  What a message means
+belongs to its two subclasses, L{Dialer <helix_revdial.revdial.dialer.Dialer>}
+and L{AgentControl <helix_revdial.revdial.listener.AgentControl>}.
+
+Invariants:
+
+  - Only bytes from the peer count as life.  What we write never does: a
+    connection whose path is cut takes writes for many minutes.
+  - At most C{maxUnsent} bytes of lines wait for a peer that does not read;
+    one more line drops this connection, and touches nothing else.
+  - Behind L{close} and behind a fault nothing more of the peer is acted upon.
+  - A closing connection is gone after C{closeTimeout}, whether its peer reads
+    or not.
+  - When C{connectionLost} has run no timer is left, and every Deferred that
+    was given out has fired.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from .features import ECHO
+from .messages import ControlError, Echo, KeepAlive, Message, MessageReader, encode
+from .streams import IStreamTransport
+
+MAX_UNSENT = 256 * 1024
+"""Bytes of lines that may wait for a peer that does not read."""
+
+MAX_OUTSTANDING = 8
+"""Echoes that are awaited at a time; one more gives the oldest up."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds a peer has to read what stands before the end of the connection."""
+
+CLOSE_CODES = {
+    "superseded": 4000,
+    "revoked": 4001,
+    "protocol-error": 4002,
+    "shutdown": 4003,
+    "held": 4004,
+}
+"""The WebSocket close code for each reason of a closing line; 1000 for others."""
+
+
+@implementer(IPushProducer, IHalfCloseableProtocol)
+class ControlConnection(Protocol):
+    """
+    Lines in, lines out, and whether the peer is alive.
+
+    @ivar features: What both ends agreed on.
+    @ivar lastHeard: When bytes of the peer last came, on the clock.
+    @ivar roundTrip: Seconds that the last sign of life took, or C{None}.
+    @ivar ended: In a word or a few, why we closed; C{None} while we have not.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        features: frozenset[str],
+        *,
+        maxUnsent: int = MAX_UNSENT,
+        closeTimeout: float = CLOSE_TIMEOUT,
+    ) -> None:
+        """
+        @param clock: Tells the time and calls later.
+        @param features: What both ends agreed on.
+        @param maxUnsent: Bytes of lines that may wait.
+        @param closeTimeout: Seconds from L{close} to the abort.
+        """
+        self.features = features
+        self.lastHeard = clock.seconds()
+        self.roundTrip: float | None = None
+        self.ended: str | None = None
+        self._clock = clock
+        self._maxUnsent = maxUnsent
+        self._closeTimeout = closeTimeout
+        self._reader = MessageReader()
+        self._unsent: deque[bytes] = deque()
+        self._unsentBytes = 0
+        self._blocked = True
+        self._lost = False
+        self._echoes: dict[str, tuple[float, Deferred[float]]] = {}
+        self._loops: list[LoopingCall] = []
+        self._silence: IDelayedCall | None = None
+        self._closeCall: IDelayedCall | None = None
+
+    # What the two ends fill in
+
+    def started(self) -> None:
+        """The carrier is up."""
+
+    def messageReceived(self, message: Message) -> None:
+        """
+        The peer sent a message other than L{Echo} and L{KeepAlive}.
+        """
+
+    def lastWords(self, reason: str, retryAfter: float | None) -> None:
+        """Write what the peer should read before L{close} ends the connection."""
+
+    def lost(self, reason: Failure) -> None:
+        """The carrier is gone, or never came; called once."""
+
+    # The carrier's events
+
+    def connectionMade(self) -> None:
+        self.lastHeard = self._clock.seconds()
+        if self.ended is not None:
+            self._carrier().abortConnection()
+            return
+        self._blocked = False
+        self._carrier().registerProducer(self, True)
+        self.started()
+        self._flush()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.lastHeard = self._clock.seconds()
+        if self.ended is not None:
+            return
+        try:
+            for message in self._reader.feed(data):
+                self._dispatch(message)
+                if self.ended is not None:
+                    return
+        except ControlError as error:
+            self._log.warn(
+                "A control connection broke the rules: {error}.", error=error, peer=self._peer()
+            )
+            self.close("protocol-error", text=str(error))
+
+    def readConnectionLost(self) -> None:
+        """A control connection has no use for half of itself."""
+        self._giveProducerBack()
+        self._carrier().loseConnection()
+        self._armAbort()
+
+    def writeConnectionLost(self) -> None:
+        """We never end our direction alone."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._blocked = True
+        self._unsent.clear()
+        self._unsentBytes = 0
+        self._stopTimers()
+        echoes, self._echoes = self._echoes, {}
+        for _, waiting in echoes.values():
+            waiting.errback(Failure(ConnectionLost("the control connection ended")))
+        self._guarded(self.lost, reason)
+
+    # Writing
+
+    def send(self, message: Message) -> None:
+        """
+        Send C{message} when the peer reads; drop the connection when too much waits.
+
+        @raise ValueError: C{message} does not fit into a line.
+        """
+        line = encode(message)
+        if self._lost or self.ended is not None:
+            return
+        if not self._blocked:
+            self._carrier().write(line)
+            return
+        if self._unsentBytes + len(line) > self._maxUnsent:
+            self._log.warn("A control connection does not read; it is dropped.", peer=self._peer())
+            self.drop("the peer does not read")
+            return
+        self._unsent.append(line)
+        self._unsentBytes += len(line)
+
+    @property
+    def unsentBytes(self) -> int:
+        """Bytes of lines that wait here for the peer to read."""
+        return self._unsentBytes
+
+    def pauseProducing(self) -> None:
+        self._blocked = True
+
+    def resumeProducing(self) -> None:
+        if not self._lost and self.ended is None:
+            self._blocked = False
+            self._flush()
+
+    def stopProducing(self) -> None:
+        self._blocked = True
+
+    def _flush(self) -> None:
+        while self._unsent and not self._blocked:
+            line = self._unsent.popleft()
+            self._unsentBytes -= len(line)
+            self._carrier().write(line)
+
+    # Life
+
+    def signOfLife(self) -> Deferred[float] | None:
+        """
+        Ask the peer to answer, by an echo or else by the carrier's ping.
+
+        @return: Fires with the round trip in seconds, errbacks when the
+            connection ends first; C{None} when neither is to be had.
+        """
+        if self._lost or self.transport is None or self.ended is not None:
+            return None
+        asked = self._clock.seconds()
+        if ECHO in self.features:
+            while len(self._echoes) >= MAX_OUTSTANDING:
+                _, oldest = self._echoes.pop(next(iter(self._echoes)))
+                oldest.errback(Failure(ConnectionLost("no echo came")))
+            token = secrets.token_hex(8)
+
+            def forget(_: Deferred[float]) -> None:
+                self._echoes.pop(token, None)
+
+            answer: Deferred[float] = Deferred(forget)
+            self._echoes[token] = (asked, answer)
+            self.send(KeepAlive(token))
+            return answer
+        pong = self._carrier().ping()
+        if pong is None:
+            return None
+        return pong.addCallback(self._heard)
+
+    def every(self, interval: float, call: Callable[[], object], *, now: bool) -> None:
+        """Run C{call} each C{interval} seconds, until the connection ends."""
+
+        def run() -> None:
+            self._guarded(call)
+
+        loop = LoopingCall(run)
+        loop.clock = self._clock
+        self._loops.append(loop)
+        loop.start(interval, now=now).addErrback(self._logged)
+
+    def watchSilence(self, limit: float) -> None:
+        """
+        Drop the connection, with C{"silence"}, when the peer has not been heard
+        for more than C{limit} seconds.
+        """
+
+        def check() -> None:
+            self._silence = None
+            left = self.lastHeard + limit - self._clock.seconds()
+            if left <= 0:
+                self._log.warn(
+                    "Nothing was heard for {limit} s; the control connection is dropped.",
+                    limit=limit,
+                    peer=self._peer(),
+                )
+                self.drop("silence")
+            else:
+                self._silence = self._clock.callLater(left, check)
+
+        self._silence = self._clock.callLater(limit, check)
+
+    def askForLife(self) -> None:
+        """L{signOfLife}, for whoever wants L{lastHeard} and L{roundTrip} kept fresh only."""
+        answer = self.signOfLife()
+        if answer is not None:
+            answer.addErrback(lambda _: None)
+
+    # The end
+
+    def close(
+        self, reason: str, *, retryAfter: float | None = None, text: str | None = None
+    ) -> None:
+        """
+        End the connection after what is written, and within C{closeTimeout}.
+
+        @param reason: A word; those of L{CLOSE_CODES} have a close code.
+        @param retryAfter: Seconds before the peer's next attempt makes sense.
+        @param text: What the carrier is to say, where it can; C{reason} if not given.
+        """
+        if self.ended is not None or self._lost:
+            return
+        self.lastWords(reason, retryAfter)
+        if self.ended is not None:
+            return
+        self.ended = reason
+        if self.transport is None:
+            self.connectionLost()
+            return
+        for line in self._unsent:
+            self._carrier().write(line)
+        self._unsent.clear()
+        self._unsentBytes = 0
+        self._stopTimers()
+        self._giveProducerBack()
+        said = (text or reason).encode("utf-8")[:123].decode("utf-8", "ignore")
+        self._carrier().closeWith(CLOSE_CODES.get(reason, 1000), said)
+        if not self._lost:
+            self._armAbort()
+
+    def drop(self, reason: str) -> None:
+        """End the connection at once."""
+        if self.ended is None:
+            self.ended = reason
+        self._stopTimers()
+        if not self._lost and self.transport is not None:
+            self._carrier().abortConnection()
+
+    # Within
+
+    def _carrier(self) -> IStreamTransport:
+        return cast(IStreamTransport, self.transport)
+
+    def _peer(self) -> object:
+        return None if self.transport is None else self.transport.getPeer()
+
+    def _dispatch(self, message: Message) -> None:
+        match message:
+            case Echo(token):
+                found = self._echoes.pop(token, None)
+                if found is not None:
+                    asked, answer = found
+                    self.roundTrip = self._clock.seconds() - asked
+                    answer.callback(self.roundTrip)
+            case KeepAlive(echo):
+                if echo is not None and ECHO in self.features:
+                    self.send(Echo(echo))
+            case _:
+                self._guarded(self.messageReceived, message)
+
+    def _heard(self, roundTrip: float) -> float:
+        self.lastHeard = self._clock.seconds()
+        self.roundTrip = roundTrip
+        return roundTrip
+
+    def _guarded(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except Exception:
+            self._log.failure("A control connection's own code failed.")
+
+    def _logged(self, failure: Failure) -> None:
+        self._log.failure("A control connection's timer failed.", failure)
+
+    def _giveProducerBack(self) -> None:
+        # Over TLS a registered producer keeps loseConnection waiting for ever.
+        self._blocked = True
+        self._carrier().unregisterProducer()
+
+    def _armAbort(self) -> None:
+        if self._closeCall is None:
+            self._closeCall = self._clock.callLater(self._closeTimeout, self._abortNow)
+
+    def _abortNow(self) -> None:
+        self._closeCall = None
+        if not self._lost:
+            self._carrier().abortConnection()
+
+    def _stopTimers(self) -> None:
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        self._loops.clear()
+        calls = (self._silence, self._closeCall)
+        self._silence = self._closeCall = None
+        for call in calls:
+            if call is not None and call.active():
+                call.cancel()
