@@ -50,7 +50,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REASON = re.compile(r"[a-z][a-z-]{0,31}")
 _PATH = re.compile(r"/(?!/)[!-\"$-\[\]-~]*")
-_CONTROLS = {code: " " for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))}
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
 # Go's encoder writes these as escapes; the agents of 2025 have seen no other form.
 _GO_ESCAPES = str.maketrans(
     {character: f"\\u{ord(character):04x}" for character in "&<>\u2028\u2029"}
@@ -396,11 +396,9 @@ def _seconds(fields: dict[str, Any], name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ControlError(f"{name} is not a number")
-    if value < 0 or value > MAX_DELAY:
-        if value < 0 or math.isinf(value):
-            raise ControlError(f"{name} is out of range")
-        return MAX_DELAY
-    return float(value)
+    if value < 0 or value == math.inf:
+        raise ControlError(f"{name} is out of range")
+    return float(min(value, MAX_DELAY))
 
 
 def _decodeConnReady(fields: dict[str, Any]) -> ConnReady:

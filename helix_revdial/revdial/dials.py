@@ -1,0 +1,115 @@
+# -*- test-case-name: tests.revdial.test_table -*-
+"""
+A dial: one caller's wish for a byte stream to a runner, until it is picked up.
+
+Owns what identifies a dial on the wire and the rule which of it goes into a
+conn-ready.  Who may change a dial is the L{table
+<helix_revdial.revdial.table.ConnectionTable>} alone; everybody else reads it.
+
+Invariants:
+
+  - C{id} is the dial's for its whole life, and names its stream in logs.  What
+    picks it up (C{ticket}, or C{dialer} and C{request}) is made anew for each
+    generation that is asked, and is worth nothing for any other.
+
+  - No C{repr} shows what picks a dial up.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from secrets import token_hex, token_urlsafe
+
+from helix_revdial.revdial.features import TARGETS, TICKETS
+from helix_revdial.revdial.messages import ConnReady
+
+PATH = "/revdial"
+"""The path of every C{connPath}.  The Go agents put C{/api/v1} before it."""
+
+
+class DialState(Enum):
+    """How far a dial has come."""
+
+    WAITING = auto()
+    """For the runner to come back."""
+
+    ASKED = auto()
+    """The agent has been asked, or is to be asked now."""
+
+    PICKED_UP = auto()
+    """A data connection has taken it; the table has forgotten it."""
+
+    OVER = auto()
+    """It failed or was cancelled; the table has forgotten it."""
+
+
+class Dial:
+    """
+    @ivar id: 32 hex digits.
+    @ivar key: The runner's key.
+    @ivar target: The named service, or C{None} for the agent's default.
+    @ivar state: How far it has come.
+    @ivar deadline: When the caller's time is up, by the table's clock.
+    @ivar generation: Which control connection has been asked, if any.
+    @ivar features: What that control connection can do.
+    @ivar ticket: Picks it up, where C{tickets} is agreed.
+    @ivar dialer: The old wire's id of the control connection.
+    @ivar request: The old wire's id of this asking.
+    """
+
+    __slots__ = (
+        "deadline",
+        "dialer",
+        "features",
+        "generation",
+        "id",
+        "key",
+        "request",
+        "state",
+        "target",
+        "ticket",
+    )
+
+    def __init__(self, key: str, target: str | None, deadline: float) -> None:
+        self.id = token_hex(16)
+        self.key = key
+        self.target = target
+        self.deadline = deadline
+        self.state = DialState.WAITING
+        self.generation: int | None = None
+        self.features: frozenset[str] = frozenset()
+        self.ticket: str | None = None
+        self.dialer: str | None = None
+        self.request: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Dial {self.id} to {self.key!r} target={self.target!r} {self.state.name}>"
+
+    def connReady(self) -> ConnReady:
+        """
+        The message that asks the agent.
+
+        @raise ValueError: The dial is not to be asked for now.
+        """
+        if self.state is not DialState.ASKED:
+            raise ValueError(f"{self!r} is not to be asked for")
+        if self.ticket is not None:
+            return ConnReady(PATH, self.id, self.ticket, self.target)
+        path = f"{PATH}?revdial.dialer={self.dialer}&revdial.req={self.request}"
+        return ConnReady(path, self.id if TARGETS in self.features else None, None, self.target)
+
+    def ask(self, generation: int, features: frozenset[str], dialer: str) -> None:
+        """Make what picks the dial up on this generation.  For the table."""
+        self.state = DialState.ASKED
+        self.generation = generation
+        self.features = features
+        if TICKETS in features:
+            self.ticket = token_urlsafe(24)
+        else:
+            self.dialer = dialer
+            self.request = token_hex(16)
+
+    def forgetAsking(self, state: DialState) -> None:
+        """Make what picked the dial up worthless.  For the table."""
+        self.state = state
+        self.ticket = self.dialer = self.request = None
