@@ -12,12 +12,15 @@ Invariants:
     picks it up (C{ticket}, or C{dialer} and C{request}) is made anew for each
     generation that is asked, and is worth nothing for any other.
 
-  - No C{repr} shows what picks a dial up.
+  - No C{repr} shows what picks a dial up, and what a peer presents is compared
+    with it in constant time.
 """
 
 from __future__ import annotations
 
+import hmac
 from enum import Enum, auto
+from hashlib import sha256
 from secrets import token_hex, token_urlsafe
 
 from helix_revdial.revdial.features import TARGETS, TICKETS
@@ -113,3 +116,52 @@ class Dial:
         """Make what picked the dial up worthless.  For the table."""
         self.state = state
         self.ticket = self.dialer = self.request = None
+
+
+class Askings:
+    """The dials that agents have been asked for, by what picks them up."""
+
+    def __init__(self) -> None:
+        self._dials: dict[bytes, Dial] = {}
+
+    def __len__(self) -> int:
+        return len(self._dials)
+
+    def add(self, dial: Dial) -> None:
+        """Let C{dial}, just asked for, be found."""
+        self._dials[sha256(_nameOf(dial)).digest()] = dial
+
+    def remove(self, dial: Dial) -> None:
+        """Let C{dial}, still asked for, be found no more."""
+        del self._dials[sha256(_nameOf(dial)).digest()]
+
+    def byTicket(self, ticket: str) -> Dial | None:
+        """The dial that C{ticket} picks up."""
+        return self._find(_ticketName(ticket))
+
+    def byIds(self, dialer: str, request: str) -> Dial | None:
+        """The dial that these ids of the old wire pick up, both being right."""
+        return self._find(_idsName(dialer, request))
+
+    def _find(self, name: bytes) -> Dial | None:
+        # Found by a digest, so that how long the search takes tells nothing.
+        dial = self._dials.get(sha256(name).digest())
+        if dial is None or not hmac.compare_digest(_nameOf(dial), name):
+            return None
+        return dial
+
+
+def _ticketName(ticket: str) -> bytes:
+    return b"ticket " + ticket.encode("utf-8", "replace")
+
+
+def _idsName(dialer: str, request: str) -> bytes:
+    return b"ids " + dialer.encode("utf-8", "replace") + b" " + request.encode("utf-8", "replace")
+
+
+def _nameOf(dial: Dial) -> bytes:
+    if dial.ticket is not None:
+        return _ticketName(dial.ticket)
+    assert dial.dialer is not None
+    assert dial.request is not None
+    return _idsName(dial.dialer, dial.request)

@@ -29,15 +29,22 @@ from __future__ import annotations
 import hmac
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from hashlib import sha256
-from secrets import token_hex
 from typing import ClassVar
 
 from twisted.internet.interfaces import IReactorTime
 
 from helix_revdial.revdial.deadlines import Deadlines
-from helix_revdial.revdial.dials import Dial, DialState
+from helix_revdial.revdial.dials import Askings, Dial, DialState
+from helix_revdial.revdial.effects import (
+    Claimed,
+    Close,
+    Contested,
+    Effect,
+    Failed,
+    Gone,
+    Holder,
+    TableStats,
+)
 from helix_revdial.revdial.errors import (
     DialError,
     DialTimeout,
@@ -51,6 +58,22 @@ from helix_revdial.revdial.errors import (
 )
 from helix_revdial.revdial.features import TARGETS
 from helix_revdial.revdial.messages import PickupFailed, dialIds
+from helix_revdial.revdial.runner import Memory, Runner
+
+__all__ = [
+    "Claimed",
+    "Close",
+    "ConnectionTable",
+    "Contested",
+    "Dial",
+    "DialState",
+    "Effect",
+    "Failed",
+    "Gone",
+    "Holder",
+    "TableStats",
+    "TooManyRunners",
+]
 
 
 class TooManyRunners(DialError):
@@ -59,144 +82,6 @@ class TooManyRunners(DialError):
     status: ClassVar[int] = 503
     word: ClassVar[str] = "busy"
     text: ClassVar[str] = "too many runners are connected"
-
-
-# What the table wants done
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Tell the caller of C{dial} that it failed with C{error}."""
-
-    dial: Dial
-    error: DialError
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Close the control connection of this generation, and its streams."""
-
-    key: str
-    generation: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """Nothing is awaited under C{key} any more; C{generation} was its last."""
-
-    key: str
-    generation: int
-
-
-Effect = Failed | Close | Gone
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """
-    The key belongs to the new generation.
-
-    @ivar superseded: The generation whose connection is to be closed, if one
-        was live.
-    @ivar resumed: Dials that the new connection is to be asked for, in order.
-    @ivar failed: Dials that the new connection cannot serve.
-    """
-
-    superseded: int | None
-    resumed: list[Dial]
-    failed: list[Failed]
-
-
-@dataclass(frozen=True, slots=True)
-class Contested:
-    """
-    Too many takeovers: find out whether C{generation} still answers, and claim
-    again with what was found.
-    """
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a key; C{graceEnds} is C{None} while the connection lives."""
-
-    key: str
-    owner: str
-    credential: str
-    generation: int
-    features: frozenset[str]
-    graceEnds: float | None
-    pendingDials: int
-
-
-@dataclass(frozen=True, slots=True)
-class TableStats:
-    """Counts, and the keys that are connected, sorted."""
-
-    connected: int
-    grace: int
-    pendingDials: int
-    keys: list[str]
-
-
-class _Runner:
-    """A key that is connected or in grace."""
-
-    __slots__ = (
-        "contested",
-        "credential",
-        "dialer",
-        "dials",
-        "features",
-        "generation",
-        "graceEnds",
-        "key",
-        "owner",
-        "probed",
-        "takeovers",
-    )
-
-    def __init__(self, key: str, owner: str, takeovers: deque[float]) -> None:
-        self.key = key
-        self.owner = owner
-        self.takeovers = takeovers
-        self.dials: dict[str, Dial] = {}
-        self.graceEnds: float | None = None
-        self.credential = ""
-        self.generation = 0
-        self.features: frozenset[str] = frozenset()
-        self.dialer = ""
-        self.probed = False
-        self.contested = False
-
-    def connect(self, credential: str, generation: int, features: frozenset[str]) -> None:
-        self.credential = credential
-        self.generation = generation
-        self.features = features
-        self.dialer = token_hex(16)
-        self.graceEnds = None
-        self.probed = self.contested = False
-
-    def holder(self) -> Holder:
-        return Holder(
-            self.key,
-            self.owner,
-            self.credential,
-            self.generation,
-            self.features,
-            self.graceEnds,
-            len(self.dials),
-        )
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What is remembered of a key that is gone."""
-
-    generation: int
-    takeovers: deque[float]
 
 
 class ConnectionTable:
@@ -225,8 +110,8 @@ class ConnectionTable:
         @param dialTimeout: Seconds that an agent has from being asked to its
             dial-back.
         @param maxRunners: Keys held at a time, those in grace included.
-        @param takeoverLimit: The takeover of a live connection that is the
-            so-manieth within C{takeoverWindow} is contested.
+        @param takeoverLimit: The takeover of a live connection that would be this
+            many within C{takeoverWindow} is contested.
         @param takeoverWindow: Seconds.
         """
         self._clock = clock
@@ -236,10 +121,10 @@ class ConnectionTable:
         self._maxRunners = maxRunners
         self._takeoverLimit = takeoverLimit
         self._takeoverWindow = takeoverWindow
-        self._runners: dict[str, _Runner] = {}
-        self._memory: OrderedDict[str, _Memory] = OrderedDict()
-        self._askings: dict[bytes, Dial] = {}
-        self._deadlines: Deadlines[Dial | _Runner] = Deadlines()
+        self._runners: dict[str, Runner] = {}
+        self._memory: OrderedDict[str, Memory] = OrderedDict()
+        self._askings = Askings()
+        self._deadlines: Deadlines[Dial | Runner] = Deadlines()
 
     # Registration
 
@@ -310,17 +195,16 @@ class ConnectionTable:
             raise TooManyRunners(retryAfter=self._gracePeriod)
         self._memory.pop(key, None)
         takeovers = deque(maxlen=self._takeoverLimit) if memory is None else memory.takeovers
-        runner = self._runners[key] = _Runner(key, owner, takeovers)
+        runner = self._runners[key] = Runner(key, owner, takeovers)
         runner.connect(credential, generation, features)
         return Claimed(None, [], [])
 
-    def _isContested(self, runner: _Runner, answered: bool | None) -> bool:
+    def _isContested(self, runner: Runner, answered: bool | None) -> bool:
         """
         Whether the live C{runner} may not be taken over before it is probed.
 
         @raise HeldByAnother: It was probed, and it answered.
         """
-        now = self._clock.seconds()
         if runner.probed and answered is not None:
             if not answered:
                 return False
@@ -329,8 +213,7 @@ class ConnectionTable:
                 "the runner is connected already, and that connection answers",
                 retryAfter=self._takeoverWindow,
             )
-        recent = sum(1 for when in runner.takeovers if now - when < self._takeoverWindow)
-        return runner.contested or recent + 1 >= self._takeoverLimit
+        return runner.needsProbe(self._clock.seconds(), self._takeoverLimit, self._takeoverWindow)
 
     def lost(self, key: str, generation: int) -> bool:
         """
@@ -386,16 +269,16 @@ class ConnectionTable:
             effects.extend(self._remove(runner, NotConnected("the runner was cut off")))
         return effects
 
-    def _live(self, key: str, generation: int) -> _Runner | None:
+    def _live(self, key: str, generation: int) -> Runner | None:
         runner = self._runners.get(key)
         if runner is None or runner.generation != generation or runner.graceEnds is not None:
             return None
         return runner
 
-    def _remove(self, runner: _Runner, error: DialError) -> Iterator[Effect]:
+    def _remove(self, runner: Runner, error: DialError) -> Iterator[Effect]:
         del self._runners[runner.key]
         self._deadlines.drop(runner)
-        self._memory[runner.key] = _Memory(runner.generation, runner.takeovers)
+        self._memory[runner.key] = Memory(runner.generation, runner.takeovers)
         while len(self._memory) > self._maxRunners:
             self._memory.popitem(last=False)
         for dial in list(runner.dials.values()):
@@ -455,15 +338,12 @@ class ConnectionTable:
             those two ids; or its time is up.
         @raise NotAllowed: Another credential registered the runner.
         """
+        dial = None
         if ticket is not None:
-            name = _ticketName(ticket)
+            dial = self._askings.byTicket(ticket)
         elif dialer is not None and request is not None:
-            name = _idsName(dialer, request)
-        else:
-            raise UnknownDial
-        dial = self._askings.get(sha256(name).digest())
-        # The digest has found it; the secret itself is compared in constant time.
-        if dial is None or not hmac.compare_digest(_nameOf(dial), name):
+            dial = self._askings.byIds(dialer, request)
+        if dial is None:
             raise UnknownDial
         runner = self._runners[dial.key]
         if not hmac.compare_digest(runner.credential.encode(), credential.encode()):
@@ -490,7 +370,7 @@ class ConnectionTable:
             dialer, request = dialIds(message.connPath)
             if dialer is None or request is None:
                 return None
-            dial = self._askings.get(sha256(_idsName(dialer, request)).digest())
+            dial = self._askings.byIds(dialer, request)
         if dial is None or dial.key != key or dial.state is not DialState.ASKED:
             return None
         self._forget(dial, runner, DialState.OVER)
@@ -508,31 +388,31 @@ class ConnectionTable:
         self._forget(dial, runner, DialState.OVER)
         return True
 
-    def _canServe(self, runner: _Runner, dial: Dial) -> bool:
+    def _canServe(self, runner: Runner, dial: Dial) -> bool:
         return dial.target is None or TARGETS in runner.features
 
-    def _ask(self, dial: Dial, runner: _Runner) -> None:
+    def _ask(self, dial: Dial, runner: Runner) -> None:
         dial.ask(runner.generation, runner.features, runner.dialer)
-        self._askings[sha256(_nameOf(dial)).digest()] = dial
+        self._askings.add(dial)
         limit = min(dial.deadline, self._clock.seconds() + self._dialTimeout)
         self._deadlines.schedule(dial, limit)
 
     def _stopAsking(self, dial: Dial, state: DialState) -> None:
         if dial.state is DialState.ASKED:
-            del self._askings[sha256(_nameOf(dial)).digest()]
+            self._askings.remove(dial)
         dial.forgetAsking(state)
 
-    def _forget(self, dial: Dial, runner: _Runner, state: DialState) -> None:
+    def _forget(self, dial: Dial, runner: Runner, state: DialState) -> None:
         self._stopAsking(dial, state)
         self._deadlines.drop(dial)
         del runner.dials[dial.id]
 
-    def _suspendDials(self, runner: _Runner) -> None:
+    def _suspendDials(self, runner: Runner) -> None:
         for dial in runner.dials.values():
             self._stopAsking(dial, DialState.WAITING)
             self._deadlines.schedule(dial, dial.deadline)
 
-    def _resumeDials(self, runner: _Runner) -> tuple[list[Dial], list[Failed]]:
+    def _resumeDials(self, runner: Runner) -> tuple[list[Dial], list[Failed]]:
         now = self._clock.seconds()
         resumed: list[Dial] = []
         failed: list[Failed] = []
@@ -555,7 +435,7 @@ class ConnectionTable:
         """Let everything end whose time is up."""
         effects: list[Effect] = []
         for thing in self._deadlines.due(self._clock.seconds()):
-            if isinstance(thing, _Runner):
+            if isinstance(thing, Runner):
                 effects.extend(self._remove(thing, ReconnectTimeout()))
             else:
                 asked = thing.state is DialState.ASKED
@@ -593,20 +473,3 @@ class ConnectionTable:
 
 
 _NO_TARGETS = "the agent offers no named targets"
-
-
-def _ticketName(ticket: str) -> bytes:
-    return b"ticket " + ticket.encode("utf-8", "replace")
-
-
-def _idsName(dialer: str, request: str) -> bytes:
-    return b"ids " + dialer.encode("utf-8", "replace") + b" " + request.encode("utf-8", "replace")
-
-
-def _nameOf(dial: Dial) -> bytes:
-    """What a pick-up of an asked dial must present."""
-    if dial.ticket is not None:
-        return _ticketName(dial.ticket)
-    assert dial.dialer is not None
-    assert dial.request is not None
-    return _idsName(dial.dialer, dial.request)
