@@ -17,23 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol, IReactorTime, IStreamClientEndpoint
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IProtocol, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import (
     URI,
     Agent,
-    FileBodyProducer,
     HTTPConnectionPool,
     ResponseDone,
     ResponseFailed,
 )
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgentEndpointFactory, IResponse
+from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from helix_revdial.revdial.errors import DialError, TargetTimeout, TunnelBroke
@@ -79,6 +77,28 @@ class _Tunnel:
     def _noted(self, protocol: IProtocol) -> IProtocol:
         self.connected = True
         return protocol
+
+
+@implementer(IBodyProducer)
+class _WholeBody:
+    """A request body that is held anyway, handed over at once and bounded by whoever held it."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Everything is with the consumer."""
+
+    def resumeProducing(self) -> None:
+        """Everything is with the consumer."""
+
+    def stopProducing(self) -> None:
+        """Everything is with the consumer."""
 
 
 class _Body(Protocol):
@@ -160,7 +180,7 @@ async def fetch(
         fields = Headers()
         for name, value in headers:
             fields.addRawHeader(name, value)
-        producer = None if body is None else FileBodyProducer(BytesIO(body))
+        producer = None if body is None else _WholeBody(body)
         response: IResponse = await agent.request(
             method, b"http://localhost" + path, fields, producer
         )
