@@ -10,7 +10,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 demo: $(VENV)/.ready
 	@$(BIN)/python docs/examples/demo.py
 
-test: check suite pytest-suite wheel
+test: check wheel pytest-suite suite
 
 # setup.cfg and constraints.txt decide what is installed; the stamp is as new as they are.
 $(VENV)/.ready: setup.cfg constraints.txt
@@ -30,7 +30,7 @@ types: $(VENV)/.ready
 	@$(BIN)/mypy --no-error-summary helix_revdial twisted tests
 
 suite: $(VENV)/.ready
-	@$(BIN)/python -m twisted.trial --jobs $(JOBS) --reporter text tests
+	@$(BIN)/python -m tests.suite $(JOBS)
 
 # pytest-twisted cannot share a process with trial: a suite and a process of its own.
 pytest-suite: $(VENV)/.ready
