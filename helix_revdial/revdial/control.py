@@ -197,6 +197,11 @@ class ControlConnection(Protocol):
         self._unsentBytes += len(line)
 
     @property
+    def carrierName(self) -> str:
+        """C{"raw"}, C{"websocket"}, C{"hijack"}, or C{"none"} before there is a carrier."""
+        return "none" if self.transport is None else self._carrier().carrier
+
+    @property
     def unsentBytes(self) -> int:
         """Bytes of lines that wait here for the peer to read."""
         return self._unsentBytes

@@ -1,0 +1,671 @@
+# -*- test-case-name: tests.revdial.test_connections -*-
+"""
+Which runner is connected, and the way to it.
+
+L{Connections} is the server's shell around the rules of L{ConnectionTable
+<helix_revdial.revdial.table.ConnectionTable>}: it turns what the table decides
+into closed connections, asked agents and fired Deferreds.  It owns the
+L{Dialer}s (by generation), the L{Call}s (by dial) and one timer.
+
+Invariants:
+
+  - No rule of its own: who may register, wait or pick up is the table's say.
+  - Every event carries its generation; what ends late ends nothing but itself.
+  - The timer runs if and only if the table has a deadline.
+  - Streams that are joined live on when their control connection dies; only
+    L{Connections.revoke} and L{Connections.stop} end them from here.
+  - An exception in a caller's code (factory, protocol, callback of the audit
+    log) ends at most that caller's stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .dialer import PROBE, Dialer
+from .dials import Dial, DialState
+from .endpoints import DialEndpoint
+from .errors import (
+    DialError,
+    HeldByAnother,
+    NotConnected,
+    TargetRefused,
+    TargetTimeout,
+    TooManyPendingDials,
+    TunnelBroke,
+)
+from .messages import PickupFailed
+from .pickups import Call, PickUp
+from .table import Claimed, Close, ConnectionTable, Contested, Effect, Failed, Gone
+
+SUPERSEDED_WAIT = 60.0
+"""Seconds that a superseded agent is told to wait, so that two clones do not flap."""
+
+CARRIER_WAIT = 15.0
+"""Seconds from a pick-up to its carrier being up, at most."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The counts of the admin status."""
+
+    activeConnections: int
+    gracePeriodEntries: int
+    pendingDialsTotal: int
+    connections: list[str]
+
+
+@dataclass(frozen=True)
+class ConnectionDetail:
+    """
+    One live control connection.
+
+    @ivar carrier: C{"raw"}, C{"websocket"}, C{"hijack"}, or C{"none"} while its
+        carrier is being set up.
+    @ivar connectedSince: Wall clock, seconds since 1970.
+    @ivar lastHeard: Seconds since a byte of the agent came.
+    @ivar roundTrip: Seconds, or C{None} where it was not measured.
+    @ivar openStreams: Of this runner, whichever registration answered.
+    @ivar bytesIn: Payload from the agent, over the streams of this registration.
+    @ivar bytesOut: Payload to the agent, likewise.
+    """
+
+    key: str
+    generation: int
+    carrier: str
+    features: frozenset[str]
+    remoteAddress: str
+    connectedSince: float
+    lastHeard: float
+    roundTrip: float | None
+    openStreams: int
+    bytesIn: int
+    bytesOut: int
+    pendingDials: int
+
+
+@dataclass(frozen=True)
+class GraceEntry:
+    """A runner that was lost and is awaited for C{secondsLeft} more."""
+
+    key: str
+    generation: int
+    secondsLeft: float
+    pendingDials: int
+
+
+class Registration:
+    """
+    One generation of a runner.
+
+    @ivar key: The runner's key.
+    @ivar owner: Who holds it.
+    @ivar credential: What registered it.
+    @ivar generation: Its number.
+    @ivar features: What both ends agreed on.
+    @ivar peer: The agent's address, for people.
+    @ivar connectedSince: Wall clock, seconds since 1970.
+    @ivar protocol: What to hand the control carrier to.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        owner: str,
+        credential: str,
+        generation: int,
+        features: frozenset[str],
+        peer: str,
+        connectedSince: float,
+    ) -> None:
+        self.key = key
+        self.owner = owner
+        self.credential = credential
+        self.generation = generation
+        self.features = features
+        self.peer = peer
+        self.connectedSince = connectedSince
+        self.protocol: Dialer
+        self.endedIn = 0
+        self.endedOut = 0
+
+    def abandon(self) -> None:
+        """The hand-over failed: there will be no carrier."""
+        self.protocol.abandon()
+
+
+class Connections:
+    """
+    Registers agents, and dials through them.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        generations: Callable[[], Awaitable[int]],
+        *,
+        wallClock: Callable[[], float],
+        audit: Callable[[str, dict[str, Any]], None] | None = None,
+        onGone: Callable[[str, int], None] | None = None,
+        onEnded: Callable[[Call], None] | None = None,
+        gracePeriod: float = 30.0,
+        maxPending: int = 100,
+        dialTimeout: float = 20.0,
+        maxRunners: int = 10_000,
+        maxStreams: int = 4096,
+    ) -> None:
+        """
+        @param clock: Tells the time and calls later.
+        @param generations: Gives a number higher than any before it.
+        @param wallClock: Seconds since 1970, for people.
+        @param audit: Told C{"takeover"}, C{"claim-refused"}, C{"clone-refused"}
+            and C{"pickup-refused"}, each with what is known.
+        @param onGone: Told key and generation when a runner is awaited no more.
+        @param onEnded: Told each call when nothing of it is left; its
+            C{stream} has the phases, the bytes and the reason.
+        @param gracePeriod: Seconds that a lost runner keeps its name.
+        @param maxPending: Dials that may wait for one runner.
+        @param dialTimeout: Seconds an agent has to dial back.
+        @param maxRunners: Names that may be held.
+        @param maxStreams: Streams that may be open to one runner.
+        """
+        self._clock = clock
+        self._generations = generations
+        self._wallClock = wallClock
+        self._audit = audit
+        self._onGone = onGone
+        self._onEnded = onEnded
+        self._maxStreams = maxStreams
+        self._table = ConnectionTable(
+            clock,
+            gracePeriod=gracePeriod,
+            maxPending=maxPending,
+            dialTimeout=dialTimeout,
+            maxRunners=maxRunners,
+        )
+        self._registrations: dict[int, Registration] = {}
+        self._calls: dict[str, Call] = {}
+        self._streams: dict[str, dict[str, Call]] = {}
+        self._timer: IDelayedCall | None = None
+        self._stopping = False
+        self._idle: list[Deferred[None]] = []
+
+    # Agents
+
+    async def register(
+        self,
+        key: str,
+        owner: str,
+        credential: str,
+        *,
+        features: frozenset[str],
+        offered: bool,
+        peer: str,
+    ) -> Registration:
+        """
+        Give C{key} to a new control connection.
+
+        @param key: The runner's key.
+        @param owner: Who may hold it: a token family or a session.
+        @param credential: What a dial-back must carry: the token family that registers.
+        @param features: What both ends agreed on.
+        @param offered: Whether the agent sent a features header at all.
+        @param peer: The agent's address, for people.
+        @return: Put its C{protocol} on the carrier, or C{abandon} it.
+        @raise HeldByAnother: The name is another's, or its holder answered.
+        @raise TooManyRunners: The table is full.
+        @raise NotConnected: The server is shutting down.
+        """
+        answered: bool | None = None
+        generation = await self._generations()
+        while True:
+            if self._stopping:
+                raise NotConnected("the server is shutting down", retryAfter=1.0)
+            try:
+                outcome = self._table.claim(
+                    key, owner, credential, generation, features, answered=answered
+                )
+            except HeldByAnother as error:
+                self._claimRefused(error, key, owner, peer, probed=answered is not None)
+                raise
+            if isinstance(outcome, Claimed):
+                break
+            answered = await self._probe(outcome)
+        return self._claimed(outcome, key, owner, credential, generation, features, offered, peer)
+
+    async def _probe(self, contested: Contested) -> bool:
+        holder = self._registrations.get(contested.generation)
+        return False if holder is None else await holder.protocol.probe(PROBE)
+
+    def _claimed(
+        self,
+        outcome: Claimed,
+        key: str,
+        owner: str,
+        credential: str,
+        generation: int,
+        features: frozenset[str],
+        offered: bool,
+        peer: str,
+    ) -> Registration:
+        registration = Registration(
+            key, owner, credential, generation, features, peer, self._wallClock()
+        )
+        self._registrations[generation] = registration
+        registration.protocol = Dialer(
+            self._clock,
+            features,
+            generation=generation,
+            offered=offered,
+            onPickupFailed=lambda message: self._pickupFailed(registration, message),
+            onGoodbye=lambda: self._left(registration),
+            onLost=lambda reason: self._lost(registration, reason),
+        )
+        self._log.info(
+            "Runner {runner} registered as generation {generation} from {peer}.",
+            runner=key,
+            generation=generation,
+            peer=peer,
+            features=sorted(features),
+        )
+        if outcome.superseded is not None:
+            self._tell(
+                "takeover",
+                runner=key,
+                owner=owner,
+                generation=generation,
+                superseded=outcome.superseded,
+                peer=peer,
+            )
+            older = self._registrations.get(outcome.superseded)
+            if older is not None:
+                older.protocol.close("superseded", retryAfter=SUPERSEDED_WAIT)
+        self._carryOut(outcome.failed)
+        for dial in outcome.resumed:
+            self._ask(dial)
+        self._schedule()
+        return registration
+
+    def _claimRefused(
+        self, error: HeldByAnother, key: str, owner: str, peer: str, *, probed: bool
+    ) -> None:
+        holder = self._table.holder(key)
+        own = holder is not None and holder.owner == owner
+        self._tell(
+            "clone-refused" if own and probed else "claim-refused",
+            runner=key,
+            owner=owner,
+            holder=None if holder is None else holder.owner,
+            generation=None if holder is None else holder.generation,
+            peer=peer,
+            reason=str(error),
+        )
+
+    def _lost(self, registration: Registration, reason: Failure) -> None:
+        self._registrations.pop(registration.generation, None)
+        inGrace = self._table.lost(registration.key, registration.generation)
+        self._log.info(
+            "The control connection of {runner}, generation {generation}, ended: {reason}.",
+            runner=registration.key,
+            generation=registration.generation,
+            reason=registration.protocol.ended or reason.getErrorMessage(),
+            inGrace=inGrace,
+        )
+        self._schedule()
+        self._checkIdle()
+
+    def _left(self, registration: Registration) -> None:
+        self._carryOut(self._table.left(registration.key, registration.generation))
+        registration.protocol.close("goodbye")
+        self._schedule()
+
+    def _pickupFailed(self, registration: Registration, message: PickupFailed) -> None:
+        dial = self._table.pickupFailed(registration.key, registration.generation, message)
+        if dial is not None:
+            self._carryOut([Failed(dial, _errorFor(message))])
+            self._schedule()
+
+    # Callers
+
+    def endpoint(
+        self, key: str, target: str | None = None, *, timeout: float | None = None
+    ) -> DialEndpoint:
+        """
+        A client endpoint that leads to a service beside the agent.
+
+        @param key: The runner's key.
+        @param target: The service's name; C{None} for the agent's default.
+        @param timeout: Seconds for the whole dial, waiting for a lost runner included.
+        """
+        return DialEndpoint(self.dial, key, target, timeout)
+
+    def dial(
+        self, key: str, target: str | None, timeout: float | None, factory: IProtocolFactory
+    ) -> Deferred[IProtocol]:
+        """
+        Ask for a stream.
+
+        @return: As L{DialEndpoint.connect}.
+        """
+        try:
+            if self._stopping:
+                raise NotConnected("the server is shutting down", retryAfter=1.0)
+            if len(self._streams.get(key, ())) >= self._maxStreams:
+                raise TooManyPendingDials("max open streams exceeded", retryAfter=1.0)
+            dial = self._table.dial(key, target, timeout)
+        except DialError:
+            return fail(Failure())
+        try:
+            call = Call(
+                self._clock, dial, factory, onCancelled=self._cancelled, onOver=self._callOver
+            )
+        except Exception:
+            failure = Failure()
+            self._table.cancel(dial)
+            self._schedule()
+            return fail(failure)
+        self._calls[dial.id] = call
+        if dial.state is DialState.ASKED:
+            self._ask(dial)
+        self._schedule()
+        return call.result
+
+    def pickUp(
+        self,
+        credential: str,
+        *,
+        ticket: str | None = None,
+        dialer: str | None = None,
+        request: str | None = None,
+        timing: bytes | None = None,
+        peer: str = "",
+    ) -> PickUp:
+        """
+        A data connection has come.
+
+        @param credential: The token family that it carries.
+        @param ticket: From its ticket header.
+        @param dialer: C{revdial.dialer} of its query.
+        @param request: C{revdial.req} of its query.
+        @param timing: Its timing header.
+        @param peer: The agent's address, for people.
+        @return: Put its C{protocol} on the carrier, or say that it C{failed}.
+        @raise UnknownDial: No such dial is outstanding.
+        @raise NotAllowed: It is another's.
+        """
+        try:
+            dial = self._table.pickUp(credential, ticket=ticket, dialer=dialer, request=request)
+        except DialError as error:
+            self._tell(
+                "pickup-refused",
+                credential=credential,
+                word=error.word,
+                reason=str(error),
+                peer=peer,
+            )
+            raise
+        self._schedule()
+        call = self._calls.pop(dial.id)
+        registration = self._registrations.get(dial.generation or 0)
+        if registration is not None:
+            call.owner = registration.owner
+            call.credential = registration.credential
+        seconds = _targetSeconds(timing)
+        if seconds is not None:
+            call.stream.phases["target"] = seconds
+        self._streams.setdefault(dial.key, {})[dial.id] = call
+        limit = max(0.0, min(dial.deadline - self._clock.seconds(), CARRIER_WAIT))
+        return PickUp(call, call.pickedUp(limit))
+
+    def _ask(self, dial: Dial) -> None:
+        registration = self._registrations[dial.generation or 0]
+        stream = self._calls[dial.id].stream
+        stream.generation = dial.generation
+        stream.mark("asked")
+        registration.protocol.ask(dial.connReady())
+
+    def _cancelled(self, call: Call) -> None:
+        self._table.cancel(call.dial)
+        self._schedule()
+
+    def _callOver(self, call: Call) -> None:
+        dial = call.dial
+        self._calls.pop(dial.id, None)
+        streams = self._streams.get(dial.key)
+        if streams is not None and streams.pop(dial.id, None) is not None:
+            if not streams:
+                del self._streams[dial.key]
+            registration = self._registrations.get(dial.generation or 0)
+            if registration is not None:
+                registration.endedIn += call.stream.bytesIn
+                registration.endedOut += call.stream.bytesOut
+        if self._onEnded is not None:
+            self._guarded(self._onEnded, call)
+        self._checkIdle()
+
+    # The end of things
+
+    def revoke(
+        self,
+        *,
+        credential: str | None = None,
+        owner: str | None = None,
+        key: str | None = None,
+        reason: str = "revoked",
+    ) -> int:
+        """
+        Cut what matches every given word at once: control connections, dials
+        that wait, streams.  There is no grace.
+
+        @return: How many control connections and streams were cut.
+        @raise ValueError: Nothing is given.
+        """
+        effects = self._table.revoke(key=key, owner=owner, credential=credential)
+        cut = 0
+        for effect in effects:
+            if isinstance(effect, Close):
+                cut += 1
+        self._carryOut(effects, reason)
+        for streams in list(self._streams.values()):
+            for call in list(streams.values()):
+                if (
+                    (key is None or call.dial.key == key)
+                    and (owner is None or call.owner == owner)
+                    and (credential is None or call.credential == credential)
+                ):
+                    cut += 1
+                    call.cut(Failure(TunnelBroke("the runner was cut off")))
+        self._schedule()
+        return cut
+
+    async def stop(self, delay: float = 0.0) -> None:
+        """
+        Take no more, let what runs finish for C{delay} seconds, then end the rest.
+
+        Agents that understand C{goodbye} are told to leave, spread over the first
+        half of the time; the others are closed at its end.
+        """
+        self._stopping = True
+        if delay > 0:
+            registrations = list(self._registrations.values())
+            for place, registration in enumerate(registrations):
+                registration.protocol.goodbye(round(delay / 2 * place / len(registrations), 3))
+            await self._idleWithin(delay)
+        for registration in list(self._registrations.values()):
+            registration.protocol.close("shutdown")
+        for holder in self._table.holders():
+            self._carryOut(self._table.revoke(key=holder.key), "shutdown")
+        for streams in list(self._streams.values()):
+            for call in list(streams.values()):
+                call.cut(Failure(TunnelBroke("the server is shutting down")))
+        self._schedule()
+        await self._idleWithin(None)
+
+    async def _idleWithin(self, limit: float | None) -> None:
+        """Wait until no connection and no stream is left, for C{limit} seconds at most."""
+        if not self._busy():
+            return
+        idle: Deferred[None] = Deferred()
+        self._idle.append(idle)
+        timer = None if limit is None else self._clock.callLater(limit, idle.callback, None)
+        try:
+            await idle
+        finally:
+            self._idle.remove(idle)
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    def _busy(self) -> bool:
+        return bool(self._registrations or self._streams)
+
+    def _checkIdle(self) -> None:
+        if self._idle and not self._busy():
+            for idle in list(self._idle):
+                if not idle.called:
+                    idle.callback(None)
+
+    def _carryOut(self, effects: Iterable[Effect], reason: str | None = None) -> None:
+        for effect in effects:
+            match effect:
+                case Failed(dial, error):
+                    call = self._calls.pop(dial.id, None)
+                    if call is not None:
+                        call.fail(Failure(error))
+                case Close(_, generation, why):
+                    registration = self._registrations.get(generation)
+                    if registration is not None:
+                        registration.protocol.close(reason or why)
+                case Gone(key, generation):
+                    if self._onGone is not None:
+                        self._guarded(self._onGone, key, generation)
+
+    # The timer
+
+    def _schedule(self) -> None:
+        when = self._table.nextDeadline()
+        timer = self._timer
+        if timer is not None and timer.active():
+            # A timer that is too early costs one look at the table; one that is
+            # moved at every dial costs more.
+            if when is not None and timer.getTime() <= when:
+                return
+            timer.cancel()
+        self._timer = None
+        if when is not None:
+            delay = max(0.0, when - self._clock.seconds())
+            self._timer = self._clock.callLater(delay, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        try:
+            self._carryOut(self._table.expire())
+        finally:
+            self._schedule()
+
+    # Views
+
+    def status(self, key: str) -> str | None:
+        """C{"connected"}, C{"grace"}, or C{None}."""
+        return self._table.status(key)
+
+    def stats(self) -> Stats:
+        """The counts of the moment."""
+        counts = self._table.stats()
+        return Stats(counts.connected, counts.grace, counts.pendingDials, counts.keys)
+
+    def details(self) -> list[ConnectionDetail]:
+        """Every live control connection, by key."""
+        found = (self.detail(key) for key in self._table.stats().keys)
+        return [detail for detail in found if detail is not None]
+
+    def detail(self, key: str) -> ConnectionDetail | None:
+        """The live control connection of C{key}."""
+        holder = self._table.holder(key)
+        if holder is None or holder.graceEnds is not None:
+            return None
+        registration = self._registrations.get(holder.generation)
+        if registration is None:
+            return None
+        dialer = registration.protocol
+        streams = self._streams.get(key, {}).values()
+        own = [call.stream for call in streams if call.dial.generation == holder.generation]
+        return ConnectionDetail(
+            key=key,
+            generation=holder.generation,
+            carrier=dialer.carrierName,
+            features=registration.features,
+            remoteAddress=registration.peer,
+            connectedSince=registration.connectedSince,
+            lastHeard=self._clock.seconds() - dialer.lastHeard,
+            roundTrip=dialer.roundTrip,
+            openStreams=len(streams),
+            bytesIn=registration.endedIn + sum(stream.bytesIn for stream in own),
+            bytesOut=registration.endedOut + sum(stream.bytesOut for stream in own),
+            pendingDials=holder.pendingDials,
+        )
+
+    def graceEntries(self) -> list[GraceEntry]:
+        """Every runner that was lost and is awaited, by key."""
+        now = self._clock.seconds()
+        return [
+            GraceEntry(
+                holder.key, holder.generation, max(0.0, holder.graceEnds - now), holder.pendingDials
+            )
+            for holder in self._table.holders()
+            if holder.graceEnds is not None
+        ]
+
+    # Within
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        self._log.info("For the audit: {event} {fields}", event=event, fields=fields)
+        if self._audit is not None:
+            self._guarded(self._audit, event, fields)
+
+    def _guarded(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except Exception:
+            self._log.failure("A callback of the connections failed.")
+
+
+def _errorFor(message: PickupFailed) -> DialError:
+    """What a caller is told for an agent's C{pickup-failed}."""
+    text = message.err[:512] or None
+    match message.reason:
+        case "target-refused" | "unknown-target":
+            return TargetRefused(text)
+        case "target-timed-out":
+            return TargetTimeout(text)
+        case "busy":
+            return TooManyPendingDials(text, retryAfter=1.0)
+        case _:
+            # The Go agents say only that their dial-back failed.
+            return TunnelBroke(text or "the agent could not dial back")
+
+
+def _targetSeconds(timing: bytes | None) -> float | None:
+    """Read a C{Revdial-Timing} header: C{target=<seconds>}."""
+    for part in (timing or b"")[:128].split(b","):
+        name, _, value = part.strip().partition(b"=")
+        if name == b"target":
+            try:
+                seconds = float(value)
+            except ValueError:
+                return None
+            return seconds if 0 <= seconds < 3600 else None
+    return None

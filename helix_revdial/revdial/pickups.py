@@ -1,0 +1,205 @@
+# -*- test-case-name: tests.revdial.test_connections -*-
+"""
+A caller who waits for a stream, and the data connection that is for him.
+
+L{Call} is a dial as its caller sees it: the Deferred that C{connect()} gave,
+the factory, the stream's record.  L{PickUp} is what the HTTP side gets when a
+data connection names the dial: the protocol to put on the carrier, and where to
+say that the hand-over failed.
+
+Invariants:
+
+  - The caller's Deferred fires exactly once, and the factory's C{doStop}
+    follows its C{doStart} exactly once, whatever happens in which order.
+  - A carrier that arrives when its caller is gone is closed.  It is never given
+    to anybody else.
+  - Between pick-up and carrier a call has one timer; otherwise none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .dials import Dial
+from .errors import DialTimeout, TunnelBroke
+from .interfaces import ICarrierTransport
+from .streams import RunnerAddress, Stream, StreamProtocol
+
+
+class Call:
+    """
+    A caller's dial.
+
+    @ivar dial: The table's dial.
+    @ivar stream: The record, from the start of the dial.
+    @ivar result: Fires with the caller's protocol.
+    @ivar owner: Who owned the generation that answered, once one did.
+    @ivar credential: What registered it.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        dial: Dial,
+        factory: IProtocolFactory,
+        *,
+        onCancelled: Callable[[Call], None],
+        onOver: Callable[[Call], None],
+    ) -> None:
+        """
+        @param onCancelled: The caller gave up before he had a protocol.
+        @param onOver: Called once when nothing of the call is left, whether it
+            failed, was cancelled, or its stream ended.
+        """
+        self.dial = dial
+        self.stream = Stream(clock, dial.id, dial.key, dial.target)
+        self.result: Deferred[IProtocol] = Deferred(self._cancel)
+        self.owner: str | None = None
+        self.credential: str | None = None
+        self._clock = clock
+        self._factory = factory
+        self._onCancelled = onCancelled
+        self._onOver = onOver
+        self._fired = False
+        self._over = False
+        self._timer: IDelayedCall | None = None
+        self._protocol: _PickedUp | None = None
+        factory.doStart()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the caller still waits."""
+        return not self._fired
+
+    def pickedUp(self, limit: float) -> StreamProtocol:
+        """
+        A data connection is for this call, and its carrier is on the way.
+
+        @param limit: Seconds that the carrier has.
+        @return: What to put on the carrier.
+        """
+        self._timer = self._clock.callLater(limit, self._noCarrier)
+        self._protocol = _PickedUp(self, self._factory)
+        return self._protocol
+
+    def fail(self, failure: Failure) -> None:
+        """The caller gets no stream."""
+        if not self._fired:
+            self._fired = True
+            self.finish(_word(failure))
+            self.result.errback(failure)
+
+    def cut(self, failure: Failure) -> None:
+        """End the call in whatever state it is."""
+        self.fail(failure)
+        if self._protocol is not None:
+            self._protocol.cut(failure.getErrorMessage())
+
+    def finish(self, reason: str) -> None:
+        """Nothing of the call is left."""
+        self._stopTimer()
+        if self._over:
+            return
+        self._over = True
+        self.stream.end(reason)
+        try:
+            self._factory.doStop()
+        except Exception:
+            self._log.failure("A factory failed in doStop.")
+        self._onOver(self)
+
+    # The stream's events
+
+    def connected(self, protocol: IProtocol) -> None:
+        """The caller's protocol has its transport."""
+        self._stopTimer()
+        if self._fired:
+            if self._protocol is not None:
+                self._protocol.cut("cancelled")
+            return
+        self._fired = True
+        self.result.callback(protocol)
+
+    def ended(self, reason: Failure) -> None:
+        """The carrier is gone."""
+        self.fail(Failure(TunnelBroke()))
+        self.finish(self.stream.reason or _word(reason))
+
+    def _cancel(self, _: Deferred[IProtocol]) -> None:
+        self._fired = True
+        if self._protocol is None:
+            self._onCancelled(self)
+        else:
+            # The caller's own protocol, if it is being connected just now, goes too.
+            self._protocol.cut("cancelled")
+        self.finish("cancelled")
+
+    def _noCarrier(self) -> None:
+        self._timer = None
+        self.fail(Failure(DialTimeout("the data connection did not come up in time")))
+
+    def _stopTimer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+
+class _PickedUp(StreamProtocol):
+    """The stream of a L{Call}; it takes a carrier only while the caller waits."""
+
+    def __init__(self, call: Call, factory: IProtocolFactory) -> None:
+        super().__init__(
+            factory,
+            RunnerAddress(call.dial.key, call.dial.target),
+            stream=call.stream,
+            onConnected=call.connected,
+            onFailed=call.fail,
+            onEnded=call.ended,
+        )
+        self._call = call
+
+    def connectionMade(self) -> None:
+        if self._call.wanted:
+            super().connectionMade()
+        else:
+            cast(ICarrierTransport, self.transport).abortConnection()
+
+
+class PickUp:
+    """
+    A data connection that is for a dial.
+
+    @ivar protocol: What to put on its carrier.
+    @ivar features: What the runner's control connection agreed on.
+    @ivar dial: The dial's id.
+    @ivar runner: The runner's key.
+    """
+
+    def __init__(self, call: Call, protocol: StreamProtocol) -> None:
+        self.protocol: IProtocol = protocol
+        self.features: frozenset[str] = call.dial.features
+        self.dial = call.dial.id
+        self.runner = call.dial.key
+        self._call = call
+
+    def failed(self, failure: Failure) -> None:
+        """The hand-over failed: there will be no carrier."""
+        message = failure.getErrorMessage() or failure.value.__class__.__name__
+        self._call.fail(Failure(TunnelBroke(f"the data connection failed: {message}")))
+
+
+def _word(failure: Failure) -> str:
+    return failure.getErrorMessage() or failure.value.__class__.__name__
