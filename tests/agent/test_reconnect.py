@@ -85,9 +85,7 @@ class ReconnectPolicyTests(SynchronousTestCase):
         """A5: the connection that lost its name to a newer one stays away for a while."""
         policy = ReconnectPolicy(lowest)
         self.assertEqual(policy.connectionEnded(1000.0, superseded=True), SUPERSEDED_DELAY)
-        self.assertEqual(
-            policy.connectionEnded(1000.0, superseded=True, retryAfter=90.0), 90.0
-        )
+        self.assertEqual(policy.connectionEnded(1000.0, superseded=True, retryAfter=90.0), 90.0)
         self.assertEqual(
             policy.connectionEnded(1000.0, superseded=True, retryAfter=1.0), SUPERSEDED_DELAY
         )

@@ -1,0 +1,66 @@
+# -*- test-case-name: tests.agent.test_failures -*-
+"""
+Why a connection could not be made, in words for people.
+
+Twisted's own sentences are for programmers (C{"Connection was refused by other
+side: 111: Connection refused."}); what an operator reads in the agent's log and
+what a caller is told of a target that is down is made here.
+"""
+
+from __future__ import annotations
+
+import errno
+from os import strerror
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.internet import error
+
+_NUMBERS: dict[type[BaseException], int] = {
+    error.ConnectionRefusedError: errno.ECONNREFUSED,
+    error.NoRouteError: errno.ENETUNREACH,
+    error.TCPTimedOutError: errno.ETIMEDOUT,
+}
+"""Errors that Twisted may raise without the number that stands behind them."""
+
+
+def connectReason(failed: BaseException) -> str | None:
+    """
+    Say why a connection was not made or did not live.
+
+    @param failed: What an endpoint's C{connect} failed with, or what
+        C{connectionLost} was told.
+    @return: A few words in lower case, C{"connection refused"}; C{None} when this
+        is none of the errors that connections end with.
+    """
+    if isinstance(failed, error.DNSLookupError | error.UnknownHostError):
+        return "the host name does not resolve"
+    if isinstance(failed, VerificationError):
+        return "the server's certificate is for another name"
+    if isinstance(failed, SSL.Error):
+        return f"TLS failed: {_tlsReason(failed)}"
+    number = getattr(failed, "osError", None)
+    if not isinstance(number, int) and isinstance(failed, OSError):
+        number = failed.errno
+    if not isinstance(number, int):
+        number = _NUMBERS.get(type(failed))
+    if isinstance(number, int):
+        return strerror(number).lower()
+    if isinstance(failed, error.TimeoutError | TimeoutError):
+        return "no answer in time"
+    if isinstance(failed, error.ConnectionDone | error.ConnectionLost | error.ConnectionAborted):
+        return "the connection was closed"
+    return None
+
+
+def _tlsReason(failed: SSL.Error) -> str:
+    # OpenSSL keeps a queue of (library, function, reason).
+    for entry in failed.args:
+        if isinstance(entry, list):
+            reasons = [str(item[-1]) for item in entry if isinstance(item, tuple) and item]
+            if reasons:
+                return reasons[-1]
+    return "the connection was closed"
+
+
+__all__ = ["connectReason"]

@@ -1,0 +1,43 @@
+"""Tests for L{helix_revdial.agent.failures}."""
+
+from __future__ import annotations
+
+import errno
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.internet import error
+from twisted.trial.unittest import SynchronousTestCase
+
+from helix_revdial.agent.failures import connectReason
+
+
+class ConnectReasonTests(SynchronousTestCase):
+    def test_words(self) -> None:
+        """Each way in which a connection fails has words for people."""
+        expected: list[tuple[BaseException, str]] = [
+            (error.ConnectionRefusedError(errno.ECONNREFUSED, "x"), "connection refused"),
+            (error.ConnectionRefusedError(), "connection refused"),
+            (error.getConnectError((errno.ENOENT, "x")), "no such file or directory"),
+            (error.getConnectError((errno.EACCES, "x")), "permission denied"),
+            (error.NoRouteError(), "network is unreachable"),
+            (error.TCPTimedOutError(), "connection timed out"),
+            (error.TimeoutError(), "no answer in time"),
+            (TimeoutError(), "no answer in time"),
+            (error.DNSLookupError("no results"), "the host name does not resolve"),
+            (OSError(errno.EMFILE, "x"), "too many open files"),
+            (error.ConnectionDone(), "the connection was closed"),
+            (error.ConnectionLost(), "the connection was closed"),
+            (VerificationError(errors=[]), "the server's certificate is for another name"),
+            (
+                SSL.Error([("SSL routines", "", "certificate verify failed")]),
+                "TLS failed: certificate verify failed",
+            ),
+            (SSL.Error(), "TLS failed: the connection was closed"),
+        ]
+        for failed, words in expected:
+            self.assertEqual(connectReason(failed), words, repr(failed))
+
+    def test_other(self) -> None:
+        """A fault of ours is not put into words for people."""
+        self.assertIsNone(connectReason(KeyError("x")))
