@@ -1,0 +1,502 @@
+# -*- test-case-name: tests.revdial.test_exchange -*-
+"""
+The dialling side's HTTP exchange: one GET that asks to leave HTTP.
+
+Owns the request head, the wait for the answer, and the judgement of it:
+another protocol from here on, a refusal, or not an answer at all.  What
+comes after a C{101} belongs to a carrier (L{helix_revdial.revdial.upgrade},
+L{helix_revdial.revdial.websocket}), which is a L{CarrierForm} to this module.
+
+Invariants:
+
+  - Nothing the caller passes can add a line to the head (CR, LF and NUL are
+    refused), and no error text repeats a header's value.
+  - A redirect is a refusal like any other; it is never followed, so a
+    credential goes to the server it was meant for only.
+  - Bytes after the answer's head reach the carrier, at every split, after the
+    caller's Deferred has fired.
+  - Whatever ends an exchange (an answer, a timeout, a cancellation) leaves no
+    socket and no timer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from typing import Protocol as Shape
+
+import h11
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IOpenSSLClientConnectionCreator,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from helix_revdial import __version__
+
+MAX_HEAD = 16 * 1024
+"""Bytes of an answer's head; a longer one is no answer."""
+
+MAX_BODY = 4096
+"""Bytes of a refusal's body that are kept."""
+
+BODY_TIMEOUT = 2.0
+"""Seconds in which a refusal's body has to come; what came by then is kept."""
+
+MAX_INFORMATIONAL = 8
+"""Answers of class 1xx that may come before the one that counts."""
+
+USER_AGENT = f"helix-revdial/{__version__}".encode("ascii")
+
+_OURS = frozenset(
+    {
+        b"host",
+        b"user-agent",
+        b"connection",
+        b"upgrade",
+        b"content-length",
+        b"transfer-encoding",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-protocol",
+        b"sec-websocket-extensions",
+        b"origin",
+    }
+)
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class UpgradeRefused(Exception):
+    """
+    The server answered, and did not switch.
+
+    @ivar status: The HTTP status.
+    @ivar reason: The words beside it.
+    @ivar headers: The answer's header fields, names in lower case.
+    @ivar body: At most L{MAX_BODY} bytes of the answer's body.
+    """
+
+    def __init__(self, status: int, reason: str, headers: Headers, body: bytes) -> None:
+        super().__init__(f"the server answered {status} {reason}".rstrip())
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.body = body
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of the field C{name} (in lower case), or C{None}."""
+        return firstHeader(self.headers, name)
+
+
+class MalformedAnswer(Exception):
+    """What came back is not an answer to the request: not HTTP, or a wrong switch."""
+
+
+def firstHeader(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of the field C{name} (in lower case), or C{None}."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierURL:
+    """
+    Where a carrier is asked for.
+
+    @ivar host: A DNS name or an IP address, without brackets.
+    @ivar port: The TCP port.
+    @ivar secure: Whether TLS is spoken.
+    @ivar path: Origin form: the path and, after C{?}, the query.
+    """
+
+    host: str
+    port: int
+    secure: bool
+    path: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._~:%-]+", self.host):
+            raise ValueError(f"not a host name: {self.host!r}")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"not a port: {self.port}")
+        if not re.fullmatch(r"/[\x21-\x7e]*", self.path) or "#" in self.path:
+            # The query may hold the ids of a dial: it is not repeated.
+            raise ValueError("not the path of a URL")
+
+    def hostHeader(self) -> bytes:
+        """The C{Host} field: brackets around IPv6, no default port (RFC 9110 7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port != (443 if self.secure else 80):
+            host += f":{self.port}"
+        return host.encode("ascii")
+
+
+def endpointFor(
+    reactor: Any,
+    host: str,
+    port: int,
+    secure: bool,
+    tlsOptions: IOpenSSLClientConnectionCreator | None = None,
+) -> IStreamClientEndpoint:
+    """
+    The endpoint for a server's address, with TLS verified where it is spoken.
+
+    @param tlsOptions: Other trust than the platform's; it still has to verify
+        C{host}.
+    """
+    endpoint = HostnameEndpoint(reactor, host, port)
+    if not secure:
+        return endpoint
+    if tlsOptions is None:
+        tlsOptions = optionsForClientTLS(host)
+    return wrapClientTLS(tlsOptions, endpoint)
+
+
+def checkedHeaders(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """
+    Refuse header fields that would break a head.
+
+    @raise ValueError: A name or value that HTTP does not allow, or a field that
+        is the carrier's own; names the field, never its value.
+    """
+    for name, value in headers:
+        if not re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise ValueError(f"not a header name: {name[:40]!r}")
+        if not re.fullmatch(rb"[\x21-\x7e]?([\x20-\x7e\t]*[\x21-\x7e])?", value):
+            raise ValueError(f"the value of {name.decode('ascii')} is not fit for a header")
+        if name.lower() in _OURS:
+            raise ValueError(f"{name.decode('ascii')} is not the caller's to set")
+    return tuple((bytes(name), bytes(value)) for name, value in headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    The head of an answer.
+
+    @ivar headers: Field names in lower case.
+    @ivar rest: The bytes that came after the head; of a refusal, none.
+    """
+
+    status: int
+    reason: str
+    headers: Headers
+    rest: bytes
+
+    def head(self) -> bytes:
+        """This head as bytes again, for a carrier that reads it itself."""
+        lines = [b"HTTP/1.1 %d %s" % (self.status, self.reason.encode("latin-1"))]
+        lines.extend(name + b": " + value for name, value in self.headers)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+class AnswerReader:
+    """
+    Reads one answer, sans-I/O.
+
+    @ivar head: The request's bytes.
+    @ivar answer: The answer's head once it is there.
+    @ivar body: What there is of a refusal's body.
+    @ivar complete: Whether C{body} is whole, or as long as it may be.
+    """
+
+    def __init__(self, request: h11.Request) -> None:
+        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        self.head = self._connection.send(request) or b""
+        self._connection.send(h11.EndOfMessage())
+        self.answer: Answer | None = None
+        self.body = b""
+        self.complete = False
+
+    def feed(self, data: bytes) -> None:
+        """
+        Take bytes of the answer; none, for the end of the connection.
+
+        @raise MalformedAnswer: It is not HTTP.
+        """
+        try:
+            self._connection.receive_data(data)
+            if self.answer is None:
+                self._readHead()
+        except h11.RemoteProtocolError:
+            raise MalformedAnswer("the answer to the upgrade is not HTTP/1.1") from None
+
+    def _readHead(self) -> None:
+        for _ in range(MAX_INFORMATIONAL + 1):
+            event = self._connection.next_event()
+            if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
+                continue
+            if isinstance(event, h11.InformationalResponse | h11.Response):
+                self.answer = Answer(
+                    event.status_code,
+                    bytes(event.reason).decode("latin-1"),
+                    tuple((bytes(name), bytes(value)) for name, value in event.headers),
+                    self._connection.trailing_data[0],
+                )
+            return
+        raise MalformedAnswer("the server answered 1xx again and again")
+
+    def readBody(self) -> None:
+        """
+        Read what there is of a refusal's body; a faulty body ends where its fault is.
+        """
+        try:
+            while not self.complete:
+                event = self._connection.next_event()
+                if isinstance(event, h11.Data):
+                    self.body = (self.body + bytes(event.data))[:MAX_BODY]
+                    self.complete = len(self.body) == MAX_BODY
+                elif event is h11.NEED_DATA:
+                    return
+                else:
+                    self.complete = True
+        except h11.RemoteProtocolError:
+            self.complete = True
+
+
+class CarrierForm(Shape):
+    """How one kind of carrier is asked for, to L{UpgradeExchange}."""
+
+    request: h11.Request
+
+    def begin(self, transport: Any, head: bytes) -> None:
+        """Send the request."""
+
+    def accepts(self, answer: Answer) -> bool:
+        """
+        Whether this answer switches.
+
+        @raise MalformedAnswer: It claims to, but to something else.
+        """
+
+    def open(self, transport: Any, answer: Answer, protocol: IProtocol) -> IProtocol:
+        """
+        Connect C{protocol}.
+
+        @return: What the bytes after the head go to.
+        @raise MalformedAnswer: The answer proves wrong on closer sight.
+        """
+
+
+@implementer(IHalfCloseableProtocol)
+class UpgradeExchange(Protocol):
+    """
+    The exchange on one connection, and then the way to its carrier.
+
+    @ivar done: Fires with the caller's protocol, connected; errbacks with
+        L{UpgradeRefused}, L{MalformedAnswer}, or the connection's error.
+        Cancelling it drops the connection.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        form: CarrierForm,
+        factory: IProtocolFactory,
+        *,
+        timeout: float,
+        ready: Deferred[None] | None,
+    ) -> None:
+        self.done: Deferred[IProtocol] = Deferred(self._cancelled)
+        self._clock = clock
+        self._form = form
+        self._factory = factory
+        self._timeout = timeout
+        self._ready = ready
+        self._reader = AnswerReader(form.request)
+        self._asked = False
+        self._over = False
+        self._timer: IDelayedCall | None = None
+        self._successor: IProtocol | None = None
+
+    # The connection.
+
+    def connectionMade(self) -> None:
+        if self._over:
+            self.transport.abortConnection()  # type: ignore[union-attr]
+        elif self._ready is None:
+            self._begin()
+        else:
+            self._ready.addCallbacks(self._isReady, self._isNotReady)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._successor is not None:
+            self._successor.dataReceived(data)
+        elif not self._over:
+            self._read(data)
+
+    def readConnectionLost(self) -> None:
+        if self._successor is not None:
+            listener = IHalfCloseableProtocol(self._successor, None)
+            if listener is not None:
+                listener.readConnectionLost()
+        else:
+            self.connectionLost(connectionDone)
+            self.transport.loseConnection()  # type: ignore[union-attr]
+
+    def writeConnectionLost(self) -> None:
+        """Nothing follows from it: we ended that direction ourselves."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._successor is not None:
+            self._successor.connectionLost(reason)
+        elif self._over:
+            return
+        elif self._reader.answer is not None:
+            self._reader.feed(b"")
+            self._reader.readBody()
+            self._refuse()
+        elif reason.check(error.ConnectionDone):
+            self._fail(Failure(error.ConnectionLost("closed before an answer to the upgrade")))
+        else:
+            self._fail(reason)
+
+    # The exchange.
+
+    def _isReady(self, result: Any) -> Any:
+        if not self._over:
+            self._begin()
+        return result
+
+    def _isNotReady(self, failure: Failure) -> None:
+        self._fail(failure)
+
+    def _begin(self) -> None:
+        self._asked = True
+        self._timer = self._clock.callLater(self._timeout, self._timedOut)
+        self._form.begin(self.transport, self._reader.head)
+
+    def _timedOut(self) -> None:
+        self._timer = None
+        if self._reader.answer is not None:
+            self._refuse()
+        else:
+            self._fail(
+                Failure(error.TimeoutError(f"no answer to the upgrade in {self._timeout} s"))
+            )
+
+    def _cancelled(self, done: Deferred[IProtocol]) -> None:
+        self._end()
+
+    def _read(self, data: bytes) -> None:
+        try:
+            if not self._asked:
+                raise MalformedAnswer("the server spoke before it was asked")
+            self._reader.feed(data)
+            answer = self._reader.answer
+            if answer is None:
+                return
+            if self._form.accepts(answer):
+                self._open(answer)
+                return
+        except MalformedAnswer:
+            self._fail(Failure())
+            return
+        self._reader.readBody()
+        if self._reader.complete:
+            self._refuse()
+        elif self._timer is not None and self._timer.getTime() > (
+            self._clock.seconds() + BODY_TIMEOUT
+        ):
+            self._timer.reset(BODY_TIMEOUT)
+
+    def _open(self, answer: Answer) -> None:
+        protocol = self._factory.buildProtocol(self.transport.getPeer())  # type: ignore[union-attr]
+        if protocol is None:
+            self._fail(Failure(error.NoProtocol()))
+            return
+        self._successor = self._form.open(self.transport, answer, protocol)
+        self._over = True
+        self._stopTimer()
+        self.done.callback(protocol)
+        if answer.rest:
+            self._successor.dataReceived(answer.rest)
+
+    def _refuse(self) -> None:
+        answer = self._reader.answer
+        assert answer is not None
+        self._fail(
+            Failure(UpgradeRefused(answer.status, answer.reason, answer.headers, self._reader.body))
+        )
+
+    def _fail(self, failure: Failure) -> None:
+        if not self._over:
+            self._end()
+            self.done.errback(failure)
+
+    def _end(self) -> None:
+        self._over = True
+        self._stopTimer()
+        if self.transport is not None:
+            self.transport.abortConnection()  # type: ignore[attr-defined]
+
+    def _stopTimer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+
+@implementer(IStreamClientEndpoint)
+class UpgradeEndpoint:
+    """
+    Connects through an endpoint, then by an upgrade.
+
+    C{connect} opens the connection, waits for C{ready}, asks, and fires with the
+    factory's protocol once that is connected to its carrier.  It fails with
+    L{UpgradeRefused}, L{MalformedAnswer}, L{error.TimeoutError
+    <twisted.internet.error.TimeoutError>}, the failure of C{ready}, or the
+    connection's own error; L{error.ConnectionLost
+    <twisted.internet.error.ConnectionLost>} where the server closed before it
+    answered.  Cancelling it drops the connection.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        *,
+        timeout: float,
+        ready: Deferred[None] | None,
+    ) -> None:
+        self._clock: IReactorTime = reactor
+        self._endpoint = endpoint
+        self._timeout = timeout
+        self._ready = ready
+
+    def _form(self) -> CarrierForm:
+        """A form for one exchange."""
+        raise AssertionError("an upgrade endpoint has a form")
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        exchange = UpgradeExchange(
+            self._clock, self._form(), factory, timeout=self._timeout, ready=self._ready
+        )
+        connecting = self._endpoint.connect(Factory.forProtocol(lambda: exchange))
+        connecting.addTimeout(self._timeout, self._clock, onTimeoutCancel=self._tooSlow)
+        await connecting
+        return await exchange.done
+
+    def _tooSlow(self, result: object, timeout: float) -> None:
+        raise error.TimeoutError(f"no connection in {timeout} s")
