@@ -1,0 +1,326 @@
+# -*- test-case-name: tests.revdial.test_relay,tests.revdial.test_relay_machine -*-
+"""
+Joins two connections: what one receives, the other sends.
+
+L{relayPair} makes the two halves, each an ordinary protocol.  The owner puts
+one on each connection, in any order and at any time.
+
+  - B{Backpressure.}  A half is the producer of the other's transport.  When that
+    transport's buffer is over its limit, this half's transport stops reading, so
+    the peer's own writes stop.  The two directions are independent: both may be
+    stopped at once without either waiting for the other.
+  - B{Memory.}  For each direction at most one transport's write buffer (paused
+    above 64 KiB) and one read (64 KiB; 32 KiB more where TLS is between), so
+    under 256 KiB for a direction, whatever the amount that flows.  The kernel's
+    socket buffers come on top.
+  - B{Ends.}  The end of one direction is forwarded where the other transport can
+    half-close (L{canHalfClose <helix_revdial.revdial.carrier.canHalfClose>});
+    where it cannot, the other connection is closed after what was written is
+    flushed.  When both directions have ended, both connections are closed, after
+    a flush.  A connection that breaks, breaks the other, so that a cut stream
+    never looks like a whole one.
+  - B{Linger.}  From the first end on, a pair in which nothing moves for the linger
+    limit is dropped.  Before it, silence has no limit here.
+
+The relay holds no bytes of its own, but for what arrives on a transport that
+goes on delivering after it was told to pause, while the other half is not
+connected yet (one read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet import error
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from helix_revdial.revdial.carrier import canHalfClose
+
+DONE = "done"
+BROKEN = "broken"
+LINGERED = "lingered"
+ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class RelayEnd:
+    """
+    How a pair ended.
+
+    @ivar why: C{"done"}: both connections ended in good order.  C{"broken"}: one
+        broke.  C{"lingered"}: one side ended and nothing moved for the linger
+        limit.  C{"abandoned"}: the other connection was never made.
+    @ivar first: Which half ended first: C{"left"} or C{"right"}.
+    @ivar fromLeft: Bytes that the left half received.
+    @ivar fromRight: Bytes that the right half received.
+    @ivar seconds: From the first connection to the end.
+    @ivar failure: What the half that ended the pair heard; C{None} for C{"lingered"}
+        and where the owner abandoned it.
+    """
+
+    why: str
+    first: str
+    fromLeft: int
+    fromRight: int
+    seconds: float
+    failure: Failure | None
+
+
+class _Pair:
+    """What the two halves share: the linger timer, the times and the last word."""
+
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, linger: float, onEnd: Callable[[RelayEnd], None] | None
+    ) -> None:
+        self.clock = clock
+        self.linger = linger
+        self.onEnd = onEnd
+        self.left: RelayProtocol
+        self.right: RelayProtocol
+        self.began: float | None = None
+        self.joined = False
+        self.why: str | None = None
+        self.first: str | None = None
+        self.failure: Failure | None = None
+        self._timer: IDelayedCall | None = None
+        self._over = False
+
+    def connected(self) -> None:
+        """One more half is connected; with the second, bytes flow."""
+        if self.began is None:
+            self.began = self.clock.seconds()
+        if self.left.isOpen and self.right.isOpen:
+            self.joined = True
+            self.left.join()
+            self.right.join()
+
+    def moved(self) -> None:
+        """A byte moved, or there is room for one again."""
+        if self._timer is not None:
+            self._timer.reset(self.linger)
+
+    def ending(self, half: RelayProtocol) -> None:
+        """One direction has ended: from now on silence has a limit."""
+        if self.first is None:
+            self.first = half.name
+        if self._timer is None and not self._over:
+            self._timer = self.clock.callLater(self.linger, self._lingered)
+
+    def _lingered(self) -> None:
+        self._timer = None
+        self.settle(LINGERED, None)
+        self.left.drop()
+        self.right.drop()
+
+    def settle(self, why: str, failure: Failure | None) -> None:
+        """The first reason is the one that is told."""
+        if self.why is None:
+            self.why = why
+            self.failure = failure
+
+    def ended(self) -> None:
+        """A half is gone; with the second, or without one to come, so is the pair."""
+        if self._over or self.left.isOpen or self.right.isOpen:
+            return
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.onEnd is None:
+            return
+        now = self.clock.seconds()
+        end = RelayEnd(
+            self.why or DONE,
+            self.first or self.left.name,
+            self.left.received,
+            self.right.received,
+            now - (now if self.began is None else self.began),
+            self.failure,
+        )
+        try:
+            self.onEnd(end)
+        except Exception:
+            self._log.failure("the end of a relay was not taken")
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class RelayProtocol(Protocol):
+    """
+    One half; L{relayPair} makes two.
+
+    @ivar name: C{"left"} or C{"right"}.
+    @ivar received: Bytes that came from this half's peer.
+    @ivar isOpen: Whether this half's connection is made and not lost.
+    """
+
+    def __init__(self, pair: _Pair, name: str) -> None:
+        self.name = name
+        self.received = 0
+        self.isOpen = False
+        self.other: RelayProtocol
+        self._pair = pair
+        self._gone = False
+        self._readEnded = False
+        self._writeEnded = False
+        self._early: list[bytes] = []
+
+    @property
+    def _wire(self) -> Any:
+        return self.transport
+
+    def connectionMade(self) -> None:
+        if self.other._gone or self._gone:
+            # The other side has come and gone, or was given up.
+            self._gone = True
+            self._wire.abortConnection()
+            return
+        self.isOpen = True
+        if not self.other.isOpen:
+            self._wire.pauseProducing()
+        self._pair.connected()
+
+    def join(self) -> None:
+        """Both are connected: let bytes flow, first those that came early."""
+        self._wire.registerProducer(self.other, True)
+        early, self._early = self._early, []
+        for data in early:
+            self.other.forward(data)
+        if self._readEnded:
+            self.other.forwardEnd()
+        else:
+            self._wire.resumeProducing()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += len(data)
+        self._pair.moved()
+        if self._pair.joined:
+            self.other.forward(data)
+        else:
+            self._early.append(data)
+
+    def forward(self, data: bytes) -> None:
+        """Send what the other half received."""
+        if self.isOpen and not self._writeEnded:
+            self._wire.write(data)
+
+    def readConnectionLost(self) -> None:
+        if self._readEnded or not self.isOpen:
+            return
+        self._readEnded = True
+        self._pair.ending(self)
+        if self._pair.joined:
+            self.other.forwardEnd()
+
+    def forwardEnd(self) -> None:
+        """The other half's peer has ended: so does what we send."""
+        if not self.isOpen or self._writeEnded:
+            return
+        self._writeEnded = True
+        # Twisted neither sends a FIN nor closes TLS while a producer waits.
+        self._wire.unregisterProducer()
+        if canHalfClose(self._wire) and not self._readEnded:
+            self._wire.loseWriteConnection()
+        else:
+            self._wire.loseConnection()
+            if self.other.isOpen and self._readEnded:
+                self.other.close()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing follows from it: we ended that direction ourselves."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        wasOpen, self.isOpen = self.isOpen, False
+        self._gone = True
+        self._early = []
+        pair, other = self._pair, self.other
+        pair.ending(self)
+        orderly = reason.check(error.ConnectionDone) is not None
+        if not pair.joined:
+            pair.settle(ABANDONED, reason)
+            other.drop()
+        elif orderly:
+            pair.settle(DONE, reason)
+            other.close()
+        else:
+            pair.settle(BROKEN, reason)
+            other.drop()
+        if wasOpen or not pair.joined:
+            pair.ended()
+
+    def close(self) -> None:
+        """End this half after what was written is flushed."""
+        if self.isOpen:
+            self._writeEnded = True
+            self._wire.unregisterProducer()
+            self._wire.loseConnection()
+
+    def drop(self) -> None:
+        """End this half at once."""
+        if self.isOpen:
+            self._writeEnded = True
+            self._wire.abortConnection()
+
+    def abandon(self) -> None:
+        """
+        Give the pair up: drop what is connected, and whatever connects later.
+
+        For an owner whose other connection will not be made.
+        """
+        self._pair.settle(ABANDONED, None)
+        for half in (self, self.other):
+            half._gone = True
+            half.drop()
+        self._pair.ended()
+
+    # The producer of the other half's transport.
+
+    def pauseProducing(self) -> None:
+        if self.isOpen:
+            self._wire.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._pair.moved()
+        if self.isOpen and not self._readEnded:
+            self._wire.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The other transport is gone; its own C{connectionLost} says how."""
+
+
+def relayPair(
+    clock: IReactorTime,
+    *,
+    linger: float = 60.0,
+    onEnd: Callable[[RelayEnd], None] | None = None,
+) -> tuple[RelayProtocol, RelayProtocol]:
+    """
+    Make a relay.
+
+    @param clock: Times the linger limit.
+    @param linger: Seconds of silence after the first end, before the pair is dropped.
+    @param onEnd: Called once, when neither connection is left.
+    @return: The two halves.  A half whose C{connectionLost} is called before it is
+        connected ends the pair too.
+    """
+    pair = _Pair(clock, linger, onEnd)
+    pair.left = left = RelayProtocol(pair, "left")
+    pair.right = right = RelayProtocol(pair, "right")
+    left.other = right
+    right.other = left
+    return left, right
+
+
+__all__ = ["RelayEnd", "RelayProtocol", "relayPair"]
