@@ -4,8 +4,10 @@ Screenshots of a real display, taken by programs.
 
 Owns which program takes the picture and with which arguments: C{grim} on
 Wayland (compositors with wlr-screencopy, such as sway), on X11 a Python of
-our own that uses Pillow (L{helix_revdial.desktop.x11_grab}).  One capture
-runs at a time; equal requests share it (L{SharedRuns}).
+our own that uses Pillow (L{helix_revdial.desktop.x11_grab}).  C{grim} always
+writes a PNG, as distributions build it without JPEG; a JPEG is made of that
+in a thread.  One capture runs at a time; equal requests share it
+(L{SharedRuns}).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from twisted.internet.defer import Deferred
 
 from helix_revdial.desktop import x11_grab
 from helix_revdial.desktop.display import NoDisplayFound, WaylandDisplay, X11Display
+from helix_revdial.desktop.encoding import InThread, encodeAgain
 from helix_revdial.desktop.errors import NoDisplay
 from helix_revdial.desktop.pictures import Picture, PictureRequest, looksLike
 from helix_revdial.desktop.processes import IPrograms
@@ -69,11 +72,18 @@ class ProgramScreen:
     @param programs: Starts programs in the display's environment.
     @param display: The display.
     @param python: The interpreter that runs the X11 capture.
+    @param inThread: Runs a function outside the reactor's thread.
     """
 
     def __init__(
-        self, programs: IPrograms, display: X11Display | WaylandDisplay, *, python: str
+        self,
+        programs: IPrograms,
+        display: X11Display | WaylandDisplay,
+        *,
+        python: str,
+        inThread: InThread,
     ) -> None:
+        self._inThread = inThread
         self._programs = programs
         self._display = display
         self._python = python
@@ -85,15 +95,13 @@ class ProgramScreen:
         return {"python": self._programs.find(self._python)}
 
     def command(self, request: PictureRequest) -> Sequence[str]:
-        """The program and its arguments that write this picture to standard output."""
-        quality = str(request.quality)
+        """What writes this picture (on Wayland, as a PNG) to standard output."""
         if isinstance(self._display, X11Display):
             script = os.path.abspath(x11_grab.__file__)
             # -P: the script's own directory must not shadow other modules.
-            return (self._python, "-P", script, self._display.name, request.format, quality)
+            wanted = (request.format, str(request.quality))
+            return (self._python, "-P", script, self._display.name, *wanted)
         cursor = ["-c"] if request.includeCursor else []
-        if request.format == "jpeg":
-            return ("grim", *cursor, "-t", "jpeg", "-q", quality, "-")
         return ("grim", *cursor, "-t", "png", "-l", "1", "-")
 
     async def _capture(self, request: PictureRequest) -> Picture:
@@ -108,8 +116,11 @@ class ProgramScreen:
         where = f"the {self._display.kind} display {self._display.name}"
         if finished.exitCode != 0:
             raise NoDisplay(f"{name} took no picture of {where}: {finished.complaint()}")
-        if not looksLike(finished.output, request.format):
+        written = "png" if isinstance(self._display, WaylandDisplay) else request.format
+        if not looksLike(finished.output, written):
             raise NoDisplay(f"{name} answered for {where} with something that is no picture")
+        if written != request.format:
+            return await self._inThread(lambda: encodeAgain(finished.output, request))
         return Picture(finished.output, request.format)
 
     def capture(self, request: PictureRequest) -> Deferred[Picture]:
@@ -157,9 +168,13 @@ class SharedScreen:
 
 
 def screenOf(
-    display: X11Display | WaylandDisplay | NoDisplayFound, programs: IPrograms, *, python: str
+    display: X11Display | WaylandDisplay | NoDisplayFound,
+    programs: IPrograms,
+    *,
+    python: str,
+    inThread: InThread,
 ) -> IScreen:
     """The screen of a display."""
     if isinstance(display, NoDisplayFound):
         return NoScreen(display.reason)
-    return ProgramScreen(programs, display, python=python)
+    return ProgramScreen(programs, display, python=python, inThread=inThread)

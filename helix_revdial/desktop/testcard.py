@@ -9,13 +9,13 @@ font files (Pillow's own font serves).
 
 from __future__ import annotations
 
-import io
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from PIL import Image, ImageDraw, ImageFont
 from twisted.internet.defer import Deferred
 
+from helix_revdial.desktop.encoding import InThread, encode
 from helix_revdial.desktop.pictures import Picture, PictureRequest
 
 BARS = (
@@ -81,16 +81,6 @@ def _write(draw: ImageDraw.ImageDraw, text: str, height: int, top: int, width: i
     draw.text(((width - length) / 2, top), text, fill=FOREGROUND, font=font)
 
 
-def encode(picture: Image.Image, request: PictureRequest) -> Picture:
-    """The picture as a file of the format that was asked for."""
-    out = io.BytesIO()
-    if request.format == "jpeg":
-        picture.save(out, "JPEG", quality=request.quality)
-    else:
-        picture.save(out, "PNG", compress_level=1)
-    return Picture(out.getvalue(), request.format)
-
-
 class CardScreen:
     """
     A screen that shows the test card.
@@ -107,7 +97,7 @@ class CardScreen:
         size: tuple[int, int],
         session: str | None,
         wallClock: Callable[[], float],
-        inThread: Callable[[Callable[[], Picture]], Awaitable[Picture]],
+        inThread: InThread,
     ) -> None:
         self._size = size
         self._session = session
