@@ -1,0 +1,339 @@
+# -*- test-case-name: tests.cli.test_client -*-
+"""
+The API's operations as the command line uses them, typed.
+
+Each method is one operation (or one operation's pages).  What commands reason
+about comes back as a typed record; with it comes C{raw}, the server's own
+JSON, so that C{--json} shows what this version of the client does not know.
+
+Session, token and profile records that are only listed stay dictionaries.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from treq.client import HTTPClient
+from twisted.web.client import Agent, HTTPConnectionPool
+
+from helix_revdial.cli.edge import CommandError, plain
+from helix_revdial.cli.exchange import DEFAULT_TIMEOUT, Answer, BadAnswer, Exchange
+from helix_revdial.cli.images import MEDIA_TYPES, imageKind
+from helix_revdial.cli.profile import Settings
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for a TCP connection to the server."""
+
+MAX_IMAGE = 64 * 1024 * 1024
+"""Bytes of a screenshot that are taken."""
+
+PER_PAGE = 100
+"""Items that are asked for at once."""
+
+MAX_PAGES = 1000
+"""Pages of a list that are fetched; a list that never ends is an error."""
+
+Record = dict[str, Any]
+"""A JSON object that is shown, not reasoned about."""
+
+T = TypeVar("T")
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
+
+
+class ConnectionDetail(msgspec.Struct, frozen=True, rename=_snake):
+    """One control connection, as the status answer describes it."""
+
+    key: str
+    generation: int | None = None
+    carrier: str | None = None
+    features: tuple[str, ...] = ()
+    remoteAddress: str | None = None
+    connectedSince: str | float | None = None
+    lastHeardSeconds: float | None = None
+    roundTripMs: float | None = None
+    openStreams: int = 0
+    bytesIn: int = 0
+    bytesOut: int = 0
+    pendingDials: int = 0
+
+
+class GraceEntry(msgspec.Struct, frozen=True, rename=_snake):
+    """A runner that was lost and may still return under its name."""
+
+    key: str
+    generation: int | None = None
+    secondsLeft: float | None = None
+    pendingDials: int = 0
+
+
+class Status(msgspec.Struct, frozen=True, rename=_snake):
+    """Every connection of the server."""
+
+    activeConnections: int
+    gracePeriodEntries: int
+    pendingDialsTotal: int
+    connections: tuple[str, ...] = ()
+    details: tuple[ConnectionDetail, ...] = ()
+    grace: tuple[GraceEntry, ...] = ()
+
+
+class SessionConnection(msgspec.Struct, frozen=True, rename=_snake):
+    """
+    The connection that a session's data path uses.
+
+    @ivar runner: The runner key that is really dialled.
+    @ivar status: C{connected}, C{grace} or C{none}.
+    """
+
+    sessionId: str
+    status: str
+    runner: str | None = None
+    detail: ConnectionDetail | None = None
+    graceSecondsLeft: float | None = None
+
+
+@dataclass(frozen=True)
+class Reply(Generic[T]):
+    """A typed answer, and the JSON that it was made from."""
+
+    value: T
+    raw: Record
+
+
+@dataclass(frozen=True)
+class Screenshot:
+    """
+    A picture that came through the tunnel.
+
+    @ivar kind: C{png}, C{jpeg} or C{webp}.
+    @ivar seconds: From just before the request to the last byte.
+    @ivar phases: The phases that the server measured, in milliseconds.
+    """
+
+    data: bytes
+    kind: str
+    seconds: float
+    phases: dict[str, float]
+
+
+class NotAnImage(CommandError):
+    """The bytes that came back are no picture, or not the one they claim to be."""
+
+
+class Client:
+    """
+    The server's API.
+
+    @param exchange: Makes the exchanges.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    @property
+    def url(self) -> str:
+        """The server's base URL, for people."""
+        return self._exchange.url
+
+    def monotonic(self) -> float:
+        """Seconds on the clock with which exchanges are measured."""
+        return self._exchange.monotonic()
+
+    async def connection(
+        self, session: str, *, deadline: float = DEFAULT_TIMEOUT
+    ) -> Reply[SessionConnection]:
+        """C{GET /api/v1/external-agents/{session}/connection}."""
+        answer = await self._exchange.request(
+            "GET", f"/api/v1/external-agents/{_segment(session)}/connection", deadline=deadline
+        )
+        return self._typed(answer, SessionConnection)
+
+    async def screenshot(self, session: str, *, deadline: float = DEFAULT_TIMEOUT) -> Screenshot:
+        """
+        C{GET /api/v1/external-agents/{session}/screenshot}.
+
+        @raise NotAnImage: What came is no PNG, JPEG or WebP picture, or its
+            content type says another kind.
+        """
+        answer = await self._exchange.request(
+            "GET",
+            f"/api/v1/external-agents/{_segment(session)}/screenshot",
+            accept="image/png, image/jpeg, image/webp, application/json;q=0.1",
+            deadline=deadline,
+            limit=MAX_IMAGE,
+        )
+        kind = imageKind(answer.body)
+        if kind is None:
+            raise NotAnImage(
+                f"the {len(answer.body):,} bytes of type {plain(answer.contentType) or 'unknown'} "
+                "that came back are no PNG, JPEG or WebP picture"
+            )
+        if answer.contentType != MEDIA_TYPES[kind]:
+            raise NotAnImage(
+                f"the picture is {MEDIA_TYPES[kind]}, but its content type says "
+                f"{plain(answer.contentType) or 'nothing'}"
+            )
+        timing = ",".join(answer.headers.getRawHeaders("server-timing", []))
+        return Screenshot(answer.body, kind, answer.seconds, serverTiming(timing))
+
+    async def status(self, *, deadline: float = DEFAULT_TIMEOUT) -> Reply[Status]:
+        """C{GET /api/v1/admin/revdial/status?detail=true}."""
+        answer = await self._exchange.request(
+            "GET", "/api/v1/admin/revdial/status", query=[("detail", "true")], deadline=deadline
+        )
+        return self._typed(answer, Status)
+
+    async def sessions(self) -> list[Record]:
+        """C{GET /api/v1/sessions}, every page."""
+        return await self._pages("/api/v1/sessions", [("perPage", str(PER_PAGE))])
+
+    async def createSession(self, name: str) -> Record:
+        """C{POST /api/v1/sessions}."""
+        return self._object(
+            await self._exchange.request("POST", "/api/v1/sessions", body={"name": name})
+        )
+
+    async def deleteSession(self, session: str) -> None:
+        """C{DELETE /api/v1/sessions/{session}}."""
+        await self._exchange.request("DELETE", f"/api/v1/sessions/{_segment(session)}")
+
+    async def tokens(self) -> list[Record]:
+        """C{GET /api/v1/tokens}, every page; no record holds a secret."""
+        return await self._pages("/api/v1/tokens", [])
+
+    async def createToken(self, wanted: Record) -> Record:
+        """C{POST /api/v1/tokens}; the record has the secret in C{token}."""
+        return self._object(await self._exchange.request("POST", "/api/v1/tokens", body=wanted))
+
+    async def rotateToken(self, token: str, overlap: float | None) -> Record:
+        """C{POST /api/v1/tokens/{token}/rotate}; C{overlap} in seconds."""
+        body: Record = {} if overlap is None else {"overlap": overlap}
+        return self._object(
+            await self._exchange.request(
+                "POST", f"/api/v1/tokens/{_segment(token)}/rotate", body=body
+            )
+        )
+
+    async def revokeToken(self, token: str) -> None:
+        """C{DELETE /api/v1/tokens/{token}}."""
+        await self._exchange.request("DELETE", f"/api/v1/tokens/{_segment(token)}")
+
+    async def importToken(self, wanted: Record) -> Record:
+        """C{POST /api/v1/tokens/import}; C{wanted} holds the secret in C{token}."""
+        return self._object(
+            await self._exchange.request("POST", "/api/v1/tokens/import", body=wanted)
+        )
+
+    async def version(self) -> Record:
+        """C{GET /version}."""
+        return self._object(await self._exchange.request("GET", "/version"))
+
+    async def _pages(self, path: str, query: list[tuple[str, str]]) -> list[Record]:
+        items: list[Record] = []
+        page: str | None = None
+        for _ in range(MAX_PAGES):
+            answer = await self._exchange.request(
+                "GET", path, query=query if page is None else [*query, ("page", page)]
+            )
+            wrapper = self._object(answer)
+            part = wrapper.get("items")
+            if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
+                raise self._unexpected("no list of items")
+            items += part
+            following = wrapper.get("nextPage")
+            if following is None or following == "":
+                return items
+            if str(following) == page:
+                raise self._unexpected("a page that names itself as the next")
+            page = str(following)
+        raise self._unexpected(f"more than {MAX_PAGES:,} pages")
+
+    def _object(self, answer: Answer) -> Record:
+        if answer.contentType == "text/html":
+            raise BadAnswer(
+                f"a web page answered in the API's place; is {self.url} the server's address?"
+            )
+        try:
+            value = json.loads(answer.body)
+        except (ValueError, RecursionError):
+            raise self._unexpected("no JSON") from None
+        if not isinstance(value, dict):
+            raise self._unexpected("no JSON object")
+        return value
+
+    def _typed(self, answer: Answer, kind: type[T]) -> Reply[T]:
+        raw = self._object(answer)
+        try:
+            return Reply(msgspec.convert(raw, kind, strict=True), raw)
+        except msgspec.ValidationError as error:
+            raise self._unexpected(plain(error)) from None
+
+    def _unexpected(self, what: str) -> BadAnswer:
+        return BadAnswer(
+            f"{self.url} answered with something that this helix does not understand ({what}); "
+            "compare `helix version --server`"
+        )
+
+
+def _segment(text: str) -> str:
+    """One segment of a path; dots alone would climb it."""
+    if not text or not text.strip("."):
+        raise CommandError(f"{text!r} is no id")
+    return quote(text, safe="")
+
+
+def serverTiming(text: str) -> dict[str, float]:
+    """
+    The durations in a C{Server-Timing} field, in milliseconds, in their order.
+
+    (W3C Server Timing section 2: metrics divided by commas, parameters by
+    semicolons, values perhaps quoted.)  Metrics without a usable C{dur} are
+    left out.
+    """
+    phases: dict[str, float] = {}
+    for metric in re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', text[:4096]):
+        name, *parameters = re.findall(r'(?:[^;"]|"(?:[^"\\]|\\.)*")+', metric) or [""]
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip().lower() != "dur":
+                continue
+            if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", number := value.strip().strip('"')):
+                phases[plain(name, 40)] = float(number)
+    return phases
+
+
+def connect(reactor: Any, settings: Settings) -> tuple[Client, HTTPConnectionPool]:
+    """
+    A client on real sockets: TLS verified, connections kept between exchanges.
+
+    @return: The client, and the pool whose C{closeCachedConnections} ends it.
+    """
+    pool = HTTPConnectionPool(reactor, persistent=True)
+    agent = Agent(reactor, connectTimeout=CONNECT_TIMEOUT, pool=pool)
+    exchange = Exchange(reactor, HTTPClient(agent), settings, time.monotonic)
+    return Client(exchange), pool
+
+
+__all__ = [
+    "MAX_IMAGE",
+    "Client",
+    "ConnectionDetail",
+    "GraceEntry",
+    "NotAnImage",
+    "Record",
+    "Reply",
+    "Screenshot",
+    "SessionConnection",
+    "Status",
+    "connect",
+    "serverTiming",
+]

@@ -1,0 +1,134 @@
+# -*- test-case-name: tests.cli.test_main -*-
+"""
+One run of C{helix}: its global flags, where it writes, and how a command asks the server.
+
+A command's coroutine gets the reactor and a L{Client}; the settings are read
+when the first command needs them, so that what needs no server (help,
+C{version}, C{completion}) works with none and starts fast.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from helix_revdial.cli.edge import runCommand
+from helix_revdial.cli.output import Output
+from helix_revdial.cli.profile import Flags, resolve
+
+if TYPE_CHECKING:
+    from helix_revdial.cli.client import Client
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds for closing kept connections; the process ends after that in any case."""
+
+Asking = Callable[[Any, "Client"], Coroutine[Any, Any, int]]
+"""Takes the reactor and the client; returns the exit code."""
+
+
+@dataclass
+class Invocation:
+    """
+    What the global flags say, for every command below them.
+
+    @ivar output: Where results and notices go.
+    """
+
+    flags: Flags = field(default_factory=Flags)
+    output: Output = field(default_factory=Output)
+
+    def ask(self, command: Asking) -> int:
+        """
+        Run a command that asks the server.
+
+        @return: The command's exit code.
+
+        @raise SettingsError: The settings cannot be used.
+        """
+        settings = resolve(self.flags, os.environ)
+
+        async def main(reactor: Any) -> int:
+            from helix_revdial.cli.client import connect
+
+            client, pool = connect(reactor, settings)
+            try:
+                return await command(reactor, client)
+            finally:
+                closing = pool.closeCachedConnections()
+                closing.addTimeout(CLOSE_TIMEOUT, reactor)
+                closing.addErrback(lambda failure: None)
+                await closing
+
+        return runCommand(main)
+
+
+passInvocation = click.make_pass_decorator(Invocation, ensure=True)
+"""Gives a command the L{Invocation} as its first argument."""
+
+
+class Identifier(click.ParamType[Any]):
+    """An id as it may stand in a URL's path: letters, digits, C{.}, C{_} and C{-}."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
+            self.fail("expected letters, digits, '.', '_' and '-', at most 128", param, ctx)
+        return text
+
+
+class Duration(click.ParamType[Any]):
+    """A length of time: seconds, or a number with C{s}, C{m}, C{h} or C{d} behind it."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", str(value))
+        if match is None:
+            self.fail("expected seconds, or a number such as 90s, 15m, 12h, 30d", param, ctx)
+        unit = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match.group(2)]
+        return float(match.group(1)) * unit
+
+
+class Timeout(Duration):
+    """
+    A length of time that is not nothing.
+
+    @param limit: The longest, in seconds; L{None} for any.
+    """
+
+    def __init__(self, limit: float | None = 86_400) -> None:
+        self._limit = limit
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = super().convert(value, param, ctx)
+        if seconds < 0.01 or (self._limit is not None and seconds > self._limit):
+            self.fail("expected at least 0.01 seconds, and not more than makes sense", param, ctx)
+        return seconds
+
+
+jsonFlag = click.option("--json", "asJSON", is_flag=True, help="Print JSON, for programs.")
+"""The C{--json} of every command that prints a result."""
+
+
+__all__ = [
+    "Asking",
+    "Duration",
+    "Identifier",
+    "Invocation",
+    "Timeout",
+    "jsonFlag",
+    "passInvocation",
+]

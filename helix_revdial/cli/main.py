@@ -1,0 +1,198 @@
+# -*- test-case-name: tests.cli.test_main -*-
+"""
+The C{helix} command: its groups, its global flags, and the edge where errors end.
+
+Every error becomes one line on standard error that begins with C{helix: } and
+says what to do; the exit codes are those of L{helix_revdial.cli.edge}.
+
+A family of commands is imported when it is named, so that what is not asked
+for costs nothing: C{helix --help} needs no network library.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from helix_revdial import __version__
+from helix_revdial.cli.completion import VARIABLE
+from helix_revdial.cli.edge import (
+    BROKEN_PIPE,
+    FAILED,
+    INTERRUPTED,
+    PASSED,
+    USAGE,
+    CommandError,
+    Interrupted,
+    plain,
+)
+from helix_revdial.cli.invocation import Invocation, jsonFlag, passInvocation
+from helix_revdial.cli.profile import Flags
+
+DEBUG_VARIABLE = "HELIX_DEBUG"
+"""Where it is set, an error that nobody foresaw comes with its traceback."""
+
+FAMILIES = {
+    "completion": ("completion:completion", "Completion for bash, zsh and fish."),
+    "db": ("database:database", "The server's database: migrations."),
+    "desktop": ("desktop:desktop", "The service inside a sandbox: screenshot, clipboard."),
+    "revdial": ("status:revdial", "The server's connections to runners (for administrators)."),
+    "sessions": ("sessions:sessions", "Sessions: create, list, delete."),
+    "spectask": ("spectask:spectask", "Sessions and their sandboxes: self-test, screenshot, list."),
+    "tokens": ("tokens:tokens", "Tokens: create, rotate, list, revoke, import."),
+    "version": ("main:version", "This program's version, and the server's."),
+}
+"""Each command's module and attribute, and what its line in the help says."""
+
+ALIASES = {"st": "spectask"}
+"""Short names that are understood and not listed."""
+
+
+class Families(click.Group):
+    """The commands of L{FAMILIES}, imported when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(FAMILIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place, _ = FAMILIES.get(ALIASES.get(cmd_name, cmd_name), (None, None))
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command = getattr(import_module(f"helix_revdial.cli.{module}"), attribute)
+        assert isinstance(command, click.Command), place
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in sorted(FAMILIES.items())])
+
+
+_EPILOG = """\
+Settings: flags win over HELIX_URL, HELIX_API_KEY and HELIX_PROFILE, and these
+over ~/.config/helix/profile.toml (url, api_key or token_file; mode 0600).
+
+Exit codes: 0 done or passed, 1 failed, 2 usage or settings, 3 still in the
+grace period (spectask revdial), 130 interrupted.
+"""
+
+
+@click.group(cls=Families, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--url", metavar="URL", help="The server.  [default: http://localhost:8080]")
+@click.option(
+    "--token-file",
+    "tokenFile",
+    metavar="FILE",
+    help="A file that holds the API key; - is standard input.",
+)
+@click.option("--profile", metavar="FILE", help="Another profile file.")
+@click.version_option(__version__, "--version", prog_name="helix", message="%(prog)s %(version)s")
+@click.pass_context
+def helix(
+    context: click.Context, url: str | None, tokenFile: str | None, profile: str | None
+) -> None:
+    """Reach and check sandboxes through their reverse-dial tunnels."""
+    invocation = context.ensure_object(Invocation)
+    invocation.flags = Flags(url, tokenFile, profile)
+
+
+@click.command("version")
+@click.option("--server", is_flag=True, help="Ask the server for its version, too.")
+@jsonFlag
+@passInvocation
+def version(invocation: Invocation, server: bool, asJSON: bool) -> int:
+    """Print this program's version, and with --server the server's."""
+    output = invocation.output
+
+    async def command(reactor: Any, client: Any) -> int:
+        answer = await client.version()
+        if asJSON:
+            output.json({"helix": __version__, "server": answer})
+        else:
+            output.line(f"helix {__version__}")
+            output.line(f"server {plain(answer.get('version'))}")
+        return PASSED
+
+    if server:
+        return invocation.ask(command)
+    if asJSON:
+        output.json({"helix": __version__})
+    else:
+        output.line(f"helix {__version__}")
+    return PASSED
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run one command line.
+
+    @param arguments: Without the program's name; L{None} takes the process's.
+
+    @return: The exit code.  Whatever goes wrong has been said on standard error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a check mark shows "?" and goes on.
+            stream.reconfigure(errors="replace")
+    try:
+        code = helix.main(arguments, "helix", VARIABLE, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USAGE
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see: {context.command_path} --help" if context is not None else ""
+        return _failed(f"{plain(error.format_message()).rstrip('.')}{hint}", error.exit_code)
+    except CommandError as error:
+        return _failed(plain(error), error.exitCode)
+    except Interrupted as error:
+        return error.exitCode
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _deaf()
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        return _failed(
+            f"unforeseen error ({type(error).__name__}: {plain(error)}): this is a fault of helix; "
+            f"{DEBUG_VARIABLE}=1 shows where",
+            FAILED,
+        )
+    return code if isinstance(code, int) else PASSED
+
+
+def _failed(text: str, code: int) -> int:
+    try:
+        sys.stderr.write(f"helix: {text}\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        return _deaf()
+    return code
+
+
+def _deaf() -> int:
+    """Nobody reads: have the interpreter's last flush go nowhere, quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.dup2(nowhere, stream.fileno())
+        except (OSError, ValueError):
+            continue
+    return BROKEN_PIPE
+
+
+def main() -> NoReturn:
+    """The console script C{helix}."""
+    sys.exit(run())
+
+
+__all__ = ["helix", "main", "run"]

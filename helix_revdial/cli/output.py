@@ -1,0 +1,210 @@
+# -*- test-case-name: tests.cli.test_output -*-
+"""
+What people and programs read: lines, notices, JSON and tables.
+
+Results go to standard output, everything else (progress, notices, warnings) to
+standard error, so that a pipe carries results only.  A table is drawn by rich
+on a terminal; anywhere else it is aligned columns, never cut to a width, so
+that C{grep} and C{awk} see whole values.  rich is imported when a terminal
+gets its first table, and never before.
+
+Values from elsewhere are made harmless here (L{plain <helix_revdial.cli.edge.plain>}),
+whoever prints them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TextIO
+
+from helix_revdial.cli.edge import plain
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Output:
+    """
+    Where a command writes.
+
+    @param stdout: Text stream for results.
+    @param stderr: Text stream for everything else.
+    """
+
+    def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self.stdout = sys.stdout if stdout is None else stdout
+        self.stderr = sys.stderr if stderr is None else stderr
+
+    @property
+    def isTerminal(self) -> bool:
+        """Whether results are read by a person at a terminal."""
+        return self.stdout.isatty()
+
+    def line(self, text: str = "") -> None:
+        """One line of the result; written at once, so that a reader can follow."""
+        self.stdout.write(text + "\n")
+        self.stdout.flush()
+
+    def notice(self, text: str) -> None:
+        """One line that is not part of the result."""
+        self.stderr.write(text + "\n")
+        self.stderr.flush()
+
+    def json(self, value: object, *, indent: int | None = 2) -> None:
+        """A value as JSON: one object, or one line with C{indent=None}."""
+        self.line(json.dumps(value, indent=indent, ensure_ascii=False))
+
+    def bytes(self, data: bytes) -> None:
+        """A result that is no text."""
+        self.stdout.flush()
+        binary = self.stdout.buffer
+        binary.write(data)
+        binary.flush()
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """
+        A table; numbers are aligned to the right.
+
+        @param columns: The headings.
+        @param rows: One sequence per line, as long as C{columns}; C{None} is
+            shown as a dash.
+        """
+        cells = [list(row) for row in rows]
+        if self.isTerminal:
+            from rich.console import Console
+
+            Console(file=self.stdout, highlight=False).print(richTable(columns, cells))
+            self.stdout.flush()
+        else:
+            for text in columnLines(columns, cells):
+                self.line(text)
+
+
+def cell(value: object) -> str:
+    """A value as it stands in a table."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return plain(",".join(str(part) for part in value)) or "-"
+    return plain(value)
+
+
+def _numeric(rows: Sequence[Sequence[object]], index: int) -> bool:
+    values = [row[index] for row in rows if row[index] is not None]
+    return bool(values) and all(isinstance(value, int | float) for value in values)
+
+
+def columnLines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table as aligned plain lines, the headings first."""
+    texts = [list(columns), *([cell(value) for value in row] for row in rows)]
+    widths = [max(len(line[index]) for line in texts) for index in range(len(columns))]
+    right = [_numeric(rows, index) for index in range(len(columns))]
+    return [
+        "  ".join(
+            text.rjust(width) if rightAligned else text.ljust(width)
+            for text, width, rightAligned in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in texts
+    ]
+
+
+def richTable(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
+) -> RenderableType:
+    """A table for a terminal; nothing in a cell is taken for markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, show_edge=False
+    )
+    for index, column in enumerate(columns):
+        table.add_column(
+            Text(column),
+            justify="right" if _numeric(rows, index) else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(cell(value)) for value in row))
+    return table
+
+
+def moment(value: object) -> str | None:
+    """
+    A time as people read it.
+
+    @param value: Seconds since the epoch, or an RFC 3339 string.
+    @return: UTC to the second; text that is no time is returned as it is.
+    """
+    when: datetime
+    if value is None or value == "":
+        return None
+    if isinstance(value, int | float):
+        when = datetime.fromtimestamp(value, UTC)
+    else:
+        try:
+            when = datetime.fromisoformat(str(value))
+        except ValueError:
+            return str(value)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def duration(seconds: float | None) -> str | None:
+    """
+    A length of time as people read it: its two largest units.
+
+    @param seconds: Seconds; negative lengths (clocks that disagree) are 0.
+    """
+    if seconds is None:
+        return None
+    rest = int(max(0.0, seconds))
+    if rest < 60:
+        return f"{max(0.0, seconds):.1f}s"
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])
+
+
+def size(count: int | None) -> str | None:
+    """A number of bytes as people read it, in units of 1,024."""
+    if count is None:
+        return None
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def field(record: dict[str, Any], *names: str) -> Any:
+    """The first of these fields that a record has."""
+    for name in names:
+        if record.get(name) is not None:
+            return record[name]
+    return None
+
+
+__all__ = [
+    "Output",
+    "cell",
+    "columnLines",
+    "duration",
+    "field",
+    "moment",
+    "richTable",
+    "size",
+]
