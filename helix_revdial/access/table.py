@@ -1,0 +1,154 @@
+# -*- test-case-name: tests.access.test_table -*-
+"""
+Who may run which operation: the access table.
+
+Each operation of the HTTP interface carries one word, its I{access}.  Each
+word is a row of L{ACCESS}, each kind of principal (users by their role) a
+column; the cell says yes, no, or "own": yes for what is one's own.
+L{decide} is the only reader.  C{docs/access.md} shows the same table, and a
+test holds the two together.
+
+A resource of another tenant does not exist (404), whatever the row says; what
+one knows of and may not touch is forbidden (403).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Literal
+
+from helix_revdial.access.policy import SessionFacts, owns
+from helix_revdial.access.principals import Principal
+
+Who = Literal["nobody", "viewer", "operator", "admin", "runner", "session"]
+
+WHO: Final[tuple[Who, ...]] = ("nobody", "viewer", "operator", "admin", "runner", "session")
+"""The columns: no token; a user token, by role; a runner token; a session's."""
+
+
+class Cell(Enum):
+    """What a row says of a column."""
+
+    YES = "yes"
+    OWN = "own"
+    NO = "-"
+
+
+class Decision(Enum):
+    """
+    What L{decide} finds; the value is the HTTP status to answer with.
+    """
+
+    ALLOWED = 200
+    UNAUTHENTICATED = 401
+    FORBIDDEN = 403
+    HIDDEN = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """
+    One word of access.
+
+    @ivar word: as an operation carries it.
+    @ivar meaning: for people.
+    @ivar cells: by L{WHO}.
+    @ivar resource: whether the word is about a session, which has a tenant
+        and an owner.
+    """
+
+    word: str
+    meaning: str
+    cells: tuple[Cell, Cell, Cell, Cell, Cell, Cell]
+    resource: bool = False
+
+
+_Y, _O, _N = Cell.YES, Cell.OWN, Cell.NO
+
+ACCESS: Final[dict[str, Row]] = {
+    row.word: row
+    for row in (
+        #                                       nobody viewer operator admin runner session
+        Row("public", "open to everybody", (_Y, _Y, _Y, _Y, _Y, _Y)),
+        Row("self-token", "one's own token: look at it", (_N, _Y, _Y, _Y, _Y, _Y)),
+        Row(
+            "runner",
+            "open control and data connections; which keys, the table of runners says",
+            (_N, _N, _Y, _Y, _Y, _Y),
+        ),
+        Row("user", "what any user may, about oneself", (_N, _Y, _Y, _Y, _N, _N)),
+        Row("viewer", "read what the tenant has", (_N, _Y, _Y, _Y, _N, _N)),
+        Row("operator", "make and change what the tenant has", (_N, _N, _Y, _Y, _N, _N)),
+        Row("admin", "tokens, the audit log, the server's state", (_N, _N, _N, _Y, _N, _N)),
+        Row(
+            "session-viewer",
+            "read about a session of the tenant",
+            (_N, _Y, _Y, _Y, _N, _N),
+            resource=True,
+        ),
+        Row(
+            "session-reader",
+            "see what a session shows: screen, connection",
+            (_N, _O, _O, _Y, _N, _N),
+            resource=True,
+        ),
+        Row(
+            "session-owner",
+            "act on a session: its clipboard, its end",
+            (_N, _N, _O, _Y, _N, _N),
+            resource=True,
+        ),
+    )
+}
+
+
+def columnOf(principal: Principal | None) -> Who:
+    """The column of the table that a principal stands in."""
+    if principal is None:
+        return "nobody"
+    if principal.kind != "user":
+        return principal.kind
+    for role in ("admin", "operator"):
+        if principal.hasRole(role):
+            return role
+    return "viewer"
+
+
+def decide(word: str, principal: Principal | None, session: SessionFacts | None = None) -> Decision:
+    """
+    Whether a principal may run an operation.
+
+    @param word: the operation's access.
+    @param principal: who asks, or C{None} without a valid token.
+    @param session: for a word about a session, the session that is meant, or
+        C{None} when there is none.
+    @raise KeyError: for a word that is not in the table.
+    """
+    row = ACCESS[word]
+    cell = row.cells[WHO.index(columnOf(principal))]
+    if principal is None:
+        return Decision.ALLOWED if cell is Cell.YES else Decision.UNAUTHENTICATED
+    if not row.resource:
+        return Decision.ALLOWED if cell is Cell.YES else Decision.FORBIDDEN
+    if principal.kind != "user":
+        return Decision.FORBIDDEN
+    if session is None or session.tenant != principal.tenant:
+        return Decision.HIDDEN
+    if cell is Cell.YES or (cell is Cell.OWN and owns(principal, session)):
+        return Decision.ALLOWED
+    return Decision.FORBIDDEN
+
+
+def tableText() -> str:
+    """The table as C{docs/access.md} has it, in Markdown."""
+    lines = [
+        "| access | what it is for | no token | viewer | operator | admin "
+        "| runner token | session token |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines.extend(
+        f"| `{row.word}` | {row.meaning} | " + " | ".join(cell.value for cell in row.cells) + " |"
+        for row in ACCESS.values()
+    )
+    return "\n".join(lines) + "\n"

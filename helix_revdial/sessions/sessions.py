@@ -1,0 +1,294 @@
+# -*- test-case-name: tests.sessions.test_sessions -*-
+"""
+Sessions: whose a sandbox is.
+
+For now a session is a row that says that a sandbox exists and to whom it
+belongs, so that its runner can be owned.  This module owns the C{sessions}
+table; what lives in a session's name (its tunnel, its tokens) is ended by
+those who subscribe to L{Sessions.onDeleted}.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from helix_revdial.access.cache import AnswerCache, BoundedSet
+from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.ids import isId, newId
+from helix_revdial.storage.tables import sessions
+
+Status = Literal["created", "deleted"]
+
+MAX_PER_PAGE: Final = 200
+
+FRESH: Final = 5.0
+"""Seconds for which L{Sessions.facts} does not look a session up again."""
+
+KEPT: Final = 3600.0
+"""Seconds for which L{Sessions.facts} remembers a session while the database
+is lost."""
+
+MAX_KNOWN: Final = 10_000
+"""Sessions that L{Sessions.facts} remembers."""
+
+_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
+
+
+class SessionError(ValueError):
+    """
+    What was asked for cannot be.  HTTP answers 400.
+
+    @ivar field: the name of the wrong parameter.
+    """
+
+    def __init__(self, field: str, text: str) -> None:
+        self.field = field
+        super().__init__(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """
+    A session.
+
+    @ivar id: C{ses_...}.
+    @ivar owner: the user whose it is, within the tenant.
+    @ivar created: seconds since the epoch.
+    """
+
+    id: str
+    tenant: str
+    owner: str
+    name: str
+    status: Status
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """
+    One page of a list.
+
+    @ivar items: newest first.
+    @ivar total: how many there are in all.
+    @ivar nextPage: the number of the next page, or C{None} on the last.
+    """
+
+    items: list[Session]
+    total: int
+    nextPage: int | None
+
+
+Subscriber = Callable[[Session], None]
+
+
+class Sessions:
+    """
+    Every session of every tenant.
+    """
+
+    _log: ClassVar[Logger] = Logger()
+
+    def __init__(
+        self, database: Database, clock: IReactorTime, wallClock: Callable[[], float]
+    ) -> None:
+        """
+        @param clock: for the age of what is remembered.
+        @param wallClock: the time of day, in seconds since the epoch.
+        """
+        self._database = database
+        self._wallClock = wallClock
+        self._known: AnswerCache[str, Session] = AnswerCache(
+            clock.seconds, limit=MAX_KNOWN, fresh=FRESH, kept=KEPT
+        )
+        self._deleted = BoundedSet(MAX_KNOWN)
+        self._subscribers: list[Subscriber] = []
+
+    async def create(self, *, name: str, tenant: str, owner: str) -> Session:
+        """
+        Make a session.
+
+        @param name: 1 to 200 characters, no control characters.
+        @param tenant: of whom the owner is a user.
+        @raise SessionError: for a name of another form.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise SessionError("name", "a name has 1 to 200 characters and no control characters")
+        now = self._wallClock()
+        session = Session(newId("ses", now), tenant, owner, name, "created", now)
+
+        def write(connection: Connection) -> None:
+            connection.execute(
+                insert(sessions).values(
+                    id=session.id,
+                    tenant=session.tenant,
+                    owner=session.owner,
+                    name=session.name,
+                    status=session.status,
+                    created=session.created,
+                )
+            )
+
+        await self._database.run(write)
+        return session
+
+    async def get(self, session: str, *, tenant: str | None = None) -> Session | None:
+        """
+        @param session: the id.
+        @param tenant: only a session of this tenant.
+        @return: the session, or C{None} when there is none or it is deleted.
+        """
+        if not isId(session, "ses"):
+            return None
+        query = select(sessions).where(sessions.c.id == session, sessions.c.deleted.is_(None))
+        if tenant is not None:
+            query = query.where(sessions.c.tenant == tenant)
+
+        def fetch(connection: Connection) -> Session | None:
+            row = connection.execute(query).one_or_none()
+            return None if row is None else _fromRow(row)
+
+        return await self._database.read(fetch)
+
+    async def facts(self, session: str) -> Session | None:
+        """
+        The same for whoever has to know whose a session is, over and over:
+        remembered for a few seconds, and for longer while the database is
+        lost.  A session that this process deleted is gone at once.
+        """
+        known = self._known.get(session)
+        if known is not None:
+            return known
+        try:
+            found = await self.get(session)
+        except DatabaseUnavailable:
+            kept = self._known.get(session, stale=True)
+            if kept is None:
+                raise
+            return kept
+        if found is None or found.id in self._deleted:
+            self._known.forget(session)
+            return None
+        self._known.put(session, found)
+        return found
+
+    async def list(
+        self,
+        *,
+        tenant: str,
+        owner: str | None = None,
+        page: int = 1,
+        perPage: int = 20,
+    ) -> SessionPage:
+        """
+        The sessions of a tenant, newest first, without the deleted ones.
+
+        @param owner: only those of this user.
+        @param page: from 1.
+        @param perPage: 1 to L{MAX_PER_PAGE}.
+        @raise SessionError: for a page that cannot be.
+        """
+        if not 1 <= page <= 1_000_000:
+            raise SessionError("page", "a page's number is 1 or more")
+        if not 1 <= perPage <= MAX_PER_PAGE:
+            raise SessionError("perPage", f"a page has 1 to {MAX_PER_PAGE} items")
+        where = [sessions.c.tenant == tenant, sessions.c.deleted.is_(None)]
+        if owner is not None:
+            where.append(sessions.c.owner == owner)
+        query = (
+            select(sessions)
+            .where(*where)
+            .order_by(sessions.c.created.desc(), sessions.c.id.desc())
+            .limit(perPage)
+            .offset((page - 1) * perPage)
+        )
+
+        def fetch(connection: Connection) -> SessionPage:
+            total = connection.execute(
+                select(func.count()).select_from(sessions).where(*where)
+            ).scalar_one()
+            items = [_fromRow(row) for row in connection.execute(query)]
+            return SessionPage(items, total, page + 1 if page * perPage < total else None)
+
+        return await self._database.read(fetch)
+
+    async def delete(self, session: str, *, tenant: str | None = None) -> Session | None:
+        """
+        Delete a session.  Its row stays, its runner cannot come back, and the
+        subscribers are told before this returns.
+
+        @param tenant: only a session of this tenant.
+        @return: the session as it is now, or C{None} when there is none.
+        """
+        if not isId(session, "ses"):
+            return None
+        where = [sessions.c.id == session, sessions.c.deleted.is_(None)]
+        if tenant is not None:
+            where.append(sessions.c.tenant == tenant)
+        now = self._wallClock()
+
+        def write(connection: Connection) -> Session | None:
+            changed = connection.execute(
+                update(sessions).where(*where).values(status="deleted", deleted=now)
+            )
+            if changed.rowcount == 0:
+                return None
+            row = connection.execute(select(sessions).where(sessions.c.id == session)).one()
+            return _fromRow(row)
+
+        deleted = await self._database.run(write)
+        if deleted is not None:
+            self._deleted.add(session)
+            self._known.forget(session)
+            self._tell(deleted)
+        return deleted
+
+    def wasDeleted(self, session: str) -> bool:
+        """
+        Whether this process deleted that session, not too many ago.
+
+        To be asked just before something lasting is made in its name, without
+        waiting in between: a deletion during the wait would miss it.
+        """
+        return session in self._deleted
+
+    def onDeleted(self, callback: Subscriber) -> Callable[[], None]:
+        """
+        Have C{callback} called with each session that is deleted here.
+
+        @return: ends the subscription.
+        """
+        self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            if callback in self._subscribers:
+                self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def _tell(self, session: Session) -> None:
+        for subscriber in list(self._subscribers):
+            try:
+                subscriber(session)
+            except Exception:
+                self._log.failure(
+                    "a subscriber failed to end what {session} holds", session=session.id
+                )
+
+
+def _fromRow(row: Row[Any]) -> Session:
+    return Session(
+        id=row.id,
+        tenant=row.tenant,
+        owner=row.owner,
+        name=row.name,
+        status=row.status,
+        created=row.created,
+    )
