@@ -1,0 +1,536 @@
+# -*- test-case-name: tests.revdial.test_client -*-
+"""
+The agent's way to a server: where it is, and which carrier gets through.
+
+L{ServerURL} is where the server is.  L{ServerPath} makes the control connection
+and the data connections: raw where it can, WebSocket where something in between
+refuses raw, an old server's hijacked connection where that is what answers.
+What comes over a control connection is for the L{Listener
+<helix_revdial.revdial.listener.Listener>}.
+
+Invariants:
+
+  - A data connection leads to the configured server and to no other: what the
+    server sends is a path of one of two forms, checked here.
+  - The token is asked for at each attempt, goes into C{Authorization} only, and
+    no error text of ours contains it, not even one that quotes the server.
+  - A refusal in the server's own words (problem+json) is final for the attempt.
+    Anything else may come from a proxy, and WebSocket is tried once.
+  - That raw was refused is remembered for L{RAW_AGAIN} seconds; that an answer
+    did not come is not, since it says nothing about the carrier.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.error import TimeoutError as NoAnswer
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from .errors import NotAllowed, UnknownDial
+from .exchange import (
+    Answer,
+    CarrierForm,
+    CarrierURL,
+    MalformedAnswer,
+    UpgradeRefused,
+    endpointFor,
+)
+from .features import (
+    ALL,
+    EOF,
+    FEATURES_HEADER,
+    RAW,
+    TICKET_HEADER,
+    TIMING_HEADER,
+    formatFeatures,
+)
+from .listener import AgentControl, Closed, Listener
+from .messages import ConnReady
+from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
+from .upgrade import RawUpgradeEndpoint
+from .websocket import WebSocketEndpoint
+
+API_PATH = "/api/v1/revdial"
+"""The one URL of the protocol, below the server's base path."""
+
+RAW_AGAIN = 3600.0
+"""Seconds for which a refusal of the raw carrier is remembered."""
+
+UPGRADE_TIMEOUT = 10.0
+"""Seconds for a connection, and again for the answer to an upgrade."""
+
+MAX_TEXT = 300
+"""Characters of a server's explanation that are repeated."""
+
+_CONN_PATH = re.compile(r"/(?:api/v1/)?revdial(?P<query>\?[!-\"$-\[\]-~]*)?")
+
+
+class Refused(Exception):
+    """
+    The server, or something in its place, refused the control connection.
+
+    C{str} says why, for people.
+
+    @ivar status: The HTTP status.
+    @ivar text: What was said.
+    @ivar retryAfter: Seconds the server wants us to wait, or C{None}.
+    """
+
+    def __init__(self, status: int, text: str, retryAfter: float | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.retryAfter = retryAfter
+
+
+@dataclass(frozen=True)
+class ServerURL:
+    """
+    Where a server is.
+
+    @ivar host: A name or an address, without brackets.
+    @ivar port: The TCP port.
+    @ivar secure: Whether TLS is spoken.
+    @ivar basePath: What stands before C{/api/v1/revdial}: empty, or C{/prefix}.
+    """
+
+    host: str
+    port: int
+    secure: bool
+    basePath: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ServerURL:
+        """
+        Read an operator's URL.
+
+        @param text: C{http}, C{https}, C{ws} or C{wss}; with or without
+            C{/api/v1/revdial}, C{/api/v1} or C{/revdial} at its end.
+        @raise ValueError: It is not such a URL; says why.
+        """
+        text = text.strip()
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ValueError(f"not a server URL ({error})") from None
+        scheme = parts.scheme.lower()
+        if scheme not in ("http", "https", "ws", "wss") or "//" not in text:
+            raise ValueError(
+                "a server URL begins with http://, https://, ws:// or wss://, "
+                "for example https://cp.example"
+            )
+        if "@" in parts.netloc:
+            raise ValueError("a server URL has no user or password; the token is given apart")
+        if parts.query or parts.fragment or text.endswith(("?", "#")):
+            raise ValueError("a server URL has no query and no fragment")
+        if not host:
+            raise ValueError("the server URL names no host")
+        secure = scheme in ("https", "wss")
+        path = parts.path.rstrip("/")
+        for ending in (API_PATH, "/api/v1", "/revdial"):
+            if path.endswith(ending):
+                path = path[: -len(ending)]
+                break
+        try:
+            host = host if host.isascii() else host.encode("idna").decode("ascii")
+        except UnicodeError:
+            raise ValueError("the server URL's host is no name") from None
+        found = cls(host, (443 if secure else 80) if port is None else port, secure, path)
+        # A CarrierURL checks the characters of all three.
+        found.carrierURL("")
+        return found
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        standard = 443 if self.secure else 80
+        port = "" if self.port == standard else f":{self.port}"
+        return f"{'https' if self.secure else 'http'}://{host}{port}{self.basePath}"
+
+    def carrierURL(self, query: str) -> CarrierURL:
+        """The protocol's URL, with C{query} (empty, or beginning with C{?})."""
+        return CarrierURL(self.host, self.port, self.secure, self.basePath + API_PATH + query)
+
+    def dataURL(self, connPath: str) -> CarrierURL:
+        """
+        Where a C{conn-ready} leads.
+
+        @param connPath: C{/revdial} or C{/api/v1/revdial}, perhaps with a query.
+        @raise ValueError: It is neither; a server cannot send us elsewhere.
+        """
+        match = _CONN_PATH.fullmatch(connPath)
+        if match is None:
+            raise ValueError("the server's connPath is not a path of its own")
+        return self.carrierURL(match["query"] or "")
+
+
+@dataclass(frozen=True)
+class ControlSession:
+    """
+    A control connection that is up.
+
+    @ivar features: What both ends agreed on.
+    @ivar carrier: C{"raw"}, C{"websocket"} or C{"hijack"}.
+    @ivar closed: Fires with how it ended.
+    @ivar control: Its protocol.
+    """
+
+    features: frozenset[str]
+    carrier: str
+    closed: Deferred[Closed]
+    control: AgentControl
+
+    def goodbye(self) -> None:
+        """Tell the server that we are leaving; it sends no more dials."""
+        self.control.goodbye()
+
+    def close(self) -> None:
+        """Close the connection; streams go on."""
+        self.control.leave()
+
+
+class ServerPath:
+    """
+    Makes connections to one server for one runner.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        serverURL: ServerURL,
+        token: Callable[[], str],
+        *,
+        key: str,
+        tlsOptions: IOpenSSLClientConnectionCreator | None = None,
+        features: frozenset[str] = ALL,
+        timeout: float = UPGRADE_TIMEOUT,
+        endpoint: Callable[[], IStreamClientEndpoint] | None = None,
+    ) -> None:
+        """
+        @param reactor: Opens sockets, resolves names and tells the time.
+        @param serverURL: Where the server is.
+        @param token: Gives the token, at each attempt.
+        @param key: The runner's key.
+        @param tlsOptions: Other trust than the platform's.
+        @param features: What to offer.
+        @param timeout: Seconds for a connection, and again for its answer.
+        @param endpoint: Another way to the server's port than its address.
+        @raise ValueError: C{key} is no runner key.
+        """
+        if RUNNER_KEY.fullmatch(key) is None:
+            raise ValueError(f"not a runner key: {key!r}")
+        self._reactor = reactor
+        self._clock = cast(IReactorTime, reactor)
+        self._server = serverURL
+        self._token = token
+        self._key = key
+        self._tlsOptions = tlsOptions
+        self._features = features
+        self._timeout = timeout
+        self._endpoint = endpoint
+        self._controlRawFrom = 0.0
+        self._dataRawFrom = 0.0
+
+    # Control
+
+    async def connectControl(self, listener: Listener) -> ControlSession:
+        """
+        Log in and register.
+
+        @param listener: Answers the dials that come.
+        @return: The session, already under way.
+        @raise Refused: The server, or a proxy before it, said no.
+        @raise MalformedAnswer: What answered does not speak HTTP.
+        @raise Exception: The connection's own error: the name does not resolve,
+            nothing listens, the certificate does not fit.
+        """
+        token = self._token()
+        forms = [RequestKind.CONTROL_RAW, RequestKind.CONTROL_WEBSOCKET]
+        if RAW not in self._features or self._clock.seconds() < self._controlRawFrom:
+            del forms[0]
+        while True:
+            form = forms.pop(0)
+            try:
+                return await self._connectControl(form, token, listener)
+            except UpgradeRefused as refused:
+                kind = judge(refused.status, refused.headers, asked=form)
+                if form is RequestKind.CONTROL_RAW:
+                    if kind is not AnswerKind.REFUSED:
+                        self._rememberRawRefused(refused)
+                else:
+                    # The next attempt may well find another path.
+                    self._controlRawFrom = 0.0
+                if kind is AnswerKind.REFUSED or not forms:
+                    raise _refusal(refused, kind, token) from None
+            except (MalformedAnswer, ConnectionLost, ConnectionDone, NoAnswer) as error:
+                if not forms:
+                    raise
+                self._log.info(
+                    "No answer to a raw upgrade ({error}); trying WebSocket.", error=str(error)
+                )
+
+    async def _connectControl(
+        self, form: RequestKind, token: str, listener: Listener
+    ) -> ControlSession:
+        url = self._server.carrierURL(f"?runnerid={self._key}")
+        headers = [_authorization(token), (FEATURES_HEADER, formatFeatures(self._features))]
+        endpoint: IStreamClientEndpoint
+        if form is RequestKind.CONTROL_RAW:
+            endpoint = RawUpgradeEndpoint(
+                self._reactor,
+                self._serverEndpoint(),
+                url,
+                headers,
+                timeout=self._timeout,
+                acceptHijack=True,
+            )
+        else:
+            endpoint = WebSocketEndpoint(
+                self._reactor,
+                self._serverEndpoint(),
+                url,
+                headers,
+                eof=False,
+                timeout=self._timeout,
+            )
+        protocol = await endpoint.connect(listener.controlFactory(self._features))
+        control = cast(AgentControl, protocol)
+        return ControlSession(control.features, control.carrierName, control.whenClosed(), control)
+
+    def _rememberRawRefused(self, refused: UpgradeRefused) -> None:
+        if refused.status >= 500:
+            # A proxy whose server is away; it says nothing about upgrades.
+            return
+        self._controlRawFrom = self._dataRawFrom = self._clock.seconds() + RAW_AGAIN
+        self._log.info(
+            "Something between us and {server} answers raw upgrades with {status}; "
+            "WebSocket is used instead.",
+            server=str(self._server),
+            status=refused.status,
+        )
+
+    # Data
+
+    def dataEndpoint(
+        self, connReady: ConnReady, features: frozenset[str], ready: Deferred[float]
+    ) -> IStreamClientEndpoint:
+        """
+        An endpoint that picks a dial up.
+
+        Its C{connect} fails with L{UnknownDial} or L{NotAllowed} where the
+        server says so.
+
+        @param connReady: What the server asked.
+        @param features: What the control connection agreed on.
+        @param ready: Fires with the seconds that the target took.
+        @raise ValueError: The path leads elsewhere than to the server.
+        """
+        headers = [_authorization(self._token())]
+        if connReady.ticket is not None:
+            headers.append((TICKET_HEADER, connReady.ticket.encode("ascii")))
+        url = self._server.dataURL(connReady.connPath)
+        return _DataEndpoint(self, url, headers, features, ready)
+
+    def wantsRawData(self, features: frozenset[str]) -> bool:
+        """
+        Whether a data connection is to be raw.
+
+        Not over TLS: Twisted's TLS has no half-close, WebSocket with C{eof} has.
+        """
+        return (
+            RAW in features
+            and not self._server.secure
+            and self._clock.seconds() >= self._dataRawFrom
+        )
+
+    def rawDataRefused(self) -> None:
+        """Something in between does not let raw data connections through."""
+        self._dataRawFrom = self._clock.seconds() + RAW_AGAIN
+
+    def rawData(
+        self, url: CarrierURL, headers: Sequence[tuple[bytes, bytes]], ready: Deferred[float]
+    ) -> IStreamClientEndpoint:
+        """The raw data connection, for L{dataEndpoint}."""
+        return _TimedRaw(
+            self._reactor,
+            self._serverEndpoint(),
+            url,
+            headers,
+            timeout=self._timeout,
+            ready=cast("Deferred[None]", ready),
+        )
+
+    def webSocketData(
+        self,
+        url: CarrierURL,
+        headers: Sequence[tuple[bytes, bytes]],
+        ready: Deferred[float],
+        features: frozenset[str],
+    ) -> IStreamClientEndpoint:
+        """The WebSocket data connection, for L{dataEndpoint}."""
+        return WebSocketEndpoint(
+            self._reactor,
+            self._serverEndpoint(),
+            url,
+            headers,
+            eof=EOF in features,
+            timeout=self._timeout,
+            ready=cast("Deferred[None]", ready),
+        )
+
+    def _serverEndpoint(self) -> IStreamClientEndpoint:
+        if self._endpoint is not None:
+            return self._endpoint()
+        return endpointFor(
+            self._reactor,
+            self._server.host,
+            self._server.port,
+            self._server.secure,
+            self._tlsOptions,
+        )
+
+
+@implementer(IStreamClientEndpoint)
+class _DataEndpoint:
+    """A dial-back: raw if that gets through, else WebSocket."""
+
+    def __init__(
+        self,
+        path: ServerPath,
+        url: CarrierURL,
+        headers: Sequence[tuple[bytes, bytes]],
+        features: frozenset[str],
+        ready: Deferred[float],
+    ) -> None:
+        self._path = path
+        self._url = url
+        self._headers = headers
+        self._features = features
+        self._ready = ready
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        path = self._path
+        try:
+            if path.wantsRawData(self._features):
+                try:
+                    return await path.rawData(self._url, self._headers, self._ready).connect(
+                        factory
+                    )
+                except MalformedAnswer:
+                    path.rawDataRefused()
+                except UpgradeRefused as refused:
+                    kind = judge(refused.status, refused.headers, asked=RequestKind.DATA_RAW)
+                    if kind is AnswerKind.REFUSED:
+                        raise
+                    path.rawDataRefused()
+            return await path.webSocketData(
+                self._url, self._headers, self._ready, self._features
+            ).connect(factory)
+        except UpgradeRefused as refused:
+            if refused.status == 404:
+                raise UnknownDial from None
+            if refused.status == 403:
+                raise NotAllowed("the server does not let us pick the dial up") from None
+            raise
+
+
+class _TimedRaw(RawUpgradeEndpoint):
+    """A raw upgrade that says how long its target took."""
+
+    def __init__(self, *args: Any, ready: Deferred[None], **keywords: Any) -> None:
+        super().__init__(*args, ready=ready, **keywords)
+        self._seconds = cast("Deferred[float]", ready)
+
+    def _form(self) -> CarrierForm:
+        return _TimedForm(super()._form(), self._seconds)
+
+
+class _TimedForm:
+    """A L{CarrierForm} whose head gets one more field when it is sent."""
+
+    def __init__(self, form: CarrierForm, seconds: Deferred[float]) -> None:
+        self.request = form.request
+        self._form = form
+        self._timing = b""
+        seconds.addCallback(self._measured)
+
+    def _measured(self, seconds: float) -> float:
+        self._timing = TIMING_HEADER + b": target=%.6f\r\n" % seconds
+        return seconds
+
+    def begin(self, transport: Any, head: bytes) -> None:
+        self._form.begin(transport, head[:-2] + self._timing + b"\r\n")
+
+    def accepts(self, answer: Answer) -> bool:
+        return self._form.accepts(answer)
+
+    def open(self, transport: Any, answer: Answer, protocol: IProtocol) -> IProtocol:
+        return self._form.open(transport, answer, protocol)
+
+
+def _authorization(token: str) -> tuple[bytes, bytes]:
+    try:
+        return b"Authorization", b"Bearer " + token.encode("ascii")
+    except UnicodeEncodeError:
+        raise ValueError("the token has characters that a header cannot carry") from None
+
+
+def _refusal(refused: UpgradeRefused, kind: AnswerKind, token: str) -> Refused:
+    """What an operator reads about a refused control connection."""
+    media = (refused.header(b"content-type") or b"").decode("latin-1").partition(";")[0].strip()
+    said = ""
+    if kind is AnswerKind.REFUSED:
+        try:
+            detail = json.loads(refused.body).get("detail")
+            said = detail if isinstance(detail, str) else ""
+        except (ValueError, AttributeError):
+            said = ""
+    elif kind is AnswerKind.FRONTEND or media == "text/html":
+        said = (
+            f"a frontend answered in the API's place ({refused.status} {media}); "
+            "is the server URL right?"
+        )
+    elif media in ("text/plain", "application/json"):
+        said = refused.body.decode("utf-8", "replace")
+    said = "".join(c if c.isprintable() else " " for c in said).strip()
+    said = said.replace(token, "<hidden>")[:MAX_TEXT] if token else said[:MAX_TEXT]
+    if not said.startswith("a frontend"):
+        said = f"{refused.status} {refused.reason}".rstrip() + (f": {said}" if said else "")
+    return Refused(refused.status, said, _retryAfter(refused))
+
+
+def _retryAfter(refused: UpgradeRefused) -> float | None:
+    """A C{Retry-After} in seconds; a date is taken against the answer's own C{Date}."""
+    value = (refused.header(b"retry-after") or b"").decode("latin-1").strip()
+    if re.fullmatch(r"\d{1,6}", value):
+        return float(value)
+    try:
+        now = (refused.header(b"date") or b"").decode("latin-1")
+        return max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(now)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+__all__ = ["Closed", "ControlSession", "Refused", "ServerPath", "ServerURL"]
