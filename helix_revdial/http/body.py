@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol as Structural
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IConsumer, IProtocol, IPushProducer
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
@@ -116,7 +115,7 @@ class Body:
         if self.wanted:
             raise BodyUnavailable("the body has a reader already")
         self.wanted = True
-        if not self.complete:
+        if not self.complete and self._failure is None:
             self._source.bodyWanted()
         while True:
             if self._buffer:
@@ -185,6 +184,7 @@ class Body:
     def discard(self) -> None:
         """Nobody will read the rest."""
         self.discarding = True
+        self._source = NoSource()
         self._buffer.clear()
         self._buffered = 0
         self.fail(BodyUnavailable("the request has been answered"))
@@ -198,8 +198,6 @@ class Body:
 @implementer(IBodyProducer, IPushProducer)
 class BodyProducer:
     """Pushes a body into a consumer that pauses and resumes it."""
-
-    _log = Logger()
 
     def __init__(self, body: Body) -> None:
         self.length = UNKNOWN_LENGTH if body.length is None else body.length
@@ -261,6 +259,3 @@ class BodyProducer:
         """The protocol wants no more (the transport's name for it)."""
         if self._running is not None:
             self._running.cancel()
-
-
-__all__ = ["Body", "BodyProducer", "BodySource", "BodyUnavailable", "CancelledError", "NoSource"]

@@ -1,0 +1,797 @@
+# -*- test-case-name: tests.http.test_connection -*-
+"""
+The HTTP/1.1 server connection.
+
+L{HTTPConnection} owns a transport from the moment it is accepted until it is closed
+or handed over.  It reads one head at a time (L{helix_revdial.http.head}), gives the
+request to the dispatch, streams its body (L{helix_revdial.http.framing},
+L{helix_revdial.http.body}), writes the answer that h11 frames, and goes on with the
+next request.  It knows no routes, no users and no tunnels.
+
+Invariants:
+
+  - One request at a time.  What follows it is held back: up to a limit in memory,
+    beyond that in the peer's own buffers.
+  - Each byte received goes to exactly one place: a head, a body, the successor, or,
+    once the connection is closing, nowhere.
+  - A refused head gets one answer, then the connection closes; the dispatch never
+    hears of it.
+  - Whatever a peer does or leaves undone, a deadline ends it; only a running
+    dispatch has none, since the caller's own deadlines rule there.  Every deadline
+    belongs to one connection, so a stalled peer delays nobody else.
+  - The transport's producer slot is ours until the connection is handed over or
+    closes, then free.  (A TLS transport with a live producer never closes.)
+
+Half-close: a peer that ends its direction after its request still gets the answer.
+Where the connection has a successor, that decides.
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import h11
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    INegotiated,
+    IProtocol,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from helix_revdial.http.body import Body, BodyUnavailable
+from helix_revdial.http.deadline import Deadline
+from helix_revdial.http.framing import BodyFraming, ChunkedFraming, LengthFraming, MalformedBody
+from helix_revdial.http.head import BadRequest, Head, HeadReader
+from helix_revdial.http.limits import addressKey
+from helix_revdial.http.problem import Problem, phraseOf
+from helix_revdial.http.request import ConnectionGone, Request
+from helix_revdial.http.response import HandedOver, Response
+
+if TYPE_CHECKING:
+    from helix_revdial.http.factory import HTTPFactory
+
+Dispatch = Callable[[Request], Awaitable[Response | HandedOver]]
+
+REQUESTS_PER_TURN = 16
+"""Pipelined requests served before other connections have their turn."""
+
+_REQUEST_ID_LENGTH = 64
+
+
+class Phase(enum.Enum):
+    """What a connection is doing."""
+
+    READING = "waiting for a head"
+    SERVING = "a request is being answered"
+    DRAINING = "the answer is out, the rest of the request's body is not in"
+    CLOSING = "closed by us; what comes is dropped"
+    HANDED_OVER = "another protocol's"
+    LOST = "gone"
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class HTTPConnection(Protocol):
+    """One connection.  See the module's docstring."""
+
+    factory: HTTPFactory
+    transport: Any
+    _log = Logger()
+
+    def __init__(self, factory: HTTPFactory) -> None:
+        self.factory = factory
+        self.phase = Phase.READING
+        self._clock = factory.clock
+        self._limits = factory.limits
+        self._heads = HeadReader(
+            maxBytes=factory.limits.headBytes, maxFields=factory.limits.headFields
+        )
+        self._deadline = Deadline(factory.clock)
+        """Of the head, of idleness, of closing."""
+        self._stall = Deadline(factory.clock)
+        """Of a peer that does not take our bytes."""
+        self._pace = Deadline(factory.clock)
+        """Of a body's sender."""
+        self._turn = Deadline(factory.clock)
+        """The next turn of a connection with many pipelined requests."""
+        self._paceMark = 0
+        self._headBegun = True
+        """Whether the deadline that runs is a head's: at first it is, from the start."""
+        self._advancing = False
+        self._readsPaused = False
+        self._inputEnded = False
+        self._writesPaused = False
+        self._drained: Deferred[None] | None = None
+        self._producing = False
+        self._admittedAs: str | None = None
+        self._addressChecked = False
+        self._authenticated = False
+        self._h11 = h11.Connection(h11.SERVER)
+        self._request: Request | None = None
+        self._framing: BodyFraming | None = None
+        self._owesContinue = False
+        self._answered = False
+        self._logged = False
+        self._bodyFault: Problem | None = None
+        self._drainLeft = 0
+        self._begun = 0.0
+        self._task: Deferred[None] | None = None
+        self._successor: IProtocol | None = None
+
+    # Beginning and end
+
+    def connectionMade(self) -> None:
+        """Take a place among the strangers, or turn the peer away."""
+        transport = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+            transport.setTcpKeepAlive(True)
+        self._secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
+        address = addressKey(self._peer())
+        if not self.factory.admit(self, address):
+            self.transport.write(self.factory.busyAnswer())
+            self._lingeringClose()
+            return
+        self._admittedAs = address
+        transport.registerProducer(self, True)
+        self._producing = True
+        self._deadline.set(self._limits.headTimeout, self._headTooSlow)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Release everything; tell the successor, the dispatch or the body's reader."""
+        phase, self.phase = self.phase, Phase.LOST
+        self._producing = False
+        for deadline in (self._deadline, self._stall, self._pace, self._turn):
+            deadline.clear()
+        self._releaseAdmission()
+        self.factory.disconnected(self)
+        if phase is Phase.HANDED_OVER:
+            successor = self._successor
+            if successor is not None:
+                successor.connectionLost(reason)
+            return
+        request, self._request = self._request, None
+        if request is not None:
+            self._logOnce(request, "aborted")
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        if request is not None:
+            request.body.fail(BodyUnavailable("the connection was lost"))
+
+    def _peer(self) -> IAddress | None:
+        return cast("IAddress | None", self.transport.getPeer())
+
+    def _releaseAdmission(self) -> None:
+        address, self._admittedAs = self._admittedAs, None
+        if address is not None:
+            self.factory.admission.release(address)
+
+    def authenticated(self) -> None:
+        """The peer is no stranger any more."""
+        self._authenticated = True
+        self._releaseAdmission()
+
+    def _countByRealAddress(self) -> bool:
+        """
+        Behind a PROXY header the peer's own address shows only once bytes arrive.
+
+        @return: Whether there is a place for it.
+        """
+        if self._admittedAs is None or self._addressChecked:
+            return True
+        self._addressChecked = True
+        address = addressKey(self._peer())
+        if address == self._admittedAs:
+            return True
+        self._releaseAdmission()
+        if not self.factory.admission.admit(address):
+            return False
+        self._admittedAs = address
+        return True
+
+    # Input
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes go to the head, the body, the successor or nowhere."""
+        phase = self.phase
+        if phase is Phase.HANDED_OVER:
+            cast(IProtocol, self._successor).dataReceived(data)
+        elif phase is Phase.READING:
+            self._heads.feed(data)
+            self._advance()
+        elif phase is Phase.SERVING or phase is Phase.DRAINING:
+            if self._framing is not None:
+                data = self._feedBody(self._framing, data)
+            if self.phase is Phase.READING:
+                # The body's end made way for the next request.
+                self._heads.feed(data)
+                self._advance()
+            elif self.phase is Phase.SERVING:
+                self._heads.feed(data)
+                self._regulate()
+            elif self.phase is Phase.HANDED_OVER and data:
+                # The body's end made the dispatch hand over.
+                cast(IProtocol, self._successor).dataReceived(data)
+
+    def readConnectionLost(self) -> None:
+        """The peer has ended its direction."""
+        if self._inputEnded:
+            # Twisted reports it anew whenever somebody resumes the transport.
+            return
+        self._inputEnded = True
+        if self.phase is Phase.HANDED_OVER:
+            self._endSuccessorInput()
+        elif self.phase is Phase.CLOSING:
+            self.transport.loseConnection()
+        elif self.phase is Phase.READING:
+            self._advance()
+        elif self._framing is not None and self._request is not None:
+            self._breakBody(Problem(400, "The connection ended before the request body did."))
+
+    def writeConnectionLost(self) -> None:
+        """Our direction has ended: what we had to say is out."""
+        if self.phase is Phase.HANDED_OVER:
+            halfCloseable = IHalfCloseableProtocol(self._successor, None)
+            if halfCloseable is not None:
+                halfCloseable.writeConnectionLost()
+        elif self.phase is Phase.CLOSING:
+            if self._inputEnded:
+                self.transport.loseConnection()
+            else:
+                self._deadline.set(self._limits.lingerTimeout, self._endLinger)
+
+    def _regulate(self) -> None:
+        """Pause the peer where more of its bytes would only pile up; resume it after."""
+        if self.phase in (Phase.CLOSING, Phase.HANDED_OVER, Phase.LOST):
+            return
+        if self.phase is Phase.READING:
+            full = (self._writesPaused or self._turn.running) and self._holdsEnough()
+        elif self.phase is not Phase.SERVING:
+            full = False
+        elif self._framing is not None:
+            full = self._request is not None and self._request.body.full
+        else:
+            full = self._holdsEnough()
+        if full == self._readsPaused or self._inputEnded:
+            return
+        self._readsPaused = full
+        transport = self.transport
+        if full:
+            self._pace.clear()
+            transport.pauseProducing()
+        else:
+            transport.resumeProducing()
+            self._mindPace()
+
+    def _holdsEnough(self) -> bool:
+        return len(self._heads) >= self._limits.holdBuffer
+
+    # Heads
+
+    def _advance(self) -> None:
+        """Serve the requests that are here, one after another."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            for _ in range(REQUESTS_PER_TURN):
+                if self.phase is not Phase.READING or self._writesPaused:
+                    break
+                if not self._readHead():
+                    break
+            else:
+                if self.phase is Phase.READING and not self._turn.running:
+                    self._turn.set(0, self._advance)
+        finally:
+            self._advancing = False
+        if self.phase is Phase.READING:
+            self._awaitHead()
+        self._regulate()
+
+    def _readHead(self) -> bool:
+        """
+        @return: Whether a request was begun.
+        """
+        try:
+            head = self._heads.next()
+            if head is not None and not self._countByRealAddress():
+                raise BadRequest(
+                    "Too many connections from this address.",
+                    status=503,
+                    headers=[(b"Retry-After", b"1")],
+                )
+        except BadRequest as refusal:
+            self._refuse(refusal)
+            return False
+        if head is None:
+            return False
+        self._begin(head)
+        return True
+
+    def _awaitHead(self) -> None:
+        """Nothing to serve for now: how long may it stay so?"""
+        if self._turn.running or self._writesPaused:
+            return
+        if self._inputEnded:
+            if len(self._heads):
+                self._refuse(BadRequest("The connection ended within a request head."))
+            else:
+                self._close()
+        elif self.factory.stopping and not len(self._heads):
+            self._close()
+        elif len(self._heads) and not self._headBegun:
+            self._headBegun = True
+            self._deadline.set(self._limits.headTimeout, self._headTooSlow)
+
+    def _headTooSlow(self) -> None:
+        if len(self._heads):
+            self._refuse(BadRequest("The request head took too long.", status=408))
+        else:
+            self._close()
+
+    def _begin(self, head: Head) -> None:
+        """Dispatch a request."""
+        self._deadline.clear()
+        self._headBegun = False
+        self.phase = Phase.SERVING
+        self._h11 = head.connection
+        self._answered = self._logged = False
+        self._bodyFault = None
+        self._owesContinue = head.expectsContinue
+        self._begun = self._clock.seconds()
+        if head.length is None:
+            self._framing = ChunkedFraming()
+        else:
+            self._framing = LengthFraming(head.length) if head.length else None
+        body = Body(head.length, self, highWater=self._limits.bodyBuffer)
+        request = self._request = Request(
+            method=head.event.method.decode("ascii"),
+            rawTarget=head.event.target,
+            path=head.target.path,
+            rawQuery=head.target.rawQuery,
+            headers=head.headers,
+            httpVersion=head.event.http_version,
+            body=body,
+            peer=self._peer(),
+            secure=self._secure,
+            requestId=_requestId(head),
+            owner=self,
+        )
+        if self._framing is not None:
+            self._heads.feed(self._feedBody(self._framing, self._heads.take()))
+        task = Deferred.fromCoroutine(self._serve(request))
+        if self._request is request and not task.called:
+            self._task = task
+        task.addErrback(self._served, request)
+
+    def _served(self, failure: Failure, request: Request) -> None:
+        """A request ended in a way that left no answer, or half of one."""
+        if self.phase is Phase.LOST:
+            if failure.check(CancelledError, ConnectionGone) is None:
+                self._log.failure(
+                    "after the connection of {requestId} was lost",
+                    failure,
+                    requestId=request.requestId,
+                )
+            return
+        self._log.failure("answering {requestId}", failure, requestId=request.requestId)
+        if self._request is request and self.phase is Phase.SERVING:
+            self._logOnce(request, "broken off")
+            self._abort()
+
+    # Bodies (the body's BodySource)
+
+    def bodyWanted(self) -> None:
+        """Somebody reads the body: ask for it, if the peer waits to be asked."""
+        if self._owesContinue and not self._answered:
+            self._owesContinue = False
+            informed = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            self.transport.write(self._h11.send(informed))
+        self._mindPace()
+
+    def bodyTaken(self) -> None:
+        """The body has room."""
+        self._regulate()
+
+    def _feedBody(self, framing: BodyFraming, data: bytes) -> bytes:
+        """
+        @return: What follows the body.
+        """
+        request = cast(Request, self._request)
+        if not data:
+            return b""
+        try:
+            pieces, rest = framing.feed(data)
+        except MalformedBody as error:
+            self._breakBody(Problem(400, f"The request body is malformed: {error}."))
+            return b""
+        # The sender did not wait to be asked; it need not be any more.
+        self._owesContinue = False
+        for piece in pieces:
+            if self.phase is Phase.DRAINING:
+                self._drainLeft -= len(piece)
+            request.body.append(piece)
+        if framing.complete:
+            self._framing = None
+            self._pace.clear()
+            request.body.end()
+            if self.phase is Phase.DRAINING:
+                self._next()
+        elif self.phase is Phase.DRAINING and self._drainLeft < 0:
+            self._lingeringClose()
+        else:
+            self._regulate()
+        return rest
+
+    def _breakBody(self, problem: Problem) -> None:
+        """The rest of the request is lost, and with it where the next one begins."""
+        self._framing = None
+        self._pace.clear()
+        self._bodyFault = problem
+        if self.phase is Phase.DRAINING:
+            self._lingeringClose()
+        elif self._request is not None:
+            self._request.body.fail(problem)
+
+    def _mindPace(self) -> None:
+        """Watch the sender of a body that is waited for."""
+        request = self._request
+        if request is None or self._framing is None or self._readsPaused or self._pace.running:
+            return
+        body = request.body
+        if (body.wanted and body.hurried) or body.discarding:
+            self._paceMark = body.received
+            self._pace.set(self._limits.bodyWindow, self._checkPace)
+
+    def _checkPace(self) -> None:
+        request = self._request
+        if request is None or self._framing is None:
+            return
+        came = request.body.received - self._paceMark
+        body = request.body
+        if (
+            body.hurried or body.discarding
+        ) and came < self._limits.bodyRate * self._limits.bodyWindow:
+            self._breakBody(Problem(408, "The request body came too slowly."))
+        else:
+            self._mindPace()
+
+    # Answers
+
+    async def _serve(self, request: Request) -> None:
+        try:
+            answer = await self.factory.dispatch(request)
+        except Problem as problem:
+            answer = problem.response(request.requestId)
+        except CancelledError:
+            if self.phase is Phase.LOST:
+                raise
+            answer = self._failed(request)
+        except Exception:
+            answer = self._failed(request)
+        if isinstance(answer, HandedOver) or self.phase is not Phase.SERVING:
+            if isinstance(answer, Response):
+                await _closeBody(answer)
+            elif self.phase is Phase.SERVING and self._request is request:
+                raise RuntimeError("the dispatch says handed over, but handOver was not called")
+            return
+        await self._respond(request, answer)
+        self._finish(request, answer.status)
+
+    def _logOnce(self, request: Request, status: int | str) -> None:
+        if not self._logged:
+            self._logged = True
+            self.factory.logAccess(request, status, self._begun)
+
+    def _failed(self, request: Request) -> Response:
+        self._log.failure(
+            "{method} {path} failed, {requestId}",
+            method=request.method,
+            path=request.path,
+            requestId=request.requestId,
+        )
+        detail = "The server failed to answer this request. Its log says why, under this id."
+        return Problem(500, detail).response(request.requestId)
+
+    async def _respond(self, request: Request, answer: Response) -> None:
+        body = answer.body
+        try:
+            try:
+                head = self._responseHead(request, answer)
+            except (h11.LocalProtocolError, ValueError):
+                # A header field that is none: the operation's fault, not the caller's.
+                answer = self._failed(request)
+                head = self._responseHead(request, answer)
+            self._answered = True
+            if not request.body.wanted:
+                self._discardBody(request)
+            start = self._h11.send(head)
+            pieces = answer.body
+            if request.method == "HEAD" or answer.status in (204, 304):
+                self._write([start])
+            elif isinstance(pieces, bytes):
+                size = self._limits.pieceBytes
+                self._write([start, *self._framed(pieces[:size])])
+                for offset in range(size, len(pieces), size):
+                    await self._writable()
+                    self._write(self._framed(pieces[offset : offset + size]))
+            else:
+                self._write([start])
+                await self._writable()
+                async for piece in pieces:
+                    size = self._limits.pieceBytes
+                    for offset in range(0, len(piece), size):
+                        self._write(self._framed(piece[offset : offset + size]))
+                        await self._writable()
+            end = self._h11.send(h11.EndOfMessage())
+            if end:
+                self._write([end])
+        finally:
+            if not isinstance(body, bytes):
+                await _closeBody(Response(200, (), body))
+        await self._writable()
+
+    def _responseHead(self, request: Request, answer: Response) -> h11.Response:
+        headers = [
+            (b"Date", self.factory.date()),
+            (b"Server", self.factory.serverHeader),
+            (b"X-Request-Id", request.requestId.encode("ascii")),
+            *answer.headers,
+        ]
+        names = {name.lower() for name, _ in answer.headers}
+        if b"transfer-encoding" in names:
+            raise ValueError("the framing is the connection's business")
+        if not 200 <= answer.status <= 599:
+            raise ValueError("not a final status")
+        hasBody = answer.status not in (204, 304)
+        if isinstance(answer.body, bytes) and hasBody and b"content-length" not in names:
+            headers.append((b"Content-Length", b"%d" % len(answer.body)))
+        if b"connection" not in names and self._mustClose(request):
+            headers.append((b"Connection", b"close"))
+        return h11.Response(
+            status_code=answer.status,
+            headers=headers,
+            reason=phraseOf(answer.status).encode("ascii"),
+        )
+
+    def _mustClose(self, request: Request) -> bool:
+        """Whether the connection is of no use after this request."""
+        if self.factory.stopping or self._bodyFault is not None:
+            return True
+        if self._framing is None:
+            return False
+        if self._owesContinue:
+            # Not asked to continue, the peer may send its body or not: what comes
+            # next on this connection is anybody's guess.
+            return True
+        body = request.body
+        return (
+            not body.wanted
+            and body.length is not None
+            and body.length - body.received > self._limits.drainBytes
+        )
+
+    def _framed(self, piece: bytes) -> list[bytes]:
+        if not piece:
+            return []
+        return self._h11.send_with_data_passthrough(h11.Data(data=piece)) or []
+
+    def _write(self, pieces: list[bytes]) -> None:
+        if self.phase is not Phase.SERVING:
+            raise ConnectionGone
+        self.transport.writeSequence(pieces)
+
+    def _finish(self, request: Request, status: int) -> None:
+        """The answer is written."""
+        if self.phase is not Phase.SERVING:
+            return
+        self._logOnce(request, status)
+        self._task = None
+        self._discardBody(request)
+        if self._h11.our_state is h11.DONE and not self._mustClose(request):
+            if self._framing is None:
+                self._next()
+            else:
+                self.phase = Phase.DRAINING
+                self._drainLeft = self._limits.drainBytes
+                self._regulate()
+                self._mindPace()
+        elif self._framing is not None or self._bodyFault is not None:
+            self._lingeringClose()
+        else:
+            self._close()
+
+    def _discardBody(self, request: Request) -> None:
+        request.body.discard()
+        self._regulate()
+        self._mindPace()
+
+    def _next(self) -> None:
+        """Ready for another request."""
+        self.phase = Phase.READING
+        self._request = None
+        self._task = None
+        self._headBegun = False
+        pressed = not self._authenticated and self.factory.admission.pressed
+        self._deadline.set(
+            self._limits.headTimeout if pressed else self._limits.idleTimeout, self._headTooSlow
+        )
+        self._advance()
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer what is no request, and close."""
+        requestId = uuid.uuid4().hex
+        answer = problem.response(requestId)
+        head = h11.Response(
+            status_code=answer.status,
+            headers=[
+                (b"Date", self.factory.date()),
+                (b"Server", self.factory.serverHeader),
+                (b"X-Request-Id", requestId.encode("ascii")),
+                *answer.headers,
+                (b"Content-Length", b"%d" % len(cast(bytes, answer.body))),
+                (b"Connection", b"close"),
+            ],
+            reason=phraseOf(answer.status).encode("ascii"),
+        )
+        framed = h11.Connection(h11.SERVER)
+        data = [framed.send(head), framed.send(h11.Data(data=cast(bytes, answer.body)))]
+        self.transport.writeSequence([piece for piece in data if piece])
+        self.factory.logRefused(self._peer(), answer.status, problem.detail, requestId)
+        self._lingeringClose()
+
+    # Output's backpressure (the transport's IPushProducer)
+
+    def pauseProducing(self) -> None:
+        """The transport has enough: the peer is not taking it."""
+        self._writesPaused = True
+        self._stall.set(self._limits.stallTimeout, self._abort)
+
+    def resumeProducing(self) -> None:
+        """The transport has written everything."""
+        self._writesPaused = False
+        self._stall.clear()
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.callback(None)
+        if self.phase is Phase.READING:
+            self._advance()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; connectionLost follows."""
+
+    def _writable(self) -> Deferred[None]:
+        """Fires when the transport takes more."""
+        if not self._writesPaused:
+            return succeed(None)
+        self._drained = Deferred()
+        return self._drained
+
+    # Closing
+
+    def _close(self) -> None:
+        """Flush and close."""
+        self._beginClosing()
+        self._deadline.set(self._limits.stallTimeout, self._abort)
+        self.transport.loseConnection()
+
+    def _lingeringClose(self) -> None:
+        """
+        Flush and close, although the peer may be sending still.
+
+        Closing a TCP socket with unread input resets it, and the reset overtakes
+        our answer (RFC 9112, 9.6): so end our direction, and drop what comes until
+        the peer ends its own or the time is up.  TLS has its own exchange for that.
+        """
+        transport = self.transport
+        if self._inputEnded or self._secure or not hasattr(transport, "loseWriteConnection"):
+            self._close()
+            return
+        self._beginClosing()
+        self._deadline.set(self._limits.stallTimeout, self._abort)
+        transport.loseWriteConnection()
+
+    def _endLinger(self) -> None:
+        self._deadline.set(self._limits.stallTimeout, self._abort)
+        self.transport.loseConnection()
+
+    def _beginClosing(self) -> None:
+        self.phase = Phase.CLOSING
+        self._heads.take()
+        for deadline in (self._stall, self._pace, self._turn):
+            deadline.clear()
+        transport = self.transport
+        self._freeProducerSlot()
+        if self._readsPaused and not self._inputEnded:
+            self._readsPaused = False
+            transport.resumeProducing()
+
+    def _freeProducerSlot(self) -> None:
+        if self._producing:
+            self._producing = False
+            self.transport.unregisterProducer()
+
+    def _abort(self) -> None:
+        """Drop the connection: the peer sees that it is not a clean end."""
+        if self.phase is not Phase.LOST:
+            if self.phase is not Phase.HANDED_OVER:
+                self._beginClosing()
+            self.transport.abortConnection()
+
+    def stop(self) -> None:
+        """Close if nothing is being done; otherwise after what is."""
+        if self.phase is Phase.READING and not self._turn.running and not len(self._heads):
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._abort()
+
+    # Handing over
+
+    def handOver(self, request: Request, build: Callable[[], IProtocol], replayHead: bool) -> None:
+        """See L{Request.handOver}."""
+        if self.phase is not Phase.SERVING or self._request is not request:
+            raise ConnectionGone("the connection has ended")
+        if self._answered:
+            raise RuntimeError("the request has been answered already")
+        if self._framing is not None or self._bodyFault is not None:
+            raise Problem(400, "A request that changes the protocol carries no body.")
+        successor = build()
+        self._successor = successor
+        self.phase = Phase.HANDED_OVER
+        self._request = None
+        for deadline in (self._deadline, self._stall, self._pace, self._turn):
+            deadline.clear()
+        self._freeProducerSlot()
+        transport = self.transport
+        if self._readsPaused and not self._inputEnded:
+            transport.resumeProducing()
+        self._readsPaused = False
+        self.factory.handedOver(self)
+        self._logOnce(request, "handed over")
+        data = (request.head if replayHead else b"") + self._heads.take()
+        try:
+            successor.makeConnection(transport)
+            if data and self.phase is Phase.HANDED_OVER:
+                successor.dataReceived(data)
+            if self._inputEnded and self.phase is Phase.HANDED_OVER:
+                self._endSuccessorInput()
+        except Exception:
+            self._log.failure("the successor of {requestId} failed", requestId=request.requestId)
+            self._abort()
+
+    def _endSuccessorInput(self) -> None:
+        halfCloseable = IHalfCloseableProtocol(self._successor, None)
+        if halfCloseable is not None:
+            halfCloseable.readConnectionLost()
+            return
+        # As Twisted does for such a protocol, but what it wrote is flushed.
+        self.transport.unregisterProducer()
+        self._deadline.set(self._limits.stallTimeout, self._abort)
+        self.transport.loseConnection()
+
+
+async def _closeBody(answer: Response) -> None:
+    """Let the iterable of an answer release what it holds."""
+    close = getattr(answer.body, "aclose", None)
+    if close is not None:
+        await cast("AsyncGenerator[bytes, None]", answer.body).aclose()
+
+
+def _requestId(head: Head) -> str:
+    given = head.headers.get(b"x-request-id") or b""
+    if 0 < len(given) <= _REQUEST_ID_LENGTH and all(0x21 <= byte <= 0x7E for byte in given):
+        return given.decode("ascii")
+    return uuid.uuid4().hex

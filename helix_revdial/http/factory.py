@@ -1,0 +1,176 @@
+# -*- test-case-name: tests.http.test_factory -*-
+"""
+What the HTTP connections of one port share: the dispatch, the limits, who is
+connected, the access log and the way to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from email.utils import formatdate
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import ServerFactory
+from twisted.logger import Logger
+
+from helix_revdial.http.connection import Dispatch, HTTPConnection
+from helix_revdial.http.deadline import Deadline
+from helix_revdial.http.limits import Admission, HTTPLimits
+from helix_revdial.http.request import Request
+
+
+class HTTPFactory(ServerFactory):
+    """
+    Makes L{HTTPConnection}s.
+
+    @ivar dispatch: Answers requests.
+    @ivar admission: The connections of strangers.
+    @ivar stopping: Whether L{stop} has been called.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        clock: IReactorTime,
+        limits: HTTPLimits | None = None,
+        *,
+        serverHeader: bytes = b"helix_revdial",
+        log: Logger | None = None,
+        wallClock: Callable[[], float] | None = None,
+    ) -> None:
+        """
+        @param dispatch: Given each request whose head is acceptable.  May raise
+            L{Problem}; anything else it raises is logged and answered with 500.
+            It is cancelled when the connection is lost.
+        @param clock: For all deadlines and the durations in the access log.
+        @param log: Where one line per request goes.
+        @param wallClock: Seconds since 1970, for the C{Date} header.
+        """
+        self.dispatch = dispatch
+        self.clock = clock
+        self.limits = limits if limits is not None else HTTPLimits()
+        self.serverHeader = serverHeader
+        self.admission = Admission(self.limits)
+        self.stopping = False
+        self._log = log if log is not None else Logger(namespace="helix_revdial.http.access")
+        self._wallClock = wallClock
+        self._date = b""
+        self._dateUntil = float("-inf")
+        self._http: set[HTTPConnection] = set()
+        self._successors: set[HTTPConnection] = set()
+        self._turnedAway: set[HTTPConnection] = set()
+        self._idle: Deferred[None] | None = None
+        self._stopDeadline = Deadline(clock)
+
+    def buildProtocol(  # type: ignore[override]
+        self, addr: IAddress | None
+    ) -> HTTPConnection | None:
+        """
+        @return: C{None}, which closes the connection, when even those that are
+            being turned away are many, or the factory has stopped.
+        """
+        if self.stopping or len(self._turnedAway) >= self.limits.maxUnauthenticated:
+            return None
+        return HTTPConnection(self)
+
+    @property
+    def connections(self) -> int:
+        """Connections that are served or handed over."""
+        return len(self._http) + len(self._successors)
+
+    def admit(self, connection: HTTPConnection, address: str) -> bool:
+        """
+        @param address: See L{Admission.admit}.
+        @return: Whether the connection may be served.
+        """
+        if self.connections < self.limits.maxConnections and self.admission.admit(address):
+            self._http.add(connection)
+            return True
+        self._turnedAway.add(connection)
+        return False
+
+    def handedOver(self, connection: HTTPConnection) -> None:
+        """The connection has a successor: it is not waited for at the end."""
+        self._http.discard(connection)
+        self._successors.add(connection)
+        self._checkIdle()
+
+    def disconnected(self, connection: HTTPConnection) -> None:
+        """The connection is gone."""
+        for group in (self._http, self._successors, self._turnedAway):
+            group.discard(connection)
+        self._checkIdle()
+
+    def busyAnswer(self) -> bytes:
+        """What a peer for whom there is no place gets: no parsing, no allocation to speak of."""
+        return (
+            b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
+            b"Connection: close\r\n\r\n"
+        )
+
+    def date(self) -> bytes:
+        """The C{Date} header's value, formatted once a second."""
+        now = self.clock.seconds()
+        if now >= self._dateUntil:
+            wall = None if self._wallClock is None else self._wallClock()
+            self._date = formatdate(wall, usegmt=True).encode("ascii")
+            self._dateUntil = now + 1
+        return self._date
+
+    def logAccess(self, request: Request, status: int | str, begun: float) -> None:
+        """One line per request.  The query stays out: old wires carry secrets there."""
+        self._log.info(
+            "{peer} {method} {path} {status} {milliseconds:.0f} ms {requestId}",
+            peer=request.clientHost,
+            method=request.method,
+            path=request.path,
+            status=status,
+            milliseconds=(self.clock.seconds() - begun) * 1000,
+            requestId=request.requestId,
+        )
+
+    def logRefused(self, peer: IAddress | None, status: int, why: str, requestId: str) -> None:
+        """One line for what was no request."""
+        self._log.info(
+            "{peer} refused {status} {why} {requestId}",
+            peer=getattr(peer, "host", "unix"),
+            status=status,
+            why=why,
+            requestId=requestId,
+        )
+
+    def stop(self, timeout: float = 30.0) -> Deferred[None]:
+        """
+        Stop serving: idle connections close, running requests finish.
+
+        Connections that were handed over are their successors' business.
+
+        @param timeout: Seconds after which what still runs is cut off.
+        @return: Fires when no HTTP connection is left.
+        """
+        self.stopping = True
+        if self._idle is None:
+            self._idle = Deferred()
+            for connection in list(self._http):
+                connection.stop()
+            self._stopDeadline.set(timeout, self._stopNow)
+            self._checkIdle()
+        result: Deferred[None] = Deferred()
+
+        def pass_(value: None) -> None:
+            result.callback(None)
+
+        self._idle.addCallback(pass_)
+        return result
+
+    def _stopNow(self) -> None:
+        for connection in [*self._http, *self._turnedAway]:
+            connection.abort()
+
+    def _checkIdle(self) -> None:
+        if self._idle is not None and not self._idle.called and not self._http:
+            self._stopDeadline.clear()
+            self._idle.callback(None)

@@ -1,0 +1,160 @@
+# -*- test-case-name: tests.http.test_openapi -*-
+"""
+The OpenAPI 3.1 document of an operation table.
+
+Everything in it is read from the rows, and the schemas from the very types that
+decode the requests, so that the document cannot promise what the server does not
+do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from helix_revdial.http.operations import JSON, Operation, OperationTable
+from helix_revdial.http.problem import ProblemDocument, phraseOf
+
+_REF = "#/components/schemas/{name}"
+
+
+def openapi(table: OperationTable) -> dict[str, Any]:
+    """
+    Describe a table.
+
+    @return: The document, of values that JSON has.
+    """
+    schemas = _Schemas(table.operations)
+    paths: dict[str, dict[str, Any]] = {}
+    for row in table.operations:
+        paths.setdefault(row.openAPIPath, {})[row.method.lower()] = _operation(row, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": table.title,
+            "version": table.version,
+            **({"description": table.description} if table.description else {}),
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "apiKey": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Authorization",
+                    "description": "ApiKey, a space, and the token.",
+                },
+            },
+        },
+    }
+
+
+class _Schemas:
+    """The schema of each type that the rows name."""
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self._index: list[tuple[Any, dict[str, Any]]] = []
+        wanted: list[Any] = [ProblemDocument]
+        for row in operations:
+            wanted += [type_ for type_ in _typesOf(row) if type_ not in wanted]
+        found, self.components = msgspec.json.schema_components(wanted, ref_template=_REF)
+        self._index = list(zip(wanted, found, strict=True))
+
+    def of(self, type_: Any) -> dict[str, Any]:
+        """The schema of one type, which refers to the components."""
+        return next(schema for known, schema in self._index if known == type_)
+
+
+def _typesOf(row: Operation) -> Iterator[Any]:
+    if row.query is not None:
+        for field in msgspec.structs.fields(row.query):
+            yield field.type
+    if row.body is not None and not isinstance(row.body, tuple):
+        yield row.body
+    if row.response is not None:
+        yield row.response
+
+
+def _operation(row: Operation, schemas: _Schemas) -> dict[str, Any]:
+    described: dict[str, Any] = {"operationId": row.name}
+    if row.summary:
+        described["summary"] = row.summary
+    if row.description:
+        described["description"] = row.description
+    if row.tags:
+        described["tags"] = list(row.tags)
+    described["parameters"] = [*_pathParameters(row), *_queryParameters(row, schemas)]
+    if row.body is not None:
+        described["requestBody"] = _requestBody(row, schemas)
+    described["responses"] = _responses(row, schemas)
+    described["security"] = [] if row.access is None else [{"bearer": []}, {"apiKey": []}]
+    if row.access is not None:
+        described["x-access"] = row.access
+    return described
+
+
+def _pathParameters(row: Operation) -> Iterator[dict[str, Any]]:
+    for name in row.parameters:
+        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _queryParameters(row: Operation, schemas: _Schemas) -> Iterator[dict[str, Any]]:
+    if row.query is None:
+        return
+    for field in msgspec.structs.fields(row.query):
+        schema = dict(schemas.of(field.type))
+        if field.default is not msgspec.NODEFAULT and field.default is not None:
+            schema["default"] = msgspec.to_builtins(field.default)
+        described = {
+            "name": field.encode_name,
+            "in": "query",
+            "required": field.required,
+            "schema": schema,
+        }
+        if "description" in schema:
+            described["description"] = schema.pop("description")
+        yield described
+
+
+def _requestBody(row: Operation, schemas: _Schemas) -> dict[str, Any]:
+    if isinstance(row.body, tuple):
+        content: dict[str, Any] = {media: {} for media in row.body}
+        return {"required": True, "content": content}
+    assert row.body is not None
+    required = any(field.required for field in msgspec.structs.fields(row.body))
+    return {"required": required, "content": {JSON: {"schema": schemas.of(row.body)}}}
+
+
+def _responses(row: Operation, schemas: _Schemas) -> dict[str, Any]:
+    content: dict[str, Any] = {media: {} for media in row.media}
+    if row.response is not None:
+        content[JSON] = {"schema": schemas.of(row.response)}
+    status = 204 if not content and row.status == 200 else row.status
+    responses: dict[str, Any] = {
+        str(status): {
+            "description": phraseOf(status) or "Success",
+            **({"content": content} if content else {}),
+        }
+    }
+    problem = {"application/problem+json": {"schema": schemas.of(ProblemDocument)}}
+    for error in sorted({*row.errors, *_ownErrors(row)}):
+        responses[str(error)] = {"description": phraseOf(error), "content": problem}
+    return responses
+
+
+def _ownErrors(row: Operation) -> set[int]:
+    """The statuses that the table itself answers with."""
+    errors = {500}
+    if row.access is not None:
+        errors |= {401, 403}
+    if row.query is not None:
+        errors.add(400)
+    if row.media or row.response is not None:
+        errors.add(406)
+    if row.body is not None:
+        errors |= {400, 413, 415}
+    return errors

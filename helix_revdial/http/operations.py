@@ -1,0 +1,290 @@
+# -*- test-case-name: tests.http.test_operations -*-
+"""
+The operation table: every operation of the API is one row.
+
+A row says by what method and path it is reached, who may, what it takes and
+gives, and how it fails.  From the rows come the routing, the validation, the
+authorisation and the OpenAPI document, so that none of them can disagree.
+
+L{OperationTable} is a dispatch for L{HTTPFactory
+<helix_revdial.http.connection.HTTPFactory>}.  The order of its checks is fixed: the
+path (404), the method (405), who asks (401), whether they may (403, or 404 where
+existence is a secret), what they accept (406), the query (400), the body's type
+(415), size (413) and content (400).  So a stranger learns nothing of a row but
+that it exists, and no body is read for somebody who may not send it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from twisted.logger import Logger
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.http import parse_accept_header
+from werkzeug.routing import Map, RequestRedirect, Rule
+
+from helix_revdial.http.problem import Problem
+from helix_revdial.http.request import Request
+from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.http.validation import decodeJSON, decodeQuery
+
+JSON = "application/json"
+
+MAX_PARAMETER = 256
+"""Characters of a path parameter; nothing of ours has a longer name."""
+
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """
+    One row.
+
+    @ivar name: Unique; the C{operationId} of the OpenAPI document.
+    @ivar method: The HTTP method.  HEAD comes with GET.
+    @ivar path: Such as C{"/api/v1/sessions/{session}"}; C{"{rest:path}"} takes
+        slashes too.
+    @ivar run: Carries it out.  What it returns is encoded as JSON, unless it is
+        a L{Response} or L{HandedOver}.
+    @ivar access: The word given to C{authorise}; C{None}: open to all, nobody is
+        asked who they are.
+    @ivar query: A msgspec struct; parameters it does not name are ignored unless
+        it forbids unknown fields.
+    @ivar body: A msgspec struct, read as JSON; or the media types that C{run}
+        reads from the request itself; or C{None}.
+    @ivar maxBody: The bytes of a body at most.
+    @ivar response: The type of a JSON answer.
+    @ivar media: The media types of any other answer.
+    @ivar status: The status of success.
+    @ivar errors: The statuses it fails with, beyond those that the table gives.
+    """
+
+    name: str
+    method: str
+    path: str
+    run: Callable[[Call], Awaitable[object]]
+    access: str | None = None
+    query: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | tuple[str, ...] | None = None
+    maxBody: int = 64 * 1024
+    response: Any = None
+    media: tuple[str, ...] = ()
+    status: int = 200
+    errors: tuple[int, ...] = ()
+    summary: str = ""
+    description: str = ""
+    tags: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the path's parameters, in order."""
+        return [matched[0] for matched in _PARAMETER.findall(self.path)]
+
+    @property
+    def openAPIPath(self) -> str:
+        """The path as OpenAPI writes it."""
+        return _PARAMETER.sub(r"{\1}", self.path)
+
+
+@dataclass
+class Call:
+    """
+    One call of an operation.
+
+    @ivar params: The path's parameters, decoded.
+    @ivar query: What the row's C{query} made of the query.
+    @ivar body: What the row's C{body} made of the body, where it is a struct.
+    @ivar principal: What C{authenticate} returned.
+    @ivar resource: What the path names, where C{authorise} had to find it.
+    """
+
+    request: Request
+    operation: Operation
+    params: dict[str, str] = field(default_factory=dict)
+    query: Any = None
+    body: Any = None
+    principal: Any = None
+    resource: Any = None
+
+
+Authenticate = Callable[[Request], Awaitable[object | None]]
+Authorise = Callable[[Call, str], Awaitable[None]]
+
+
+class OperationTable:
+    """
+    Dispatches requests to operations.
+
+    @ivar operations: The rows, in the order given.
+    @ivar title: What the API is called.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        *,
+        authenticate: Authenticate,
+        authorise: Authorise,
+        translate: Callable[[Exception], Problem | None] | None = None,
+        title: str = "helix_revdial",
+        version: str = "0",
+        description: str = "",
+    ) -> None:
+        """
+        @param authenticate: Who asks: any object, or C{None} for nobody.  Raises
+            L{Problem} for a credential that is no good.  Called for rows with
+            C{access} only.
+        @param authorise: Raises L{Problem} (401, 403, 404) unless the call's
+            principal may make it.
+        @param translate: Makes a L{Problem} of an exception that an operation
+            raised; C{None} from it leaves a 500.
+        @raise ValueError: if two rows have one name, or one method and path.
+        """
+        self.operations = tuple(operations)
+        self.title = title
+        self.version = version
+        self.description = description
+        self._authenticate = authenticate
+        self._authorise = authorise
+        self._translate = translate
+        self._check()
+        rules = [
+            Rule(_werkzeugPath(row.path), methods=[row.method], endpoint=row.name)
+            for row in self.operations
+        ]
+        self._rows = {row.name: row for row in self.operations}
+        self._routes = Map(rules, merge_slashes=False).bind("localhost")
+
+    def _check(self) -> None:
+        names: set[str] = set()
+        places: set[tuple[str, str]] = set()
+        for row in self.operations:
+            place = (row.method, _PARAMETER.sub("{}", row.path))
+            if row.name in names or place in places:
+                raise ValueError(f"two operations are {row.name!r} or {row.method} {row.path}")
+            names.add(row.name)
+            places.add(place)
+
+    def __getitem__(self, name: str) -> Operation:
+        """The row of that name."""
+        return self._rows[name]
+
+    async def __call__(self, request: Request) -> Response | HandedOver:
+        """
+        Carry a request out.
+
+        @raise Problem: for everything that the caller did wrong, and what the
+            operation raised.
+        """
+        try:
+            call = self._route(request)
+        except MethodNotAllowed as refused:
+            return self._otherMethod(request, list(refused.valid_methods or ()))
+        operation = call.operation
+        if operation.access is not None:
+            call.principal = await self._authenticate(request)
+            if call.principal is not None:
+                request.authenticated()
+            await self._authorise(call, operation.access)
+        self._checkAccepted(call)
+        if operation.query is not None:
+            call.query = decodeQuery(request.query, operation.query)
+        await self._readBody(call)
+        try:
+            result = await operation.run(call)
+        except Problem:
+            raise
+        except Exception as error:
+            problem = None if self._translate is None else self._translate(error)
+            if problem is None:
+                raise
+            raise problem from error
+        return self._answer(operation, result)
+
+    def _route(self, request: Request) -> Call:
+        try:
+            name, params = self._routes.match(request.path, method=request.method)
+        except MethodNotAllowed:
+            raise
+        except (RequestRedirect, HTTPException):
+            raise Problem(404, "There is nothing at this path.") from None
+        if any(len(str(value)) > MAX_PARAMETER for value in params.values()):
+            raise Problem(404, "There is nothing at this path.")
+        return Call(request, self._rows[name], dict(params))
+
+    @staticmethod
+    def _otherMethod(request: Request, methods: Sequence[str]) -> Response:
+        allow = (b"Allow", ", ".join(sorted({*methods, "OPTIONS"})).encode("ascii"))
+        if request.method == "OPTIONS":
+            return Response(204, [allow])
+        raise Problem(405, f"This path does not take {request.method}.", headers=[allow])
+
+    @staticmethod
+    def _checkAccepted(call: Call) -> None:
+        accepted = call.request.headers.getAll(b"accept")
+        offered = _offered(call.operation)
+        if not accepted or not offered:
+            return
+        accept = parse_accept_header(b", ".join(accepted).decode("latin-1"), MIMEAccept)
+        if accept and accept.best_match(offered) is None:
+            raise Problem(406, f"The answer would be {' or '.join(offered)}.")
+
+    async def _readBody(self, call: Call) -> None:
+        operation, request = call.operation, call.request
+        if operation.body is None:
+            return
+        media = (request.headers.get(b"content-type") or b"").partition(b";")[0]
+        given = media.strip().lower().decode("latin-1")
+        empty = request.body.length == 0
+        if not isinstance(operation.body, tuple):
+            taken: tuple[str, ...] = (JSON,)
+        else:
+            taken = operation.body
+        if not empty or given:
+            if not any(_matches(given, wanted) for wanted in taken):
+                raise Problem(
+                    415,
+                    f"Send the request body as {' or '.join(taken)} (Content-Type).",
+                    headers=[(b"Accept", ", ".join(taken).encode("ascii"))],
+                )
+            coding = request.headers.tokens(b"content-encoding")
+            if coding and coding != [b"identity"]:
+                raise Problem(415, "Send the request body without a Content-Encoding.")
+        if isinstance(operation.body, tuple):
+            return
+        call.body = decodeJSON(await request.body.read(operation.maxBody), operation.body)
+
+    @staticmethod
+    def _answer(operation: Operation, result: object) -> Response | HandedOver:
+        if isinstance(result, Response | HandedOver):
+            return result
+        if result is None and operation.response is None:
+            return Response(204 if operation.status == 200 else operation.status)
+        headers = [(b"Content-Type", b"application/json; charset=utf-8")]
+        return Response(operation.status, headers, msgspec.json.encode(result))
+
+
+def _offered(operation: Operation) -> list[str]:
+    """The media types an operation may answer with; empty: it has nothing to say."""
+    offered = list(operation.media)
+    if operation.response is not None:
+        offered.insert(0, JSON)
+    return offered
+
+
+def _matches(given: str, wanted: str) -> bool:
+    if wanted.endswith("/*"):
+        return given.startswith(wanted[:-1])
+    return wanted in ("*/*", given)
+
+
+def _werkzeugPath(path: str) -> str:
+    return _PARAMETER.sub(lambda matched: f"<{'path:' if matched[2] else ''}{matched[1]}>", path)

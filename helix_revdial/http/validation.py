@@ -1,0 +1,129 @@
+# -*- test-case-name: tests.http.test_validation -*-
+"""
+From bytes and strings of callers to typed values, with everything that is wrong.
+
+msgspec stops at the first fault; a caller who has three fields wrong wants to
+hear of three.  So where decoding fails, each field is tried by itself.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from helix_revdial.http.problem import Problem, validationProblem
+
+T = TypeVar("T")
+
+_MISSING = "is required"
+
+
+def decodeJSON(data: bytes, type_: type[T]) -> T:
+    """
+    Decode a JSON body.
+
+    @raise Problem: (400) if it is no JSON, or not of that type: then with
+        C{errors} per field.
+    """
+    if not data.strip():
+        # No body is an object without fields: enough where all have defaults.
+        data = b"{}"
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except msgspec.ValidationError as error:
+        problems: dict[str, list[str]] = {}
+        _collect(msgspec.json.decode(data), type_, "", problems, strict=True)
+        raise validationProblem(problems or _single(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Problem(400, f"The request body is not valid JSON: {text}.") from None
+
+
+def decodeQuery(pairs: Sequence[tuple[str, str]], type_: type[T]) -> T:
+    """
+    Decode the pairs of a query.
+
+    A field whose type is a list takes every value of its name; any other name
+    may come once.
+
+    @raise Problem: (400) with C{errors} per parameter.
+    """
+    fields = {field.encode_name: field for field in msgspec.structs.fields(cast(Any, type_))}
+    values: dict[str, Any] = {}
+    problems: dict[str, list[str]] = {}
+    for name, value in pairs:
+        if name in fields and _takesMany(fields[name].type):
+            values.setdefault(name, []).append(value)
+        elif name in fields and name in values:
+            problems[name] = ["is given more than once"]
+        else:
+            values[name] = value
+    if not problems:
+        try:
+            return msgspec.convert(values, type_, strict=False)
+        except msgspec.ValidationError as error:
+            _collect(values, type_, "", problems, strict=False)
+            problems = problems or _single(error)
+    raise validationProblem(problems)
+
+
+def _collect(
+    value: object, type_: Any, path: str, problems: dict[str, list[str]], *, strict: bool
+) -> None:
+    """Note each fault of C{value} in C{problems}."""
+    struct = _structOf(type_)
+    if struct is not None and isinstance(value, Mapping) and not struct.__struct_config__.tag:
+        fields = msgspec.structs.fields(struct)
+        for field in fields:
+            name = f"{path}.{field.encode_name}" if path else field.encode_name
+            if field.encode_name in value:
+                _collect(value[field.encode_name], field.type, name, problems, strict=strict)
+            elif field.required:
+                problems.setdefault(name, []).append(_MISSING)
+        if struct.__struct_config__.forbid_unknown_fields:
+            known = {field.encode_name for field in fields}
+            for unknown in [str(key) for key in value if key not in known][:10]:
+                name = f"{path}.{unknown}" if path else unknown
+                problems.setdefault(name, []).append("is not known")
+        if problems:
+            return
+    try:
+        msgspec.convert(value, type_, strict=strict)
+    except msgspec.ValidationError as error:
+        for name, texts in _single(error, path).items():
+            problems.setdefault(name, []).extend(texts)
+
+
+def _single(error: msgspec.ValidationError, path: str = "") -> dict[str, list[str]]:
+    """msgspec's one sentence as a field and what is wrong with it."""
+    text, _, where = str(error).partition(" - at `$")
+    inner = where.rstrip("`").lstrip(".")
+    if inner.startswith("["):
+        name = path + inner
+    else:
+        name = ".".join(part for part in (path, inner) if part)
+    return {name or "body": [text[:1].lower() + text[1:]]}
+
+
+def _structOf(type_: Any) -> Any:
+    """The struct that a type is, or is when it is not C{None}."""
+    if typing.get_origin(type_) is typing.Annotated:
+        return _structOf(typing.get_args(type_)[0])
+    if typing.get_origin(type_) in (typing.Union, types.UnionType):
+        arms = [arm for arm in typing.get_args(type_) if arm is not type(None)]
+        return _structOf(arms[0]) if len(arms) == 1 else None
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return type_
+    return None
+
+
+def _takesMany(type_: Any) -> bool:
+    if typing.get_origin(type_) is typing.Annotated:
+        return _takesMany(typing.get_args(type_)[0])
+    if typing.get_origin(type_) in (typing.Union, types.UnionType):
+        return any(_takesMany(arm) for arm in typing.get_args(type_))
+    return (typing.get_origin(type_) or type_) in (list, tuple, set, frozenset)
