@@ -18,7 +18,7 @@ MAX_TOKEN = 4096
 """Bytes of a token; it travels in one header field."""
 
 
-class TokenUnusable(Exception):
+class TokenUnusable(ValueError):
     """There is no token, or none that could be sent; the text says what to do."""
 
 

@@ -10,7 +10,7 @@ from helix_revdial.agent.trust import TrustUnusable, certificatesIn, tlsOptionsF
 
 class CertificatesInTests(SynchronousTestCase):
     def write(self, content: bytes) -> str:
-        path = self.mktemp()
+        path: str = self.mktemp()
         with open(path, "wb") as file:
             file.write(content)
         return path

@@ -1,0 +1,97 @@
+# -*- test-case-name: tests.agent.test_options -*-
+"""
+The command line of C{twistd helix-revdial-agent}.
+
+Made from the table of L{helix_revdial.agent.settings}: what the settings mean
+stands there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+from twisted.python import usage
+
+from .settings import SETTINGS, AgentSettings, SettingsError, readSettings
+from .token import Secret
+
+
+class Options(usage.Options):
+    """
+    Flags of the agent; after parsing, L{settings} holds what they amount to.
+
+    The token's flag holds a L{Secret}, since these options are a dictionary that
+    anybody may print.
+    """
+
+    synopsis = "[options]"
+    longdesc = (
+        "Keeps a control connection to a helix_revdial server and connects its dials to local "
+        "services. Flags win over the environment."
+    )
+    optFlags = [
+        ["check-config", None, "Print the settings, without secrets, and exit: 0 usable, 1 not."]
+    ]
+    optParameters = [
+        [
+            row.flag,
+            None,
+            None,
+            row.meaning + (f" Or {row.variable}." if row.variable else ""),
+            Secret if row.flag == "token" else None,
+        ]
+        for row in SETTINGS
+        if row.flag and not row.repeatable
+    ]
+
+    def __init__(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        output: TextIO | None = None,
+        errors: TextIO | None = None,
+    ) -> None:
+        """
+        @param environment: The environment variables.
+        @param output: Where C{--check-config} prints, standard output by default.
+        @param errors: Where it prints warnings, standard error by default.
+        """
+        super().__init__()
+        self["target"] = []
+        self._environment = environment
+        self._output = output
+        self._errors = errors
+        self.settings: AgentSettings | None = None
+
+    def opt_target(self, value: str) -> None:
+        """NAME=ADDRESS: a named local service; repeatable. Or HELIX_REVDIAL_TARGETS."""
+        self["target"].append(value)
+
+    def postOptions(self) -> None:
+        """
+        Make the settings.
+
+        @raise usage.UsageError: They make no agent.
+        @raise SystemExit: C{--check-config} was given.
+        """
+        checking = bool(self["check-config"])
+        try:
+            settings = readSettings(self, self._environment)
+            if checking:
+                settings.checkToken()
+        except SettingsError as error:
+            if checking:
+                (self._errors or sys.stderr).write(f"{error}\n")
+                raise SystemExit(1) from None
+            raise usage.UsageError(str(error)) from None
+        if checking:
+            for warning in settings.warnings:
+                (self._errors or sys.stderr).write(f"warning: {warning}\n")
+            (self._output or sys.stdout).write(settings.describe())
+            raise SystemExit(0)
+        self.settings = settings
+
+
+__all__ = ["Options"]

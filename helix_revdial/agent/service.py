@@ -1,0 +1,264 @@
+# -*- test-case-name: tests.agent.test_service -*-
+"""
+The agent as a service: one control connection, kept up for as long as it runs.
+
+L{AgentService} owns the loop of connecting, being connected and waiting, the
+log that tells an operator what is going on, and leaving in good order.  How a
+connection is made and what is done on it belongs to C{revdial}; how long to
+wait to L{ReconnectPolicy}; what is offered to L{LocalTarget}.
+
+Invariants:
+
+  - Nothing that goes wrong ends the loop, except being told to stop: a server
+    that is not there yet, a name that does not resolve yet, a refused login, a
+    token file that is missing.
+  - There is at most one attempt or one control connection or one wait at a
+    time, and none when C{stopService}'s Deferred has fired.
+  - Each attempt has a time limit, and so has leaving.
+  - Every failure is logged as one line that says why; no line has a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from random import SystemRandom
+from typing import Any, Protocol, cast
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from .. import __version__
+from ..revdial.client import ControlSession, Refused, ServerPath
+from ..revdial.exchange import MalformedAnswer
+from ..revdial.listener import Listener
+from .failures import connectReason
+from .reconnect import ReconnectPolicy
+from .settings import AgentSettings
+from .targets import LocalTarget
+from .token import TokenUnusable
+from .trust import tlsOptionsFor
+
+ATTEMPT_LIMIT = 45.0
+"""Seconds an attempt may take, over all the carriers that it tries."""
+
+DRAIN_LIMIT = 5.0
+"""Seconds that streams get to finish when the agent stops."""
+
+CLOSE_LIMIT = 6.0
+"""
+Seconds that the control connection gets to close when the agent stops: a little
+more than it takes to abort one whose server does not read.
+"""
+
+
+class ControlPath(Protocol):
+    """The way to a server; L{ServerPath} is one."""
+
+    def connectControl(self, listener: Listener) -> Awaitable[ControlSession]:
+        """
+        Log in and register.
+
+        @raise Refused: The server does not want us.
+        """
+
+
+class AgentService(Service):
+    """
+    Keeps an agent connected.
+
+    @ivar session: The control connection that is up, or C{None}.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        settings: AgentSettings,
+        path: ControlPath,
+        listener: Listener,
+        policy: ReconnectPolicy,
+        *,
+        attemptLimit: float = ATTEMPT_LIMIT,
+        drainLimit: float = DRAIN_LIMIT,
+        closeLimit: float = CLOSE_LIMIT,
+    ) -> None:
+        """
+        @param clock: Tells the time and calls later.
+        @param settings: What to say about this agent.
+        @param path: The way to the server.
+        @param listener: Answers the server's dials.
+        @param policy: How long to wait.
+        @param attemptLimit: Seconds that an attempt may take.
+        @param drainLimit: Seconds that streams get to finish on stop.
+        @param closeLimit: Seconds that the connection gets to close on stop.
+        """
+        self.session: ControlSession | None = None
+        self._clock = clock
+        self._settings = settings
+        self._path = path
+        self._listener = listener
+        self._policy = policy
+        self._attemptLimit = attemptLimit
+        self._drainLimit = drainLimit
+        self._closeLimit = closeLimit
+        self._loop: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Begin to connect."""
+        super().startService()
+        self._log.info(
+            "agent {version} of {key}: server {server}, {targets}",
+            version=__version__,
+            key=self._settings.key,
+            server=str(self._settings.server),
+            targets=", ".join(
+                f"{name} at {address}" for name, address in self._settings.targets.items()
+            ),
+        )
+        for warning in self._settings.warnings:
+            # Not "warning": Twisted's older observers take that key for their own.
+            self._log.warn("{advice}", advice=warning)
+        self._loop = Deferred.fromCoroutine(self._run())
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Leave: no new dials, the streams that run get a few seconds, then goodbye.
+
+        @return: Fires when nothing is left.
+        """
+        super().stopService()
+        return Deferred.fromCoroutine(self._leave())
+
+    async def _run(self) -> None:
+        while self.running:
+            try:
+                wait = await self._connectOnce()
+                if not self.running:
+                    return
+                self._log.info("connecting again in {wait:.1f} s", wait=wait)
+                await deferLater(self._clock, wait)
+            except CancelledError:
+                return
+
+    async def _connectOnce(self) -> float:
+        """
+        One attempt and, if it succeeds, the life of the connection.
+
+        @return: Seconds to wait before the next attempt.
+        """
+        server = str(self._settings.server)
+        attempt: Deferred[ControlSession] = Deferred.fromCoroutine(self._attempt())
+        attempt.addTimeout(self._attemptLimit, self._clock)
+        try:
+            session = await attempt
+        except CancelledError:
+            raise
+        except Refused as refused:
+            self._log.warn(
+                "refused by {server}: {why}", server=server, why=str(refused), status=refused.status
+            )
+            return self._policy.attemptFailed(refused.retryAfter)
+        except MalformedAnswer as answer:
+            self._log.warn(
+                "cannot connect to {server}: {why}",
+                server=server,
+                why=str(answer),
+            )
+            return self._policy.attemptFailed()
+        except TokenUnusable as unusable:
+            self._log.error("cannot log in: {why}", why=str(unusable))
+            return self._policy.attemptFailed()
+        except DeferredTimeoutError:
+            self._log.warn(
+                "cannot connect to {server}: no answer within {limit:g} s",
+                server=server,
+                limit=self._attemptLimit,
+            )
+            return self._policy.attemptFailed()
+        except Exception as failed:
+            if not self.running:
+                # An attempt that was cancelled may fail in words of its own.
+                raise CancelledError() from failed
+            reason = connectReason(failed)
+            if reason is None:
+                self._log.failure("cannot connect to {server}", server=server)
+            else:
+                self._log.warn("cannot connect to {server}: {why}", server=server, why=reason)
+            return self._policy.attemptFailed()
+
+        self.session = session
+        self._log.info(
+            "connected as {key} to {server} over {carrier}",
+            key=self._settings.key,
+            server=server,
+            carrier=session.carrier,
+        )
+        closed = await session.closed
+        self.session = None
+        self._log.info(
+            "connection to {server} ended after {held:.0f} s: {why}",
+            server=server,
+            held=closed.held,
+            why=closed.reason,
+        )
+        return self._policy.connectionEnded(
+            closed.held, superseded=closed.reason == "superseded", retryAfter=closed.retryAfter
+        )
+
+    async def _attempt(self) -> ControlSession:
+        return await self._path.connectControl(self._listener)
+
+    async def _leave(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        if self._listener.openStreams:
+            self._log.info(
+                "leaving: {streams} streams may finish within {limit:g} s",
+                streams=self._listener.openStreams,
+                limit=self._drainLimit,
+            )
+        if self.session is None:
+            loop.cancel()
+        leaving = Deferred.fromCoroutine(self._listener.stop(self._drainLimit))
+        leaving.addTimeout(self._drainLimit + self._closeLimit, self._clock)
+        try:
+            await leaving
+        except DeferredTimeoutError:
+            self._log.warn("the control connection did not close in time")
+            loop.cancel()
+        await loop
+        self._log.info("stopped")
+
+
+def agentService(reactor: Any, settings: AgentSettings) -> AgentService:
+    """
+    Put an agent together.
+
+    @param reactor: Opens sockets, tells the time and resolves names.
+    @param settings: What the agent is told.
+    """
+    targets = {name: LocalTarget(reactor, address) for name, address in settings.targets.items()}
+    server = settings.server
+    path = ServerPath(
+        reactor,
+        server,
+        settings.token,
+        key=settings.key,
+        tlsOptions=tlsOptionsFor(server.host, settings.caFile) if server.secure else None,
+    )
+    return AgentService(
+        cast(IReactorTime, reactor),
+        settings,
+        path,
+        Listener(reactor, path, targets, default=settings.default),
+        ReconnectPolicy(SystemRandom().random, firstDelay=settings.reconnect),
+    )
+
+
+__all__ = ["AgentService", "agentService"]

@@ -1,0 +1,513 @@
+# -*- test-case-name: tests.agent.test_settings -*-
+"""
+What an agent is told: flags and environment made into one value.
+
+Owns the names of the settings (one table, from which the options of
+C{twistd helix-revdial-agent}, the two older programs and the page
+C{docs/agent.md} are made), which of two wins, the defaults and every complaint
+about them.  Opens nothing but the files that settings name.
+
+Rules:
+
+  - A flag wins over the environment.  An empty value counts as none, since
+    start scripts pass C{-token "$TOKEN"} whether or not it is set.
+  - The names come in two families, from the two programs that came before:
+    C{HELIX_API_URL}, C{WOLF_ID}, C{RUNNER_TOKEN} for a host, and
+    C{HELIX_API_BASE_URL}, C{HELIX_SESSION_ID}, C{USER_API_TOKEN} for a
+    session.  An agent prefers the family that its identity comes from and
+    falls back to the other.
+  - What is missing is named: every flag and every variable that would do.
+  - The token itself is never in a value, a complaint or a description.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..revdial.client import ServerURL
+from .reconnect import FIRST_DELAY, MAX_DELAY
+from .targets import TargetAddress, parseTarget
+from .token import Secret, TokenFile, TokenSource, TokenText, TokenUnusable
+from .trust import TrustUnusable, certificatesIn
+
+RUNNER_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What a runner may be called."""
+
+TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a target may be called."""
+
+MAX_TARGETS = 64
+"""Targets of one agent."""
+
+MAX_FIRST_DELAY = 3600.0
+"""The longest C{--reconnect}, in seconds."""
+
+DEFAULT_TARGET = "default"
+"""The name of the target that C{--local} gives."""
+
+SESSION_LOCAL = "localhost:9876"
+"""The desktop service of a session."""
+
+HOST_LOCAL = "localhost:8080"
+"""Wolf's API."""
+
+
+class SettingsError(ValueError):
+    """The settings make no agent; the text says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """
+    One way to tell an agent something.
+
+    @ivar about: What it sets; rows about the same thing stand in for each other.
+    @ivar flag: The flag's name without dashes, if there is a flag.
+    @ivar variable: The environment variable, if there is one.
+    @ivar value: What the value is called in a usage text.
+    @ivar meaning: One sentence, for the usage text and the documentation.
+    @ivar repeatable: Whether the flag may be given more than once.
+    """
+
+    about: str
+    flag: str | None
+    variable: str | None
+    value: str
+    meaning: str
+    repeatable: bool = False
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "server",
+        "api-url",
+        "HELIX_API_URL",
+        "URL",
+        "The control plane: http, https, ws or wss, with or without /api/v1/revdial.",
+    ),
+    Setting("server", "server", "HELIX_API_BASE_URL", "URL", "The same, as sandboxes name it."),
+    Setting("runner", "wolf-id", "WOLF_ID", "ID", "Registers the runner wolf-ID."),
+    Setting("runner", None, "HELIX_SESSION_ID", "ID", "Registers the runner sandbox-ID."),
+    Setting(
+        "runner",
+        "runner-id",
+        "HELIX_REVDIAL_RUNNER_ID",
+        "KEY",
+        "Registers exactly this runner key.",
+    ),
+    Setting(
+        "token",
+        "token-file",
+        "HELIX_REVDIAL_TOKEN_FILE",
+        "PATH",
+        "A file that holds the token, mode 0600; read anew at each connection.",
+    ),
+    Setting(
+        "token",
+        "token",
+        "RUNNER_TOKEN",
+        "TOKEN",
+        "The token. As a flag every user of the host can read it: prefer --token-file.",
+    ),
+    Setting("token", None, "USER_API_TOKEN", "TOKEN", "The token of a session's user."),
+    Setting(
+        "local",
+        "local",
+        "HELIX_REVDIAL_LOCAL",
+        "ADDRESS",
+        "The local service, host:port or unix:///path. By default "
+        f"{HOST_LOCAL} for a wolf- runner, {SESSION_LOCAL} for others.",
+    ),
+    Setting(
+        "targets",
+        "target",
+        "HELIX_REVDIAL_TARGETS",
+        "NAME=ADDRESS",
+        "A named local service; may be given several times (the variable separates them by "
+        "spaces). The first one is the default where --local is not given.",
+        repeatable=True,
+    ),
+    Setting(
+        "reconnect",
+        "reconnect",
+        "HELIX_REVDIAL_RECONNECT",
+        "SECONDS",
+        f"The first delay before connecting again, {FIRST_DELAY:g} by default; "
+        f"it grows to {MAX_DELAY:g}.",
+    ),
+    Setting(
+        "trust",
+        "ca-file",
+        "HELIX_REVDIAL_CA_FILE",
+        "PATH",
+        "Certificates (PEM) of the authorities to trust instead of the system's.",
+    ),
+)
+"""Every setting of C{twistd helix-revdial-agent}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """
+    Which settings a program takes and how its flags are written.
+
+    @ivar settings: The rows.
+    @ivar dashes: What stands before a flag.
+    @ivar local: The default of C{--local} whatever the runner, if the program
+        has one.
+    @ivar reconnect: The default of C{--reconnect}, in seconds.
+    """
+
+    settings: tuple[Setting, ...] = SETTINGS
+    dashes: str = "--"
+    local: str | None = None
+    reconnect: float = FIRST_DELAY
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """
+    All that an agent needs to know.
+
+    @ivar server: The control plane.
+    @ivar key: The runner key to register.
+    @ivar token: Gives the token for each connection.
+    @ivar targets: The local services by name.
+    @ivar default: The name of the one that a dial without a target reaches.
+    @ivar reconnect: The ceiling of the first delay, in seconds.
+    @ivar caFile: Certificates to trust instead of the system's.
+    @ivar warnings: What works but should be changed, one line each.
+    """
+
+    server: ServerURL
+    key: str
+    token: TokenSource
+    targets: Mapping[str, TargetAddress]
+    default: str
+    reconnect: float = FIRST_DELAY
+    caFile: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """
+        The settings for people, without secrets, as C{--check-config} prints them.
+        """
+        rows = [
+            ("server", str(self.server)),
+            ("runner", self.key),
+            ("token", f"from {self.token.origin}"),
+        ]
+        for name, address in self.targets.items():
+            note = " (default)" if name == self.default else ""
+            rows.append(("target", f"{name} = {address}{note}"))
+        rows.append(("reconnect", f"first after up to {self.reconnect:g} s"))
+        rows.append(("trust", self.caFile or "the system's certificate authorities"))
+        return "".join(f"{name:<10} {value}\n" for name, value in rows)
+
+    def checkToken(self) -> None:
+        """
+        Look whether there is a token now, as C{--check-config} does.
+
+        An agent that runs keeps trying instead, since the file may come later.
+
+        @raise SettingsError: There is none that could be used.
+        """
+        try:
+            self.token()
+        except TokenUnusable as error:
+            raise SettingsError(str(error)) from None
+
+
+class _Given:
+    """What was told, by what: finds values for the readers below."""
+
+    def __init__(
+        self,
+        flags: Mapping[str, str | Secret | Sequence[str] | None],
+        environment: Mapping[str, str],
+        offered: Offered,
+    ) -> None:
+        self._flags = flags
+        self._environment = environment
+        self._offered = offered
+
+    def rows(self, about: str) -> Iterator[Setting]:
+        return (row for row in self._offered.settings if row.about == about)
+
+    def flagName(self, row: Setting) -> str:
+        return f"{self._offered.dashes}{row.flag}"
+
+    def byFlag(self, about: str) -> list[tuple[Setting, str]]:
+        found = []
+        for row in self.rows(about):
+            value = self._flags.get(row.flag) if row.flag else None
+            text = value.reveal() if isinstance(value, Secret) else value
+            if isinstance(text, str) and text:
+                found.append((row, text))
+        if len(found) > 1:
+            names = " and ".join(self.flagName(row) for row, _ in found)
+            raise SettingsError(f"{names} say the same thing: give one of them")
+        return found
+
+    def byVariable(self, about: str) -> list[tuple[Setting, str]]:
+        found = []
+        for row in self.rows(about):
+            value = self._environment.get(row.variable, "") if row.variable else ""
+            if value:
+                found.append((row, value))
+        return found
+
+    def one(self, about: str) -> tuple[str, str] | None:
+        """The value and where it was given, for what has one flag and one variable."""
+        for row, text in self.byFlag(about):
+            return text, self.flagName(row)
+        for row, text in self.byVariable(about):
+            return text, str(row.variable)
+        return None
+
+    def severally(self, about: str) -> tuple[Sequence[str], str]:
+        """The same for a flag that may be repeated."""
+        for row in self.rows(about):
+            values = self._flags.get(row.flag) if row.flag else None
+            if values and not isinstance(values, str | Secret):
+                return values, self.flagName(row)
+        for row, text in self.byVariable(about):
+            return text.split(), str(row.variable)
+        return (), ""
+
+    def missing(self, about: str, what: str) -> str:
+        flags = [self.flagName(row) for row in self.rows(about) if row.flag]
+        variables = [row.variable for row in self.rows(about) if row.variable]
+        ways = []
+        if flags:
+            ways.append(f"give {_alternatives(flags)}")
+        if variables:
+            ways.append(f"set {_alternatives(variables)}")
+        return f"no {what}: {', or '.join(ways)}"
+
+
+def readSettings(
+    flags: Mapping[str, str | Secret | Sequence[str] | None],
+    environment: Mapping[str, str],
+    offered: Offered = Offered(),
+) -> AgentSettings:
+    """
+    Make the settings of an agent.
+
+    @param flags: Values by flag name, without dashes; a L{Secret} for the token, a
+        list for a flag that may be repeated.
+    @param environment: The environment variables.
+    @param offered: What the program takes.
+    @raise SettingsError: Something is missing or cannot be; the text has one line
+        for each complaint.
+    """
+    given = _Given(flags, environment, offered)
+    complaints: list[str] = []
+    warnings: list[str] = []
+
+    key, family = None, "HELIX_API_URL"
+    try:
+        key, family = _readKey(given, warnings)
+    except SettingsError as error:
+        complaints.append(str(error))
+    server = None
+    try:
+        server = _readServer(given, family)
+    except SettingsError as error:
+        complaints.append(str(error))
+    token = None
+    try:
+        token = _readToken(given, family, environment.get("CREDENTIALS_DIRECTORY"))
+        warnings.extend(token.warnings())
+    except SettingsError as error:
+        complaints.append(str(error))
+    targets: dict[str, TargetAddress] = {}
+    try:
+        targets = _readTargets(given, offered.local, key or "")
+    except SettingsError as error:
+        complaints.append(str(error))
+    reconnect = offered.reconnect
+    try:
+        reconnect = _readReconnect(given, offered.reconnect)
+    except SettingsError as error:
+        complaints.append(str(error))
+    caFile = None
+    try:
+        caFile = _readTrust(given)
+    except SettingsError as error:
+        complaints.append(str(error))
+
+    if complaints or key is None or server is None or token is None:
+        raise SettingsError("\n".join(complaints))
+    return AgentSettings(
+        server=server,
+        key=key,
+        token=token,
+        targets=MappingProxyType(targets),
+        default=next(iter(targets)),
+        reconnect=reconnect,
+        caFile=caFile,
+        warnings=tuple(warnings),
+    )
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _readKey(given: _Given, warnings: list[str]) -> tuple[str, str]:
+    """The runner key, and which variable's family of names the agent belongs to."""
+    found = given.byFlag("runner")
+    if found:
+        row, text = found[0]
+        origin = given.flagName(row)
+    else:
+        found = given.byVariable("runner")
+        if not found:
+            raise SettingsError(given.missing("runner", "runner"))
+        if len(found) > 1:
+            names = " and ".join(str(row.variable) for row, _ in found)
+            flags = [given.flagName(row) for row in given.rows("runner") if row.flag]
+            raise SettingsError(
+                f"{names} are both set: say which runner this is with {_alternatives(flags)}"
+            )
+        row, text = found[0]
+        origin = str(row.variable)
+    if row.variable == "WOLF_ID":
+        key = f"wolf-{text}"
+        if text.startswith("wolf-"):
+            warnings.append(f"{origin} {text} registers the runner {key}; was {text} meant?")
+    elif row.variable == "HELIX_SESSION_ID":
+        key = f"sandbox-{text}"
+    else:
+        key = text
+    if RUNNER_KEY.fullmatch(key) is None:
+        raise SettingsError(
+            f"{origin}: {key[:200]!r} is no runner key: letters, digits, '.', '_' and '-', "
+            "the first one a letter or digit, at most 128"
+        )
+    if key in ("sandbox-", "desktop-", "wolf-"):
+        raise SettingsError(f"{origin}: nothing follows {key!r}; is a variable empty?")
+    ofSession = row.variable == "HELIX_SESSION_ID" or key.startswith(("sandbox-", "desktop-"))
+    return key, "HELIX_API_BASE_URL" if ofSession else "HELIX_API_URL"
+
+
+def _readServer(given: _Given, family: str) -> ServerURL:
+    found = given.byFlag("server")
+    if found:
+        row, text = found[0]
+        origin = given.flagName(row)
+    else:
+        found = given.byVariable("server")
+        if not found:
+            raise SettingsError(given.missing("server", "server"))
+        found.sort(key=lambda each: each[0].variable != family)
+        row, text = found[0]
+        origin = str(row.variable)
+    if "@" in text:
+        # What stands before the @ may be a password: it is not repeated.
+        raise SettingsError(f"{origin}: a user name in the URL is not used; take it out")
+    try:
+        return ServerURL.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{origin}: {error}") from None
+
+
+def _readToken(given: _Given, family: str, credentials: str | None) -> TokenSource:
+    found = given.byFlag("token")
+    if found:
+        row, text = found[0]
+        origin = given.flagName(row)
+    else:
+        found = given.byVariable("token")
+        if not found:
+            raise SettingsError(given.missing("token", "token"))
+        # The file first; then the token of the agent's own kind, so that a session
+        # does not use the runners' token that its host happens to have set.
+        own = "USER_API_TOKEN" if family == "HELIX_API_BASE_URL" else "RUNNER_TOKEN"
+        order = ("HELIX_REVDIAL_TOKEN_FILE", own)
+        found.sort(
+            key=lambda each: (
+                order.index(str(each[0].variable)) if each[0].variable in order else len(order)
+            )
+        )
+        row, text = found[0]
+        origin = str(row.variable)
+    if row.flag == "token-file":
+        return TokenFile(text, f"{origin} {text}", credentials)
+    return TokenText(origin, Secret(text), visible=origin.startswith("-"))
+
+
+def _readTargets(given: _Given, local: str | None, key: str) -> dict[str, TargetAddress]:
+    targets: dict[str, TargetAddress] = {}
+    named, origin = given.severally("targets")
+    own = given.one("local")
+    if own is not None:
+        targets[DEFAULT_TARGET] = _readTarget(*own)
+    elif not named:
+        fallback = local or (HOST_LOCAL if key.startswith("wolf-") else SESSION_LOCAL)
+        targets[DEFAULT_TARGET] = parseTarget(fallback)
+    for each in named:
+        name, equals, address = each.partition("=")
+        if not equals or TARGET_NAME.fullmatch(name) is None:
+            raise SettingsError(
+                f"{origin}: {each[:200]!r}: write NAME=ADDRESS, the name of letters, digits, "
+                "'.', '_' and '-', at most 64"
+            )
+        if name in targets:
+            raise SettingsError(f"{origin}: there are two targets {name!r}")
+        targets[name] = _readTarget(address, origin)
+    if len(targets) > MAX_TARGETS:
+        raise SettingsError(f"{origin}: an agent has at most {MAX_TARGETS} targets")
+    return targets
+
+
+def _readTarget(text: str, origin: str) -> TargetAddress:
+    try:
+        return parseTarget(text)
+    except ValueError as error:
+        raise SettingsError(f"{origin}: {error}") from None
+
+
+def _readReconnect(given: _Given, default: float) -> float:
+    own = given.one("reconnect")
+    if own is None:
+        return default
+    text, origin = own
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= MAX_FIRST_DELAY:
+        raise SettingsError(
+            f"{origin}: {text[:50]!r}: a number of seconds above 0, at most {MAX_FIRST_DELAY:g}"
+        )
+    return seconds
+
+
+def _readTrust(given: _Given) -> str | None:
+    own = given.one("trust")
+    if own is None:
+        return None
+    path, origin = own
+    try:
+        certificatesIn(path)
+    except TrustUnusable as error:
+        raise SettingsError(f"{origin}: {error}") from None
+    return path
+
+
+__all__ = [
+    "RUNNER_KEY",
+    "SETTINGS",
+    "AgentSettings",
+    "Offered",
+    "Setting",
+    "SettingsError",
+    "readSettings",
+]

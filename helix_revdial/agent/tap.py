@@ -1,0 +1,29 @@
+# -*- test-case-name: tests.agent.test_tap -*-
+"""
+The plugin C{twistd helix-revdial-agent}: options in, a service out.
+
+The only module of the agent, besides the two older commands, that meets the
+real reactor, and only when a service is asked for.
+"""
+
+from __future__ import annotations
+
+from twisted.application.service import IService
+
+from .options import Options
+from .service import agentService
+
+
+def makeService(options: Options) -> IService:
+    """
+    Make the agent that C{twistd} runs.
+
+    @param options: Parsed options.
+    """
+    from twisted.internet import reactor
+
+    assert options.settings is not None, "options were not parsed"
+    return agentService(reactor, options.settings)
+
+
+__all__ = ["Options", "makeService"]
