@@ -369,6 +369,16 @@ class GraceTests(TableCase):
             self.table.pickUp("cred-a", ticket=ticket)
         self.assertIs(self.table.pickUp("cred-a", ticket=dial.ticket), dial)
 
+    def test_dialUnderWayHasTheGracePeriod(self) -> None:
+        """Row 16: once it waits, the agent's time to dial back does not end it."""
+        generation = self.connect()
+        dial = self.table.dial(KEY)
+        self.clock.advance(10)
+        self.table.lost(KEY, generation)
+        self.clock.advance(25)
+        self.assertEqual(self.table.expire(), [])
+        self.assertEqual(self.claim(), Claimed(None, [dial], []))
+
     def test_dialUnderWayIsAskedOfTheConnectionThatTookOver(self) -> None:
         """A1: a dial that the half-open connection never heard of is answered by the new one."""
         self.connect(features=OLD)
