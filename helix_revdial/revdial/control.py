@@ -320,8 +320,7 @@ class ControlConnection(Protocol):
         self._giveProducerBack()
         said = (text or reason).encode("utf-8")[:123].decode("utf-8", "ignore")
         self._carrier().closeWith(CLOSE_CODES.get(reason, 1000), said)
-        if not self._lost:
-            self._armAbort()
+        self._armAbort()
 
     def drop(self, reason: str) -> None:
         """End the connection at once."""
@@ -373,7 +372,7 @@ class ControlConnection(Protocol):
         self._carrier().unregisterProducer()
 
     def _armAbort(self) -> None:
-        if self._closeCall is None:
+        if self._closeCall is None and not self._lost:
             self._closeCall = self._clock.callLater(self._closeTimeout, self._abortNow)
 
     def _abortNow(self) -> None:
