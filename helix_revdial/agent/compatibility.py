@@ -24,17 +24,9 @@ from twisted.internet.task import react
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from .service import agentService
-from .settings import (
-    HOST_LOCAL,
-    SESSION_LOCAL,
-    SETTINGS,
-    AgentSettings,
-    Offered,
-    Setting,
-    SettingsError,
-    readSettings,
-)
+from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
+from .vocabulary import HOST_LOCAL, SESSION_LOCAL, SETTINGS, Offered, Setting
 
 USAGE = 2
 """Exit status of a command that was misused, as Go's C{flag} package has it."""

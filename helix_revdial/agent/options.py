@@ -2,7 +2,7 @@
 """
 The command line of C{twistd helix-revdial-agent}.
 
-Made from the table of L{helix_revdial.agent.settings}: what the settings mean
+Made from the table of L{helix_revdial.agent.vocabulary}: what the settings mean
 stands there.
 """
 
@@ -15,8 +15,9 @@ from typing import TextIO
 
 from twisted.python import usage
 
-from .settings import SETTINGS, AgentSettings, SettingsError, readSettings
+from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
+from .vocabulary import SETTINGS
 
 
 class Options(usage.Options):

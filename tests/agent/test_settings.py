@@ -7,16 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.agent.settings import (
-    MAX_TARGETS,
-    SETTINGS,
-    AgentSettings,
-    Offered,
-    SettingsError,
-    readSettings,
-)
+from helix_revdial.agent.settings import MAX_TARGETS, AgentSettings, SettingsError, readSettings
 from helix_revdial.agent.targets import HostPort, SocketPath
 from helix_revdial.agent.token import Secret
+from helix_revdial.agent.vocabulary import SETTINGS, Offered
 from helix_revdial.revdial.client import ServerURL
 
 TOKEN = "hl-very-secret-0123456789"

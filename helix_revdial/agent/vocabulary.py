@@ -1,0 +1,135 @@
+# -*- test-case-name: tests.agent.test_settings -*-
+"""
+The names by which an agent is told things.
+
+One table: the options of C{twistd helix-revdial-agent}, the flags of the two
+older programs, the sentences about what is missing and the table of
+C{docs/agent.md} are made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .reconnect import FIRST_DELAY, MAX_DELAY
+
+SESSION_LOCAL = "localhost:9876"
+"""The desktop service of a session."""
+
+HOST_LOCAL = "localhost:8080"
+"""Wolf's API."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """
+    One way to tell an agent something.
+
+    @ivar about: What it sets; rows about the same thing stand in for each other.
+    @ivar flag: The flag's name without dashes, if there is a flag.
+    @ivar variable: The environment variable, if there is one.
+    @ivar value: What the value is called in a usage text.
+    @ivar meaning: One sentence, for the usage text and the documentation.
+    @ivar repeatable: Whether the flag may be given more than once.
+    """
+
+    about: str
+    flag: str | None
+    variable: str | None
+    value: str
+    meaning: str
+    repeatable: bool = False
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "server",
+        "api-url",
+        "HELIX_API_URL",
+        "URL",
+        "The control plane: http, https, ws or wss, with or without /api/v1/revdial.",
+    ),
+    Setting("server", "server", "HELIX_API_BASE_URL", "URL", "The same, as sandboxes name it."),
+    Setting("runner", "wolf-id", "WOLF_ID", "ID", "Registers the runner wolf-ID."),
+    Setting("runner", None, "HELIX_SESSION_ID", "ID", "Registers the runner sandbox-ID."),
+    Setting(
+        "runner",
+        "runner-id",
+        "HELIX_REVDIAL_RUNNER_ID",
+        "KEY",
+        "Registers exactly this runner key.",
+    ),
+    Setting(
+        "token",
+        "token-file",
+        "HELIX_REVDIAL_TOKEN_FILE",
+        "PATH",
+        "A file that holds the token, mode 0600; read anew at each connection.",
+    ),
+    Setting(
+        "token",
+        "token",
+        "RUNNER_TOKEN",
+        "TOKEN",
+        "The token. As a flag every user of the host can read it: prefer --token-file.",
+    ),
+    Setting("token", None, "USER_API_TOKEN", "TOKEN", "The token of a session's user."),
+    Setting(
+        "local",
+        "local",
+        "HELIX_REVDIAL_LOCAL",
+        "ADDRESS",
+        "The local service, host:port or unix:///path. By default "
+        f"{HOST_LOCAL} for a wolf- runner, {SESSION_LOCAL} for others.",
+    ),
+    Setting(
+        "targets",
+        "target",
+        "HELIX_REVDIAL_TARGETS",
+        "NAME=ADDRESS",
+        "A named local service; may be given several times (the variable separates them by "
+        "spaces). The first one is the default where --local is not given.",
+        repeatable=True,
+    ),
+    Setting(
+        "reconnect",
+        "reconnect",
+        "HELIX_REVDIAL_RECONNECT",
+        "SECONDS",
+        f"The first delay before connecting again, {FIRST_DELAY:g} by default; "
+        f"it grows to {MAX_DELAY:g}.",
+    ),
+    Setting(
+        "trust",
+        "ca-file",
+        "HELIX_REVDIAL_CA_FILE",
+        "PATH",
+        "Certificates (PEM) of the authorities to trust instead of the system's.",
+    ),
+)
+"""Every setting of C{twistd helix-revdial-agent}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """
+    Which settings a program takes and how its flags are written.
+
+    @ivar settings: The rows.
+    @ivar dashes: What stands before a flag.
+    @ivar local: The default of C{--local} whatever the runner, if the program
+        has one.
+    @ivar reconnect: The default of C{--reconnect}, in seconds.
+    """
+
+    settings: tuple[Setting, ...] = SETTINGS
+    dashes: str = "--"
+    local: str | None = None
+    reconnect: float = FIRST_DELAY
+
+
+TWISTD = Offered()
+"""C{twistd helix-revdial-agent} takes everything."""
+
+
+__all__ = ["HOST_LOCAL", "SESSION_LOCAL", "SETTINGS", "TWISTD", "Offered", "Setting"]
