@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PYTHON = sys.executable
+TWISTD = (str(Path(sys.executable).with_name("twistd")), "--nodaemon", "--pidfile=", "--logfile=-")
 DEADLINE = 30.0
 
 
@@ -143,9 +144,7 @@ def main() -> None:
             running(
                 "server",
                 state,
-                PYTHON,
-                "-m",
-                "twisted",
+                *TWISTD,
                 "helix-revdial-server",
                 "--listen",
                 f"tcp:{port}:interface=127.0.0.1",
@@ -198,9 +197,7 @@ def main() -> None:
             running(
                 "agent",
                 state,
-                PYTHON,
-                "-m",
-                "twisted",
+                *TWISTD,
                 "helix-revdial-agent",
                 "--server",
                 url,

@@ -1,0 +1,75 @@
+# -*- test-case-name: tests.api.test_document -*-
+"""The whole operation table, and its own description as one of its rows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helix_revdial import __version__
+from helix_revdial.api import connections, external_agents, health, sessions, tokens, tunnel
+from helix_revdial.api.authority import Authority
+from helix_revdial.api.problems import problemOf, retryAfter
+from helix_revdial.api.services import Services
+from helix_revdial.http.openapi import openapi
+from helix_revdial.http.operations import JSON, Call, Operation, OperationTable
+from helix_revdial.http.problem import Problem, validationProblem
+from helix_revdial.http.response import Response
+from helix_revdial.revdial.errors import DialError
+from helix_revdial.sessions.sessions import SessionError
+from helix_revdial.storage.database import DatabaseUnavailable
+
+
+def operationTable(services: Services, authority: Authority) -> OperationTable:
+    """Every operation of the server."""
+    document = b""
+
+    async def describe(call: Call) -> Response:
+        nonlocal document
+        if not document:
+            document = msgspec.json.encode(openapi(table))
+        return Response(200, [(b"Content-Type", JSON.encode())], document)
+
+    table = OperationTable(
+        [
+            *health.operations(services),
+            Operation(
+                name="getOpenAPI",
+                method="GET",
+                path="/api/v1/openapi.json",
+                run=describe,
+                media=(JSON,),
+                summary="This document.",
+                tags=("health",),
+            ),
+            *tunnel.operations(services),
+            *connections.operations(services),
+            *external_agents.operations(services),
+            *sessions.operations(services),
+            *tokens.operations(services),
+        ],
+        authenticate=authority.authenticate,
+        authorise=authority.authorise,
+        translate=translate,
+        title="helix_revdial",
+        version=__version__,
+        description="Reach services beside agents that only dial out.",
+    )
+    return table
+
+
+def translate(error: Exception) -> Problem | None:
+    """What the errors of the rooms below mean to a caller; C{None}: a fault of ours."""
+    match error:
+        case DatabaseUnavailable():
+            return Problem(
+                503,
+                "The server cannot reach its database now; try again.",
+                headers=retryAfter(2.0),
+                code="database-unavailable",
+            )
+        case SessionError():
+            return validationProblem({error.field: [str(error)]})
+        case DialError():
+            return problemOf(error)
+        case _:
+            return tokens.translate(error)

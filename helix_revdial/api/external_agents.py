@@ -1,0 +1,176 @@
+# -*- test-case-name: tests.api.test_external_agents -*-
+"""
+Screenshot and clipboard of a session's desktop: through the tunnel or a clean
+error, never around it.
+
+What comes from a sandbox is not trusted: only pictures of three kinds are
+passed on, with C{nosniff}, and only up to a size; of what the sandbox says
+about itself nothing but the media type reaches the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from helix_revdial.api.problems import problemOf
+from helix_revdial.api.services import Services
+from helix_revdial.gateways.http import Answer, AnswerTooLarge, fetch
+from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.problem import Problem
+from helix_revdial.http.response import Response
+from helix_revdial.revdial.errors import DialError, DialTimeout, ReconnectTimeout
+
+PICTURES = ("image/png", "image/jpeg", "image/webp")
+
+_MAGIC = {
+    "image/png": lambda body: body.startswith(b"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": lambda body: body.startswith(b"\xff\xd8\xff"),
+    "image/webp": lambda body: body[:4] == b"RIFF" and body[8:12] == b"WEBP",
+}
+
+MAX_QUERY = 2048
+"""Bytes of the query that is passed on to the desktop."""
+
+_PATH = "/api/v1/external-agents/{session}"
+
+
+def operations(services: Services) -> list[Operation]:
+    """The three rows."""
+    limits = services.config.desktop
+
+    async def ask(
+        call: Call,
+        method: bytes,
+        path: bytes,
+        maxBody: int,
+        body: bytes | None = None,
+    ) -> tuple[Answer, list[tuple[bytes, bytes]]]:
+        runner = services.runnerOf(call.resource.id)
+        endpoint = services.connections.endpoint(runner, timeout=limits.requestTimeout)
+        began = services.clock.seconds()
+
+        def dialTimedOut() -> DialError:
+            if services.connections.status(runner) == "connected":
+                return DialTimeout()
+            return ReconnectTimeout()
+
+        try:
+            answer = await fetch(
+                services.clock,
+                endpoint,
+                method,
+                path,
+                deadline=limits.requestTimeout,
+                maxBody=maxBody,
+                headers=[(b"Content-Type", b"application/json")] if body is not None else [],
+                body=body,
+                dialTimedOut=dialTimedOut,
+            )
+        except DialError as error:
+            raise problemOf(error) from None
+        except AnswerTooLarge as error:
+            raise Problem(
+                502, f"The sandbox's answer is too large: {error}.", code="too-large"
+            ) from None
+        if not 200 <= answer.status < 300:
+            # Its own words may be anything: the caller gets the number.
+            status = answer.status if 400 <= answer.status < 600 else 502
+            raise Problem(
+                status if status in _PASSED_ON else 502,
+                f"The sandbox's desktop service answered with status {answer.status}.",
+                code="desktop-error",
+            )
+        timing = _serverTiming(answer.phases, services.clock.seconds() - began)
+        return answer, [(b"Server-Timing", timing), *_PRIVATE]
+
+    async def screenshot(call: Call) -> Response:
+        query = call.request.rawQuery
+        if len(query) > MAX_QUERY:
+            raise Problem(400, f"The query is longer than {MAX_QUERY} bytes.")
+        path = b"/screenshot" + (b"?" + query if query else b"")
+        answer, headers = await ask(call, b"GET", path, limits.maxScreenshotBytes)
+        kind = answer.contentType()
+        if kind not in _MAGIC or not _MAGIC[kind](answer.body):
+            raise Problem(
+                502,
+                "The sandbox's desktop service answered with something that is no PNG, JPEG "
+                "or WebP picture.",
+                code="not-a-picture",
+            )
+        return Response(200, [(b"Content-Type", kind.encode()), *headers], answer.body)
+
+    async def getClipboard(call: Call) -> Response:
+        answer, headers = await ask(call, b"GET", b"/clipboard", limits.maxClipboardBytes)
+        return Response(200, [(b"Content-Type", b"application/json"), *headers], answer.body)
+
+    async def setClipboard(call: Call) -> Response:
+        body = await call.request.body.read(limits.maxClipboardBytes)
+        _, headers = await ask(call, b"POST", b"/clipboard", limits.maxClipboardBytes, body)
+        return Response(200, headers, b"")
+
+    common = (401, 403, 404, 502, 503, 504)
+    return [
+        Operation(
+            name="getScreenshot",
+            method="GET",
+            path=_PATH + "/screenshot",
+            run=screenshot,
+            access="session-reader",
+            media=PICTURES,
+            errors=(400, *common),
+            summary="A picture of the session's desktop; the query is passed on to it.",
+            tags=("external-agents",),
+        ),
+        Operation(
+            name="getClipboard",
+            method="GET",
+            path=_PATH + "/clipboard",
+            run=getClipboard,
+            access="session-owner",
+            media=("application/json",),
+            errors=common,
+            summary="What the session's clipboard holds.",
+            tags=("external-agents",),
+        ),
+        Operation(
+            name="setClipboard",
+            method="POST",
+            path=_PATH + "/clipboard",
+            run=setClipboard,
+            access="session-owner",
+            body=("application/json",),
+            maxBody=limits.maxClipboardBytes,
+            media=("application/json",),
+            errors=(400, 413, 415, *common),
+            summary="Put something on the session's clipboard.",
+            tags=("external-agents",),
+        ),
+    ]
+
+
+_PASSED_ON = {400, 404, 413, 415, 503}
+"""Statuses of the desktop service that mean to our caller what they mean to us."""
+
+_PRIVATE = [(b"X-Content-Type-Options", b"nosniff"), (b"Cache-Control", b"no-store")]
+
+
+def _serverTiming(phases: Mapping[str, float], total: float) -> bytes:
+    """
+    The phases of the dial in milliseconds since it began, as a
+    C{Server-Timing} header (W3C Server Timing).  C{target} is a duration: how
+    long the agent says that its service took to accept.
+    """
+    known = [
+        (word, phases[name])
+        for word, name in (
+            ("asked", "asked"),
+            ("dialback", "dialBack"),
+            ("target", "target"),
+            ("firstbyte", "firstByteIn"),
+        )
+        if name in phases
+    ]
+    return b", ".join(
+        b"%s;dur=%.3f" % (word.encode(), seconds * 1000)
+        for word, seconds in (*known, ("total", total))
+    )

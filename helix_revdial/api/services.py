@@ -1,0 +1,38 @@
+"""What the operations work with: one value, made by the control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from twisted.internet.interfaces import IReactorTime
+
+from helix_revdial.access.audit import AuditLog
+from helix_revdial.access.policy import runnerFor
+from helix_revdial.access.tokens import Tokens
+from helix_revdial.config import ServerConfig
+from helix_revdial.revdial.connections import Connections
+from helix_revdial.sessions.sessions import Sessions
+from helix_revdial.storage.database import Database
+
+
+@dataclass(frozen=True)
+class Services:
+    """
+    @ivar wallClock: Seconds since 1970.
+    @ivar ready: Why the server should get no requests now; empty when it should.
+    """
+
+    clock: IReactorTime
+    wallClock: Callable[[], float]
+    config: ServerConfig
+    database: Database
+    tokens: Tokens
+    audit: AuditLog
+    sessions: Sessions
+    connections: Connections
+    ready: Callable[[], str] = field(default=lambda: "")
+
+    def runnerOf(self, session: str) -> str:
+        """The runner that a session's desktop is reached by, now."""
+        return runnerFor(session, lambda key: self.connections.status(key) == "connected")

@@ -1,0 +1,299 @@
+# -*- test-case-name: tests.api.test_tokens -*-
+"""
+Tokens: made, rotated, revoked, imported.
+
+An administrator does all of it for the tenant.  A user makes and revokes
+tokens for sessions of their own, and rotates the token in hand.  A secret is
+in the answer of the call that made it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+from helix_revdial.access.policy import owns
+from helix_revdial.access.principals import Principal
+from helix_revdial.access.records import TokenError, TokenRecord
+from helix_revdial.access.store import UnknownToken
+from helix_revdial.access.tokens import DEFAULT_OVERLAP, MAX_OVERLAP, TokenConflict
+from helix_revdial.api.services import Services
+from helix_revdial.api.sessions import Page
+from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.problem import Problem, validationProblem
+
+PATH = "/api/v1/tokens"
+
+Kind = Literal["user", "runner", "session"]
+Role = Literal["admin", "operator", "viewer"]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400 * 3660)]
+
+
+class TokenDocument(msgspec.Struct, rename="camel", omit_defaults=True):
+    """A token without its secret."""
+
+    id: str
+    family: str
+    kind: Kind
+    name: str
+    tenant: str
+    created: str
+    user: str | None = None
+    role: Role | None = None
+    patterns: list[str] = []
+    session: str | None = None
+    expires: str | None = None
+    revoked: str | None = None
+    replacement: str | None = None
+    token: str | None = None
+    """The secret: only in the answer of the call that made it."""
+
+
+class TokenPurpose(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
+    """What a token is for."""
+
+    kind: Kind
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    user: str | None = None
+    role: Role | None = None
+    patterns: Annotated[list[str], msgspec.Meta(max_length=64)] = []
+    session: str | None = None
+    expiresIn: Seconds | None = None
+
+
+class ImportedToken(TokenPurpose, rename="camel", forbid_unknown_fields=True, kw_only=True):
+    """A secret that exists already, and what it is for."""
+
+    token: Annotated[str, msgspec.Meta(min_length=8, max_length=512)]
+
+
+class Rotation(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """For how many seconds the old token is still valid."""
+
+    overlap: Annotated[float, msgspec.Meta(ge=0, le=MAX_OVERLAP)] = DEFAULT_OVERLAP
+
+
+class TokenQuery(Page, rename="camel"):
+    """Which tokens."""
+
+    kind: Kind | None = None
+    ended: bool = False
+
+
+class TokenList(msgspec.Struct, rename="camel", omit_defaults=True):
+    """One page; C{nextPage} is absent on the last."""
+
+    items: list[TokenDocument]
+    total: int
+    nextPage: str | None = None
+
+
+def operations(services: Services) -> list[Operation]:
+    """The rows."""
+
+    async def purpose(call: Call) -> dict[str, object]:
+        """The checked parameters of a new token."""
+        principal, body = _principal(call), call.body
+        if body.kind == "session" and body.session is not None:
+            await ownsSession(principal, body.session)
+        elif not principal.hasRole("admin"):
+            raise Problem(
+                403, "Only an administrator makes tokens for users and runners.", code="not-allowed"
+            )
+        user = body.user
+        if user is None and body.kind == "user":
+            user = principal.user
+        role = body.role
+        if role is None and body.kind == "user":
+            role = "operator"
+        return {
+            "name": body.name,
+            "tenant": principal.tenant,
+            "user": principal.user if body.kind != "user" else user,
+            "role": role,
+            "patterns": body.patterns,
+            "session": body.session,
+            "expires": None if body.expiresIn is None else services.wallClock() + body.expiresIn,
+        }
+
+    async def ownsSession(principal: Principal, name: str) -> None:
+        session = await services.sessions.get(name, tenant=principal.tenant)
+        if session is None or not (owns(principal, session) or principal.hasRole("admin")):
+            raise validationProblem({"session": ["is no session of yours"]})
+
+    async def create(call: Call) -> TokenDocument:
+        record, secret = await services.tokens.create(
+            call.body.kind,
+            **await purpose(call),  # type: ignore[arg-type]
+        )
+        _noted(call, "token-created", record)
+        return _document(record, secret)
+
+    async def importToken(call: Call) -> TokenDocument:
+        record = await services.tokens.importSecret(
+            call.body.token,
+            call.body.kind,
+            **await purpose(call),  # type: ignore[arg-type]
+        )
+        _noted(call, "token-imported", record)
+        return _document(record)
+
+    async def listAll(call: Call) -> TokenList:
+        principal, query = _principal(call), call.query
+        found, total = await services.tokens.list(
+            tenant=principal.tenant,
+            user=None if principal.hasRole("admin") else principal.user,
+            kind=query.kind,
+            ended=query.ended,
+            page=query.page,
+            perPage=query.perPage,
+        )
+        more = query.page * query.perPage < total
+        return TokenList(
+            [_document(one) for one in found], total, str(query.page + 1) if more else None
+        )
+
+    async def rotate(call: Call) -> TokenDocument:
+        await mayChange(call)
+        body = call.body
+        record, secret = await services.tokens.rotate(
+            call.params["token"], body.overlap, tenant=_principal(call).tenant
+        )
+        _noted(call, "token-rotated", record)
+        return _document(record, secret)
+
+    async def revoke(call: Call) -> None:
+        await mayChange(call)
+        ended = await services.tokens.revoke(call.params["token"], tenant=_principal(call).tenant)
+        for record in ended:
+            _noted(call, "token-revoked", record)
+
+    async def mayChange(call: Call) -> None:
+        """An administrator may; others may change their own and what they made."""
+        principal, name = _principal(call), call.params["token"]
+        if principal.hasRole("admin") or name in (principal.tokenId, principal.family):
+            return
+        record = await services.tokens.get(name, tenant=principal.tenant)
+        if principal.user is None or record.user != principal.user or record.kind == "runner":
+            raise Problem(404, "There is no such token.")
+
+    def _noted(call: Call, event: str, record: TokenRecord) -> None:
+        principal = _principal(call)
+        services.audit.record(
+            event,
+            subject=principal.tokenId,
+            tenant=principal.tenant,
+            token=record.id,
+            kind=record.kind,
+            name=record.name,
+            peer=call.request.clientHost,
+        )
+
+    return [
+        Operation(
+            name="createToken",
+            method="POST",
+            path=PATH,
+            run=create,
+            access="operator",
+            body=TokenPurpose,
+            response=TokenDocument,
+            status=201,
+            errors=(401, 403),
+            summary="Make a token; the answer holds its secret, this once.",
+            tags=("tokens",),
+        ),
+        Operation(
+            name="importToken",
+            method="POST",
+            path=PATH + "/import",
+            run=importToken,
+            access="admin",
+            body=ImportedToken,
+            response=TokenDocument,
+            status=201,
+            errors=(401, 403, 409),
+            summary="Take a secret that exists already, such as a RUNNER_TOKEN.",
+            tags=("tokens",),
+        ),
+        Operation(
+            name="listTokens",
+            method="GET",
+            path=PATH,
+            run=listAll,
+            access="user",
+            query=TokenQuery,
+            response=TokenList,
+            errors=(401, 403),
+            summary="The tokens that the caller made, newest first; an administrator's tenant.",
+            tags=("tokens",),
+        ),
+        Operation(
+            name="rotateToken",
+            method="POST",
+            path=PATH + "/{token}/rotate",
+            run=rotate,
+            access="self-token",
+            body=Rotation,
+            response=TokenDocument,
+            status=201,
+            errors=(401, 403, 404, 409),
+            summary="Give a token a successor of the same family.",
+            tags=("tokens",),
+        ),
+        Operation(
+            name="revokeToken",
+            method="DELETE",
+            path=PATH + "/{token}",
+            run=revoke,
+            access="self-token",
+            status=204,
+            errors=(401, 403, 404),
+            summary="End a token (or a family) and cut what it holds, at once.",
+            tags=("tokens",),
+        ),
+    ]
+
+
+def translate(error: Exception) -> Problem | None:
+    """What the errors of the token store mean to a caller."""
+    match error:
+        case TokenError():
+            return validationProblem({error.field: [str(error)]})
+        case UnknownToken():
+            return Problem(404, "There is no such token.")
+        case TokenConflict():
+            return Problem(409, f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        case _:
+            return None
+
+
+def _principal(call: Call) -> Principal:
+    assert isinstance(call.principal, Principal)
+    return call.principal
+
+
+def _document(record: TokenRecord, secret: str | None = None) -> TokenDocument:
+    return TokenDocument(
+        id=record.id,
+        family=record.family,
+        kind=record.kind,
+        name=record.name,
+        tenant=record.tenant,
+        created=_moment(record.created),
+        user=record.user,
+        role=record.role,  # type: ignore[arg-type]
+        patterns=list(record.patterns),
+        session=record.session,
+        expires=None if record.expires is None else _moment(record.expires),
+        revoked=None if record.revoked is None else _moment(record.revoked),
+        replacement=record.replacement,
+        token=secret,
+    )
+
+
+def _moment(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,200 @@
+# -*- test-case-name: tests.api.test_tunnel -*-
+"""
+C{GET /api/v1/revdial}: where agents connect, for control and for data.
+
+Decides who may (by the rules of C{access}) and gives the connection to the
+carrier that the request asks for.  Everything after that is C{revdial}'s.
+
+What it answers instead: 400 no or bad runner key; 401 no valid token; 403 not
+the owner, not this token's pattern, or a feature that the operator requires
+is missing; 404 unknown or spent dial; 409 held by another owner; 426 no
+upgrade that we know; 503 no room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IProtocol
+from twisted.python.failure import Failure
+
+from helix_revdial.access.policy import NotPermitted, RunnerPolicy, sessionOf
+from helix_revdial.access.principals import Principal
+from helix_revdial.api.problems import problemOf
+from helix_revdial.api.services import Services
+from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.problem import Problem
+from helix_revdial.http.request import ConnectionGone, Request
+from helix_revdial.http.response import HandedOver
+from helix_revdial.revdial import features as words
+from helix_revdial.revdial.errors import DialError
+from helix_revdial.revdial.requests import Classified, RequestKind, classify
+from helix_revdial.revdial.upgrade import hijackServer, rawServer
+from helix_revdial.revdial.websocket import webSocketServer
+
+PATH = "/api/v1/revdial"
+
+_RAW = {RequestKind.CONTROL_RAW, RequestKind.DATA_RAW}
+_DATA = {RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET}
+
+
+def operations(services: Services) -> list[Operation]:
+    """The one row of the table."""
+    policy = RunnerPolicy(services.sessions.facts)
+
+    async def connect(call: Call) -> HandedOver:
+        request = call.request
+        principal = call.principal
+        assert isinstance(principal, Principal)
+        asked = classify(
+            request.method,
+            list(request.headers),
+            request.query,
+            httpVersion=request.httpVersion.decode("ascii"),
+        )
+        if asked.kind is RequestKind.BAD_RUNNER:
+            raise Problem(
+                400,
+                "A control connection names its runner in the query: runnerid=KEY, where KEY is "
+                "up to 128 letters, digits, '.', '_' and '-' and starts with a letter or digit.",
+            )
+        if asked.kind is RequestKind.UPGRADE_REQUIRED:
+            raise Problem(
+                426,
+                "This is where agents connect: ask for an upgrade to revdial or websocket.",
+                headers=[(b"Upgrade", b"revdial, websocket"), (b"Connection", b"Upgrade")],
+            )
+        if asked.kind in _DATA:
+            return _pickUp(services, request, principal, asked)
+        return await _register(services, policy, request, principal, asked)
+
+    return [
+        Operation(
+            name="connectAgent",
+            method="GET",
+            path=PATH,
+            run=connect,
+            access="runner",
+            status=101,
+            errors=(400, 401, 403, 404, 409, 426, 503),
+            summary="Connect an agent: a control connection, or the data connection of a dial.",
+            tags=("tunnel",),
+        )
+    ]
+
+
+async def _register(
+    services: Services,
+    policy: RunnerPolicy,
+    request: Request,
+    principal: Principal,
+    asked: Classified,
+) -> HandedOver:
+    key = asked.runnerId
+    assert key is not None
+    try:
+        owner = await policy.registration(principal, key)
+    except NotPermitted as error:
+        services.audit.record(
+            "registration-refused",
+            subject=principal.tokenId,
+            tenant=principal.tenant,
+            runner=key,
+            peer=request.clientHost,
+        )
+        detail = f"This token may not register the runner {key}: {error}."
+        raise Problem(403, detail, code="not-allowed") from None
+    agreed = asked.features
+    missing = sorted(set(services.config.tunnel.requireFeatures) - agreed)
+    if missing:
+        raise Problem(
+            403,
+            f"This server accepts only agents that offer: {', '.join(missing)}. "
+            "Install a newer agent.",
+            code="feature-required",
+        )
+    try:
+        registration = await services.connections.register(
+            key,
+            owner,
+            principal.family,
+            features=agreed,
+            offered=asked.offered,
+            peer=request.clientHost,
+        )
+    except DialError as error:
+        raise problemOf(error, f"Runner {key}") from None
+    # What was valid when the request came may have been revoked or deleted
+    # while the registration waited for its number, and that missed it.
+    if not services.tokens.stillValid(principal):
+        services.connections.revoke(key=key, credential=principal.family)
+        raise Problem(401, "The token has been revoked.")
+    session = sessionOf(key)
+    if session is not None and services.sessions.wasDeleted(session):
+        services.connections.revoke(key=key)
+        raise Problem(403, f"The session {session} has been deleted.")
+    try:
+        return _handOver(
+            services,
+            request,
+            asked,
+            registration.protocol,
+            agreed,
+            lambda failure: registration.abandon(),
+        )
+    except ConnectionGone:
+        registration.abandon()
+        raise
+
+
+def _pickUp(
+    services: Services, request: Request, principal: Principal, asked: Classified
+) -> HandedOver:
+    try:
+        pickUp = services.connections.pickUp(
+            principal.family,
+            ticket=asked.ticket,
+            dialer=asked.dialer,
+            request=asked.request,
+            timing=request.headers.get(words.TIMING_HEADER),
+            peer=request.clientHost,
+        )
+    except DialError as error:
+        raise problemOf(error) from None
+    try:
+        return _handOver(services, request, asked, pickUp.protocol, pickUp.features, pickUp.failed)
+    except ConnectionGone as error:
+        pickUp.failed(Failure(error))
+        raise
+
+
+def _handOver(
+    services: Services,
+    request: Request,
+    asked: Classified,
+    protocol: IProtocol,
+    agreed: frozenset[str],
+    failed: Callable[[Failure], None],
+) -> HandedOver:
+    headers = [(words.FEATURES_HEADER, words.formatFeatures(agreed))] if asked.offered else []
+    if asked.kind in _RAW:
+        carrier = rawServer(
+            protocol, responseHeaders=headers, clock=services.clock, onFailure=failed
+        )
+        return request.handOver(carrier)
+    if asked.kind is RequestKind.CONTROL_HIJACK:
+        carrier = hijackServer(
+            protocol,
+            clock=services.clock,
+            http10=request.httpVersion == b"1.0",
+            onFailure=failed,
+        )
+        return request.handOver(carrier)
+    carrier = webSocketServer(
+        protocol,
+        eof=words.EOF in agreed,
+        responseHeaders=headers,
+        clock=services.clock,
+        onFailure=failed,
+    )
+    return request.handOver(carrier, replayHead=True)

@@ -1,0 +1,84 @@
+# -*- test-case-name: tests.test_control_plane_tap -*-
+"""
+C{twistd helix-revdial-server}: flags, the check of the settings, the service.
+
+The one place of the server in which the reactor is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from helix_revdial import __version__
+from helix_revdial.config import ConfigError, ServerConfig, load
+
+DEFAULT_FILE = Path("/etc/helix-revdial/server.toml")
+
+
+class Options(usage.Options):
+    """The flags of the server; everything else is in the file."""
+
+    synopsis = "[--config FILE] [--listen ENDPOINT]... [--set SECTION.KEY=VALUE]..."
+    longdesc = (
+        "The control plane: agents dial in and keep a control connection, users reach what is "
+        "beside the agents. Settings come from one TOML file, then HELIX_REVDIAL_* variables, "
+        "then these flags; the later wins. See docs/operating.md."
+    )
+    optParameters = [
+        ["config", "c", None, f"TOML file with the settings [{DEFAULT_FILE} if it exists]"],
+        ["state-directory", None, None, "same as --set server.state_directory="],
+        ["database", None, None, "same as --set server.database="],
+    ]
+    optFlags = [["check-config", None, "check the settings, say what is wrong, and end"]]
+    config: ServerConfig
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._settings: list[str] = []
+        self._listen: list[str] = []
+
+    def opt_set(self, setting: str) -> None:
+        """SECTION.KEY=VALUE: one setting of the file; may be given several times"""
+        self._settings.append(setting)
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Where to listen, such as tcp:8080; may be given several times, replaces the file's"""
+        self._listen.append(endpoint)
+
+    def opt_version(self) -> None:
+        """Print the version and end."""
+        sys.stdout.write(f"helix-revdial-server {__version__}\n")
+        sys.exit(0)
+
+    def postOptions(self) -> None:
+        settings = list(self._settings)
+        for flag, name in (
+            ("state-directory", "server.state_directory"),
+            ("database", "server.database"),
+        ):
+            if self[flag] is not None:
+                settings.append(f"{name}={self[flag]}")
+        path = Path(self["config"]) if self["config"] is not None else None
+        if path is None and DEFAULT_FILE.exists():
+            path = DEFAULT_FILE
+        try:
+            self.config = load(path, os.environ, settings, self._listen)
+        except ConfigError as error:
+            raise usage.UsageError(str(error)) from None
+        if self["check-config"]:
+            sys.stdout.write(f"{path or 'settings'}: ok\n")
+            sys.exit(0)
+
+
+def makeService(options: Options) -> IService:
+    """Make the server; it opens the database and its ports when it is started."""
+    from twisted.internet import reactor
+
+    from helix_revdial.control_plane import ControlPlane
+
+    return ControlPlane(reactor, options.config, os.environ)
