@@ -1,0 +1,97 @@
+"""Tests for L{helix_revdial.storage.threads}, with real threads."""
+
+from __future__ import annotations
+
+import threading
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from helix_revdial.storage.database import Database, DatabaseUnavailable, openDatabase
+from helix_revdial.storage.tables import metadata
+from helix_revdial.storage.threads import ReactorThreads, SameThread
+
+
+class SameThreadTests(SynchronousTestCase):
+    def test_resultsAreThereAtOnce(self) -> None:
+        """The stand-in has run the function before it returns."""
+        self.assertEqual(
+            self.successResultOf(SameThread().call(threading.get_ident)), threading.get_ident()
+        )
+
+    def test_errorsAreFailures(self) -> None:
+        """What the function raises is a failure."""
+        self.failureResultOf(SameThread().call(lambda: 1 / 0), ZeroDivisionError)
+
+
+class ReactorThreadsTests(TestCase):
+    """The threads that a server uses."""
+
+    timeout = 20
+
+    async def test_queriesRunElsewhereAndResultsHere(self) -> None:
+        """No query runs on the reactor's thread; every result fires there."""
+        database = openDatabase(f"sqlite:///{self.mktemp()}.db", reactor, threads=2)
+        seen = await gatherResults(
+            [database.read(lambda connection: threading.get_ident()) for _ in range(20)]
+        )
+        self.assertNotIn(threading.get_ident(), seen)
+        self.assertLessEqual(len(set(seen)), 2)
+        await database.close()
+
+    async def test_writersTakeTurns(self) -> None:
+        """
+        Transactions that read and then write, all at the same time, none of
+        them loses another's change or is refused.
+        """
+        database = openDatabase(f"sqlite:///{self.mktemp()}.db", reactor, threads=4)
+        await database.upgrade()
+
+        def increment(connection) -> None:  # type: ignore[no-untyped-def]
+            rows = connection.exec_driver_sql("SELECT value FROM counters").scalar()
+            if rows is None:
+                connection.exec_driver_sql("INSERT INTO counters VALUES ('n', 1)")
+            else:
+                connection.exec_driver_sql(f"UPDATE counters SET value = {rows + 1}")
+
+        await gatherResults([database.run(increment) for _ in range(100)], consumeErrors=True)
+        value = await database.read(
+            lambda c: c.exec_driver_sql("SELECT value FROM counters").scalar()
+        )
+        self.assertEqual(value, 100)
+        await database.close()
+
+    async def test_closeWaitsForWhatRuns(self) -> None:
+        """Closing waits for the transactions under way, then refuses others."""
+        database = openDatabase(f"sqlite:///{self.mktemp()}.db", reactor, threads=1)
+        await database.run(metadata.create_all)
+        release = threading.Event()
+
+        def slow(connection) -> None:  # type: ignore[no-untyped-def]
+            release.wait(10)
+            connection.exec_driver_sql("INSERT INTO counters VALUES ('n', 1)")
+
+        running = database.run(slow)
+        closing = Deferred.fromCoroutine(database.close())
+        self.assertFalse(closing.called)
+        refused = database.run(lambda c: None)
+        self.failureResultOf(refused, DatabaseUnavailable)
+        release.set()
+        await running
+        await closing
+        self.assertEqual(
+            [t for t in threading.enumerate() if "database" in t.name], [], "threads left over"
+        )
+
+    async def test_memoryHasOneThread(self) -> None:
+        """A database in memory works with threads too, one of them."""
+        database = openDatabase("sqlite://", reactor)
+        await database.run(metadata.create_all)
+        count = await database.read(
+            lambda c: c.exec_driver_sql("SELECT count(*) FROM tokens").scalar()
+        )
+        self.assertEqual(count, 0)
+        await database.close()
+        with self.assertRaises(ValueError):
+            Database("sqlite://", ReactorThreads(reactor, 2))
