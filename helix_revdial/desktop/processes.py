@@ -335,12 +335,12 @@ class Programs:
             # Told at once: a program in an uninterruptible wait may take long
             # to die, and nobody has to wait with it.
             program.kill()
-            ended.cancel()
             if not result.called:
                 name = os.path.basename(arguments[0])
                 result.errback(
                     ProgramTimedOut(f"{name} did not answer within {deadline:g} seconds")
                 )
+            ended.cancel()
 
         timer: IDelayedCall = self._reactor.callLater(deadline, expire)
 
