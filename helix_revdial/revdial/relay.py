@@ -194,6 +194,8 @@ class RelayProtocol(Protocol):
 
     def join(self) -> None:
         """Both are connected: let bytes flow, first those that came early."""
+        if not self.isOpen:
+            return
         self._wire.registerProducer(self.other, True)
         early, self._early = self._early, []
         for data in early:
