@@ -91,9 +91,12 @@ Command = Callable[[Any], Coroutine["Deferred[Any]", Any, int]]
 """Takes the reactor; returns the exit code."""
 
 
-def runCommand(command: Command) -> int:
+def runCommand(command: Command, *, endsByItself: bool = False) -> int:
     """
     Run an asynchronous command under the reactor, to its end.
+
+    @param endsByItself: Whether the command is a service, which ends well when
+        the reactor shuts down: it is waited for then, and not cancelled.
 
     @return: What the command returned.
 
@@ -115,7 +118,8 @@ def runCommand(command: Command) -> int:
                 return None
             if not signals:
                 signals.append(signal.SIGINT)
-            running.cancel()
+            if not endsByItself:
+                running.cancel()
             return finished
 
         reactor.callWhenRunning(_noteTermination, signals)
@@ -131,7 +135,7 @@ def runCommand(command: Command) -> int:
     except SystemExit:
         # react ends every run this way; the outcome is what counts.
         pass
-    if signals:
+    if signals and not endsByItself:
         raise Interrupted(TERMINATED if signals[0] == signal.SIGTERM else INTERRUPTED)
     if not outcome:
         raise Interrupted(INTERRUPTED)

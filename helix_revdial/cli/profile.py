@@ -259,8 +259,11 @@ def _privateBytes(path: Path, named: bool) -> bytes | None:
         return None
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror or error}") from None
+    status = os.fstat(descriptor)
+    if stat.S_ISDIR(status.st_mode):
+        os.close(descriptor)
+        raise SettingsError(f"{path}: not a regular file")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise SettingsError(f"{path}: not a regular file")
         if status.st_uid != os.geteuid():

@@ -102,6 +102,7 @@ class FakeAPI(Resource):
     def render(self, request: Request) -> Any:
         """Answer one request."""
         path = request.path.decode()
+        assert request.content is not None
         content = request.content.read()
         self.asked.append(
             Asked(
@@ -130,7 +131,7 @@ class FakeAPI(Resource):
     def _send(self, request: Request, given: Given) -> bytes:
         request.setResponseCode(given.status)
         # Request has a default of its own.
-        request.defaultContentType = b""  # type: ignore[misc]
+        request.defaultContentType = b""
         if given.contentType is not None:
             request.setHeader("content-type", given.contentType)
         for name, value in given.headers.items():

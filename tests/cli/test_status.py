@@ -136,7 +136,7 @@ class WatchTests(CommandTestCase):
                 caught.append(error)
                 return 130
 
-        self.settle = noting  # type: ignore[method-assign,assignment]
+        self.settle = noting  # type: ignore[method-assign]
         ran = self.helix("revdial", "status", "--watch", terminal=True)
         self.assertEqual((len(caught), ran.code), (1, 130))
         self.assertIn("\x1b[?25h", ran.out)
