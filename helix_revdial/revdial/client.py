@@ -387,7 +387,7 @@ class ServerPath:
         features: frozenset[str],
     ) -> IStreamClientEndpoint:
         """The WebSocket data connection, for L{dataEndpoint}."""
-        return WebSocketEndpoint(
+        return _TimedWebSocket(
             self._reactor,
             self._serverEndpoint(),
             url,
@@ -467,6 +467,19 @@ class _TimedRaw(RawUpgradeEndpoint):
         return _TimedForm(super()._form(), self._seconds)
 
 
+class _TimedWebSocket(WebSocketEndpoint):
+    """A WebSocket upgrade that says how long its target took."""
+
+    def __init__(self, *args: Any, ready: Deferred[None], **keywords: Any) -> None:
+        super().__init__(*args, ready=ready, **keywords)
+        # Before the exchange's own callback, which sends these fields.
+        cast("Deferred[float]", ready).addCallback(self._measured)
+
+    def _measured(self, seconds: float) -> float:
+        self._headers[TIMING_HEADER.decode("ascii")] = _timing(seconds).decode("ascii")
+        return seconds
+
+
 class _TimedForm:
     """A L{CarrierForm} whose head gets one more field when it is sent."""
 
@@ -477,7 +490,7 @@ class _TimedForm:
         seconds.addCallback(self._measured)
 
     def _measured(self, seconds: float) -> float:
-        self._timing = TIMING_HEADER + b": target=%.6f\r\n" % seconds
+        self._timing = TIMING_HEADER + b": " + _timing(seconds) + b"\r\n"
         return seconds
 
     def begin(self, transport: Any, head: bytes) -> None:
@@ -488,6 +501,10 @@ class _TimedForm:
 
     def open(self, transport: Any, answer: Answer, protocol: IProtocol) -> IProtocol:
         return self._form.open(transport, answer, protocol)
+
+
+def _timing(seconds: float) -> bytes:
+    return b"target=%.6f" % seconds
 
 
 def _authorization(token: str) -> tuple[bytes, bytes]:

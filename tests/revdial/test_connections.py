@@ -63,7 +63,6 @@ class Callers(Factory):
     """Counts its starts and stops."""
 
     noisy = False
-    protocol = Caller
 
     def __init__(self) -> None:
         self.starts = 0
@@ -76,9 +75,9 @@ class Callers(Factory):
     def doStop(self) -> None:
         self.stops += 1
 
-    def buildProtocol(self, addr: Any) -> Protocol | None:
+    def buildProtocol(self, addr: Any) -> Caller:
         self.addresses.append(addr)
-        return super().buildProtocol(addr)
+        return Caller()
 
 
 class Agent:
@@ -93,9 +92,12 @@ class Agent:
 
     def read(self) -> list[ConnReady]:
         """The new asks; other messages go to C{other}."""
-        new = []
+        new: list[ConnReady] = []
         for message in self.carrier.messages():
-            (new if isinstance(message, ConnReady) else self.other).append(message)
+            if isinstance(message, ConnReady):
+                new.append(message)
+            else:
+                self.other.append(message)
         self.asks.extend(new)
         return new
 
@@ -408,7 +410,7 @@ class DialTests(ConnectionsCase):
         """The number of streams open to a runner is bounded."""
         self.connections = self.make(maxStreams=2)
         agent = self.agent()
-        carriers = []
+        carriers: list[MemoryCarrier] = []
         for _ in range(2):
             self.successResultOf(self.dialCarried(agent, carriers))
         self.failureResultOf(self.dial(), TooManyPendingDials)
@@ -484,12 +486,12 @@ class CancelTests(ConnectionsCase):
         connecting = self.connections.endpoint("wolf-1").connect(factory)
         built: list[Caller] = []
 
-        def build(_: Any) -> Protocol:
+        def build(_: Any) -> Caller:
             connecting.cancel()
             built.append(Caller())
             return built[0]
 
-        factory.buildProtocol = build  # type: ignore[method-assign]
+        factory.buildProtocol = build  # type: ignore[method-assign,assignment]
         [ready] = agent.read()
         carrier = agent.carry(ready)
         self.failureResultOf(connecting, CancelledError)
