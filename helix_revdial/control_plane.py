@@ -37,7 +37,7 @@ from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
-from helix_revdial.api.services import Services
+from helix_revdial.api.services import Services, cutWhatEnds
 from helix_revdial.config import RUNNER_TOKEN_VARIABLE, ServerConfig
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.http.limits import HTTPLimits
@@ -46,7 +46,7 @@ from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
 from helix_revdial.revdial.connections import Connections
-from helix_revdial.sessions.sessions import Session, Sessions
+from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.storage.database import (
     Database,
     DatabaseUnavailable,
@@ -217,14 +217,7 @@ class ControlPlane(Service):
             maxRunners=config.tunnel.maxRunners,
         )
 
-        def tokenEnded(family: str) -> None:
-            connections.revoke(credential=family)
-
-        def sessionDeleted(session: Session) -> None:
-            connections.revoke(owner=f"session:{session.id}")
-
-        tokens.onRevoked(tokenEnded)
-        sessions.onDeleted(sessionDeleted)
+        cutWhatEnds(tokens, sessions, connections)
         self._watch = TokenWatch(tokens, clock)
         self._watch.start()
         self.services = Services(

@@ -114,7 +114,12 @@ def ownerOf(principal: Principal, key: str) -> str:
     takes over from the one before.
     """
     sessionId = sessionOf(key)
-    return f"family:{principal.family}" if sessionId is None else f"session:{sessionId}"
+    return f"family:{principal.family}" if sessionId is None else sessionOwner(sessionId)
+
+
+def sessionOwner(session: str) -> str:
+    """What L{ownerOf} calls the session of that id."""
+    return f"session:{session}"
 
 
 def runnerFor(session: str, connected: Callable[[str], bool]) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from twisted.internet.interfaces import IReactorTime
 
 from helix_revdial.access.audit import AuditLog
-from helix_revdial.access.policy import runnerFor
+from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.config import ServerConfig
 from helix_revdial.revdial.connections import Connections
-from helix_revdial.sessions.sessions import Sessions
+from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.storage.database import Database
 
 
@@ -36,3 +36,19 @@ class Services:
     def runnerOf(self, session: str) -> str:
         """The runner that a session's desktop is reached by, now."""
         return runnerFor(session, lambda key: self.connections.status(key) == "connected")
+
+
+def cutWhatEnds(tokens: Tokens, sessions: Sessions, connections: Connections) -> None:
+    """
+    Tie the ends together: a token family that is revoked or expires, and a
+    session that is deleted, lose their tunnels at once.
+    """
+
+    def tokenEnded(family: str) -> None:
+        connections.revoke(credential=family)
+
+    def sessionDeleted(session: Session) -> None:
+        connections.revoke(owner=sessionOwner(session.id))
+
+    tokens.onRevoked(tokenEnded)
+    sessions.onDeleted(sessionDeleted)

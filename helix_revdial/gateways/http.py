@@ -15,7 +15,7 @@ either the dial (whose error passes through), the time, or the tunnel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, succeed
@@ -35,6 +35,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from helix_revdial.revdial.errors import DialError, TargetTimeout, TunnelBroke
+from helix_revdial.revdial.streams import IStreamTransport, Stream
 
 
 class AnswerTooLarge(Exception):
@@ -47,11 +48,18 @@ class AnswerTooLarge(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: its status, header fields and body."""
+    """
+    A whole answer.
+
+    @ivar phases: What is known of the dial that it came by: seconds since it
+        began, by the names of L{Stream.phases
+        <helix_revdial.revdial.streams.Stream>}.
+    """
 
     status: int
     headers: Headers
     body: bytes
+    phases: Mapping[str, float]
 
     def contentType(self) -> str:
         """The media type without parameters, in lower case; empty if none is given."""
@@ -66,6 +74,7 @@ class _Tunnel:
     def __init__(self, endpoint: IStreamClientEndpoint) -> None:
         self._endpoint = endpoint
         self.connected = False
+        self.stream: Stream | None = None
 
     def endpointForURI(self, uri: URI) -> _Tunnel:
         return self
@@ -76,6 +85,9 @@ class _Tunnel:
 
     def _noted(self, protocol: IProtocol) -> IProtocol:
         self.connected = True
+        transport = getattr(protocol, "transport", None)
+        if IStreamTransport.providedBy(transport):
+            self.stream = transport.stream
         return protocol
 
 
@@ -186,7 +198,9 @@ async def fetch(
         )
         collector = _Body(maxBody)
         response.deliverBody(collector)
-        return Answer(response.code, response.headers, await collector.finished)
+        content = await collector.finished
+        phases = {} if tunnel.stream is None else dict(tunnel.stream.phases)
+        return Answer(response.code, response.headers, content, phases)
 
     def timedOut(result: Answer | Failure, timeout: float) -> Answer | Failure:
         return Failure(TargetTimeout() if tunnel.connected else dialTimedOut())
