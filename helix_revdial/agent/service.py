@@ -233,6 +233,11 @@ class AgentService(Service):
             self._log.warn("the control connection did not close in time")
             loop.cancel()
         await loop
+        if self._listener.openStreams:
+            # These were cut, which takes effect in the reactor's next turn. A process
+            # that ends before it would close them in good order, and what was cut
+            # off would look whole to the other side.
+            await deferLater(self._clock, 0)
         self._log.info("stopped")
 
 
