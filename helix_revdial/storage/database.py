@@ -234,7 +234,7 @@ def transaction(engine: Engine, *, writing: bool) -> Iterator[Connection]:
                 yield connection
     except SQLAlchemyError as error:
         reason = unavailable(error)
-        if reason is None:
+        if reason is None or (not writing and _refusesToWrite(error)):
             raise
         raise DatabaseUnavailable(reason) from error
 
@@ -387,6 +387,12 @@ def _beginSQLite(connection: Connection) -> None:
     else:
         connection.exec_driver_sql("PRAGMA query_only=ON")
         connection.exec_driver_sql("BEGIN")
+
+
+def _refusesToWrite(error: SQLAlchemyError) -> bool:
+    """Whether a reading transaction was used for writing: a fault of ours."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
+    return bool(code & 0xFF == sqlite3.SQLITE_READONLY)
 
 
 def unavailable(error: SQLAlchemyError) -> str | None:

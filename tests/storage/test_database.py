@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import skipIf
 
 from sqlalchemy import insert, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, ProgrammingError
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -80,7 +80,7 @@ class TransactionTests(SynchronousTestCase):
     def test_readingCannotWrite(self) -> None:
         """A reading transaction that writes fails, and the next may write."""
         self.failureResultOf(
-            self.database.read(put("a")), OperationalError, ProgrammingError, DatabaseUnavailable
+            self.database.read(put("a")), OperationalError, ProgrammingError, InternalError
         )
         self.successResultOf(self.database.run(put("b")))
         self.assertEqual(self.successResultOf(self.database.read(names)), ["b"])

@@ -1,0 +1,107 @@
+"""Tests for L{helix_revdial.access.table}: walk the access table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from helix_revdial.access.principals import Principal
+from helix_revdial.access.table import ACCESS, WHO, Cell, Decision, columnOf, decide, tableText
+from tests.access.test_policy import Facts, runner, sandbox, user
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "access.md"
+
+CALLERS: dict[str, Principal | None] = {
+    "nobody": None,
+    "viewer": user(role="viewer"),
+    "operator": user(role="operator"),
+    "admin": user(role="admin"),
+    "runner": runner("*"),
+    "session": sandbox(),
+}
+
+MINE = Facts(owner="ann")
+COLLEAGUES = Facts(owner="bob")
+ELSEWHERE = Facts(tenant="other", owner="ann")
+
+REFUSED = {True: Decision.UNAUTHENTICATED, False: Decision.FORBIDDEN}
+
+
+class DocumentTests(SynchronousTestCase):
+    """The document is held to the table, and the table to what is decided."""
+
+    def documented(self) -> list[list[str]]:
+        text = DOCUMENT.read_text()
+        _, _, rest = text.partition("tableText -->\n")
+        table, end, _ = rest.partition("<!-- end of the access table -->")
+        self.assertTrue(end, "docs/access.md has lost the marks around its table")
+        self.assertEqual(table, tableText(), "write tableText() into docs/access.md")
+        lines = table.splitlines()[2:]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    def test_everyCellOfTheDocumentHolds(self) -> None:
+        """Each cell, as a person reads it, is what each caller is answered."""
+        rows = self.documented()
+        self.assertEqual([row[0].strip("`") for row in rows], list(ACCESS))
+        for word, _, *cells in ([row[0].strip("`"), *row[1:]] for row in rows):
+            for who, cell in zip(WHO, cells, strict=True):
+                principal = CALLERS[who]
+                allowed = {
+                    "mine": decide(word, principal, MINE) is Decision.ALLOWED,
+                    "a colleague's": decide(word, principal, COLLEAGUES) is Decision.ALLOWED,
+                }
+                expected = {
+                    "yes": {"mine": True, "a colleague's": True},
+                    "own": {"mine": True, "a colleague's": False},
+                    "-": {"mine": False, "a colleague's": False},
+                }[cell]
+                self.assertEqual(allowed, expected, f"{word} for {who}: {cell}")
+
+
+class DecideTests(SynchronousTestCase):
+    def test_everyRowHasEveryColumn(self) -> None:
+        """The table has no hole, and only words about a session say "own"."""
+        for row in ACCESS.values():
+            self.assertEqual(len(row.cells), len(WHO))
+            if not row.resource:
+                self.assertNotIn(Cell.OWN, row.cells)
+            elif row.resource:
+                self.assertEqual(
+                    [row.cells[WHO.index(who)] for who in ("nobody", "runner", "session")],
+                    [Cell.NO] * 3,
+                )
+
+    def test_refusals(self) -> None:
+        """Without a token 401; with one that may not, 403."""
+        for row in ACCESS.values():
+            for who, cell in zip(WHO, row.cells, strict=True):
+                if cell is Cell.NO:
+                    found = decide(row.word, CALLERS[who], MINE)
+                    self.assertIs(found, REFUSED[who == "nobody"], (row.word, who))
+
+    def test_anotherTenantsSessionDoesNotExist(self) -> None:
+        """A session of another tenant, or none, is 404 for every user, the
+        admin too, and says nothing about whether it is there."""
+        for word, row in ACCESS.items():
+            if row.resource:
+                for who in ("viewer", "operator", "admin"):
+                    for session in (ELSEWHERE, None):
+                        self.assertIs(decide(word, CALLERS[who], session), Decision.HIDDEN)
+
+    def test_aUserOfTheSameNameElsewhere(self) -> None:
+        """The owner is a user of the session's tenant, not of any."""
+        namesake = user("ann", "operator", "other")
+        self.assertIs(decide("session-owner", namesake, MINE), Decision.HIDDEN)
+
+    def test_columnOf(self) -> None:
+        """Each principal has one column; a user without a role is a viewer at
+        most."""
+        for who, principal in CALLERS.items():
+            self.assertEqual(columnOf(principal), who)
+        self.assertEqual(columnOf(Principal("user", "t", "f", "acme", user="x")), "viewer")
+
+    def test_unknownWords(self) -> None:
+        """A word that is not in the table permits nothing."""
+        with self.assertRaises(KeyError):
+            decide("root", CALLERS["admin"])
