@@ -479,6 +479,8 @@ class HTTPConnection(Protocol):
                 raise
             answer = self._failed(request)
         except Exception:
+            if self.phase is Phase.LOST:
+                raise
             answer = self._failed(request)
         if isinstance(answer, HandedOver) or self.phase is not Phase.SERVING:
             if isinstance(answer, Response):
