@@ -25,10 +25,6 @@ class ProgramMissing(DesktopError):
     """A program that the display needs is not installed."""
 
 
-class ProgramFailed(DesktopError):
-    """A program ran and reported a failure."""
-
-
 class ProgramTimedOut(DesktopError):
     """A program did not end within its deadline, and was killed."""
 

@@ -29,7 +29,6 @@ from helix_revdial.desktop.errors import (
     DesktopError,
     NoDisplay,
     OutputTooLarge,
-    ProgramFailed,
     ProgramMissing,
     ProgramTimedOut,
     TooBusy,
@@ -123,7 +122,7 @@ def translate(error: Exception) -> Problem | None:
         return Problem(504, text, code="timed-out")
     if isinstance(error, OutputTooLarge):
         return Problem(503, text, code="too-large")
-    if isinstance(error, ProgramFailed | DesktopError):
+    if isinstance(error, DesktopError):
         return Problem(503, text, code="failed")
     return None
 
