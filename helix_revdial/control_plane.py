@@ -61,9 +61,21 @@ STOP_TIMEOUT = 5.0
 
 class CannotStart(SystemExit):
     """
-    The server cannot do its work; the text says what to do.  A process that
-    does not catch it prints the text and ends with status 1.
+    The server cannot do its work.  Its text, which says what to do, is the last
+    line of the log; a process that does not catch it ends with status 1.
+
+    Not left to the interpreter to print: C{twistd} has standard error by then.
     """
+
+    _log = Logger()
+
+    def __init__(self, text: str) -> None:
+        super().__init__(1)
+        self.text = text
+        self._log.critical("{text}", text=text)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class ControlPlane(Service):
