@@ -75,6 +75,10 @@ class SettingsError(CommandError):
     exitCode = USAGE
 
 
+class ReaderGone(Exception):
+    """Whoever read standard output or standard error went away: there is nobody to tell."""
+
+
 class Interrupted(Exception):
     """
     A signal ended the command.
@@ -169,6 +173,7 @@ __all__ = [
     "Command",
     "CommandError",
     "Interrupted",
+    "ReaderGone",
     "SettingsError",
     "plain",
     "runCommand",

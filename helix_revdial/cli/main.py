@@ -31,6 +31,7 @@ from helix_revdial.cli.edge import (
     USAGE,
     CommandError,
     Interrupted,
+    ReaderGone,
     plain,
 )
 from helix_revdial.cli.invocation import Invocation, jsonFlag, passInvocation
@@ -157,7 +158,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exitCode
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         return _deaf()
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
-from helix_revdial.cli.edge import plain
+from helix_revdial.cli.edge import ReaderGone, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,13 +45,11 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """One line of the result; written at once, so that a reader can follow."""
-        self.stdout.write(text + "\n")
-        self.stdout.flush()
+        _write(self.stdout, text)
 
     def notice(self, text: str) -> None:
         """One line that is not part of the result."""
-        self.stderr.write(text + "\n")
-        self.stderr.flush()
+        _write(self.stderr, text)
 
     def json(self, value: object, *, indent: int | None = 2) -> None:
         """A value as JSON: one object, or one line with C{indent=None}."""
@@ -59,10 +57,12 @@ class Output:
 
     def bytes(self, data: bytes) -> None:
         """A result that is no text."""
-        self.stdout.flush()
-        binary = self.stdout.buffer
-        binary.write(data)
-        binary.flush()
+        try:
+            self.stdout.flush()
+            self.stdout.buffer.write(data)
+            self.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """
@@ -81,6 +81,14 @@ class Output:
         else:
             for text in columnLines(columns, cells):
                 self.line(text)
+
+
+def _write(stream: TextIO, line: str) -> None:
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def cell(value: object) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from helix_revdial import __version__
 from helix_revdial.cli import main
 from helix_revdial.cli.client import Client
+from helix_revdial.cli.edge import ReaderGone
 from tests.cli.fake import CommandTestCase, Given
 
 
@@ -111,7 +112,7 @@ class MainTests(CommandTestCase):
 
     def test_interruptAndBrokenPipe(self) -> None:
         """Ctrl-C outside the reactor is 130; a reader that went away is 141, both silent."""
-        for error, code in ((KeyboardInterrupt(), 130), (BrokenPipeError(), 141)):
+        for error, code in ((KeyboardInterrupt(), 130), (ReaderGone(), 141)):
 
             async def raising(client: Client, error: BaseException = error) -> None:
                 raise error
