@@ -210,8 +210,10 @@ class OperationTable:
         return self._answer(operation, result)
 
     def _route(self, request: Request) -> Call:
+        # Methods have a letter case (RFC 9110, 9.1); werkzeug does not mind it.
+        method = request.method if request.method.isupper() else "-"
         try:
-            name, params = self._routes.match(request.path, method=request.method)
+            name, params = self._routes.match(request.path, method=method)
         except MethodNotAllowed:
             raise
         except (RequestRedirect, HTTPException):

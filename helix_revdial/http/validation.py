@@ -33,14 +33,18 @@ def decodeJSON(data: bytes, type_: type[T]) -> T:
         # No body is an object without fields: enough where all have defaults.
         data = b"{}"
     try:
-        return msgspec.json.decode(data, type=type_)
-    except msgspec.ValidationError as error:
-        problems: dict[str, list[str]] = {}
-        _collect(msgspec.json.decode(data), type_, "", problems, strict=True)
-        raise validationProblem(problems or _single(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Problem(400, f"The request body is not valid JSON: {text}.") from None
+        try:
+            return msgspec.json.decode(data, type=type_)
+        except msgspec.ValidationError as error:
+            single = _single(error)
+            value = msgspec.json.decode(data)
+    except RecursionError:
+        raise Problem(400, "The request body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem(400, f"The request body is not valid JSON: {error}.") from None
+    problems: dict[str, list[str]] = {}
+    _collect(value, type_, "", problems, strict=True)
+    raise validationProblem(problems or single)
 
 
 def decodeQuery(pairs: Sequence[tuple[str, str]], type_: type[T]) -> T:
