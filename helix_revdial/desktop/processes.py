@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.desktop.test_processes -*-
+# -*- test-case-name: tests.integration.test_desktop_service -*-
 """
 Run programs: bounded output, a deadline, nothing left behind.
 

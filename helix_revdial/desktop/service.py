@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.desktop.test_service -*-
+# -*- test-case-name: tests.integration.test_desktop_service -*-
 """
 The desktop service: L{DesktopOptions} become a listening port and what it shows.
 

@@ -55,9 +55,14 @@ class Server(ProcessProtocol):
         self.ended.callback(None)
 
     async def end(self) -> None:
-        if not self.ended.called:
-            self.transport.signalProcess("KILL")  # type: ignore[union-attr]
+        if self.ended.called:
+            return
+        # Asked first: it removes its socket and its lock.
+        self.transport.signalProcess("TERM")  # type: ignore[union-attr]
+        overdue = reactor.callLater(3, self.transport.signalProcess, "KILL")  # type: ignore[union-attr]
         await self.ended
+        if overdue.active():
+            overdue.cancel()
 
 
 async def until(condition: Any, what: str, seconds: float = 8.0) -> None:
