@@ -115,7 +115,7 @@ def display(stack: ExitStack, state: Path) -> list[str]:
     ):
         if shutil.which(painter[0]) is not None:
             stack.enter_context(painting(painter, state))
-    print(f"Desktop:  Xvfb on display {name}")
+    print(f"Desktop:  Xvfb on display {name}", flush=True)
     return ["--display", name]
 
 
