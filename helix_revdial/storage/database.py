@@ -129,6 +129,8 @@ class Database:
         raises.  C{function} runs in a thread: it may touch its connection and
         its own values, nothing else; and it returns values, no cursors.
 
+        Cancelling gives up the answer, not the transaction.
+
         @raise DatabaseUnavailable: (as a failure) when the database is locked
             for too long, lost, or has too much to do.
         """
@@ -189,7 +191,10 @@ class Database:
         if self._running >= self._maxWaiting:
             return fail(DatabaseUnavailable("too many queries are waiting for the database"))
         self._running += 1
-        return self._workers.call(function).addBoth(self._ended)
+        # Who gives up waiting does not end the work: it counts until it ends.
+        result: Deferred[T] = Deferred()
+        self._workers.call(function).addBoth(self._ended).chainDeferred(result)
+        return result
 
     def _ended(self, result: Any) -> Any:
         self._running -= 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy.exc import IntegrityError
 
 from helix_revdial.access import audit
-from helix_revdial.access.audit import AuditLog
+from helix_revdial.access.audit import AuditEntry, AuditLog
 from helix_revdial.access.secrets import newSecret
 from helix_revdial.storage.database import DatabaseUnavailable
 from tests.access.worlds import START, AccessTestCase
@@ -16,7 +18,7 @@ class AuditTests(AccessTestCase):
         super().setUp()
         self.log = AuditLog(self.database, self.clock, self.wallClock)
 
-    def entries(self, **which):
+    def entries(self, **which: Any) -> list[AuditEntry]:
         return self.get(self.log.list(**which))
 
     def test_whatIsRecordedIsListed(self) -> None:

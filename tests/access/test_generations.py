@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from helix_revdial.access.generations import Generations
 from helix_revdial.storage.database import DatabaseUnavailable
-from tests.access.test_tokens import HeldReads
 from tests.access.worlds import AccessTestCase
-
-
-class HeldRuns(HeldReads):
-    """The same for transactions that write."""
-
-    def run(self, function):
-        return self.read(lambda c: None) if function is None else self._hold(function)
-
-    def _hold(self, function):
-        later = Deferred()
-        self.held.append((later, self.database.run(function)))
-        return later
 
 
 class GenerationsTests(AccessTestCase):
@@ -77,33 +64,34 @@ class GenerationsTests(AccessTestCase):
 
     def test_oneRefillForAll(self) -> None:
         """Those who come while a block is fetched share it."""
-        held = HeldRuns(self.database)
-        generations = Generations(held, block=100)
+        self.workers.holding = True
+        generations = Generations(self.database, block=100)
         waiting = [Deferred.fromCoroutine(generations.next()) for _ in range(50)]
-        self.assertEqual(len(held.held), 1)
-        held.answer()
+        self.assertEqual(len(self.workers.held), 1)
+        self.workers.answer()
         self.assertEqual(sorted(self.successResultOf(each) for each in waiting), list(range(1, 51)))
 
     def test_moreThanABlockAtOnce(self) -> None:
         """Those for whom the block was too small share the next."""
-        held = HeldRuns(self.database)
-        generations = Generations(held, block=10)
+        self.workers.holding = True
+        generations = Generations(self.database, block=10)
         waiting = [Deferred.fromCoroutine(generations.next()) for _ in range(25)]
         for _ in range(3):
-            self.assertEqual(len(held.held), 1)
-            held.answer()
+            self.assertEqual(len(self.workers.held), 1)
+            self.workers.answer()
         self.assertEqual(len({self.successResultOf(each) for each in waiting}), 25)
 
     def test_oneWhoGivesUp(self) -> None:
         """When the one who fetches gives up, the others fetch."""
-        held = HeldRuns(self.database)
-        generations = Generations(held, block=10)
+        self.workers.holding = True
+        generations = Generations(self.database, block=10)
         first = Deferred.fromCoroutine(generations.next())
         second = Deferred.fromCoroutine(generations.next())
-        first.addErrback(lambda failure: None)
         first.cancel()
-        held.held.pop(0)
-        held.answer()
+        self.failureResultOf(first, CancelledError)
+        self.workers.answer()
+        self.assertNoResult(second)
+        self.workers.answer()
         self.successResultOf(second)
 
     def test_lossOfTheDatabase(self) -> None:

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.access.policy import (
+    Expose,
     NotPermitted,
     RunnerPolicy,
     matches,
@@ -147,7 +148,7 @@ class MayDialTests(SynchronousTestCase):
             user("ann", "operator"), user("bob", "admin"), user("bob", "admin", "b"),
             runner("*", "sandbox-*"), sandbox(),
         )  # fmt: skip
-        for key, expose, session, expected in (
+        rows: list[tuple[str, Expose, Facts | None, str]] = [
             ("sandbox-ses_1", "internal", Facts(), "........"),
             ("sandbox-ses_1", "operator", Facts(), "..yyy..."),
             ("sandbox-ses_1", "owner", Facts(), ".y.yy..."),
@@ -155,7 +156,8 @@ class MayDialTests(SynchronousTestCase):
             ("wolf-1", "internal", None, "........"),
             ("wolf-1", "operator", None, "..yyyy.."),
             ("wolf-1", "owner", None, "..yyyy.."),
-        ):
+        ]
+        for key, expose, session, expected in rows:
             found = "".join(".y"[mayDial(c, key, expose, session)] for c in callers)
             self.assertEqual(found, expected, (key, expose))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.access.principals import Principal, isPattern
+from helix_revdial.access.principals import Kind, Principal, isPattern
 
 
 class PrincipalTests(SynchronousTestCase):
     def test_onlyUsersHaveRoles(self) -> None:
         """A role counts for a user only, whatever else carries the word."""
-        for kind, expected in (("user", True), ("runner", False), ("session", False)):
+        kinds: list[tuple[Kind, bool]] = [("user", True), ("runner", False), ("session", False)]
+        for kind, expected in kinds:
             principal = Principal(kind, "tok", "fam", "t", roles=frozenset({"admin"}))
             self.assertIs(principal.hasRole("admin"), expected)
         self.assertFalse(Principal("user", "tok", "fam", "t").hasRole("admin", "viewer"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from helix_revdial.access.records import MAX_PATTERNS, TokenError
 from helix_revdial.storage.ids import newId
 from tests.access.worlds import START, AccessTestCase
 
 
 class RuleTests(AccessTestCase):
-    def refused(self, field: str, kind: str, **other) -> None:
+    def refused(self, field: str, kind: str, **other: Any) -> None:
         """Making this token is refused because of that parameter."""
         error = self.fails(self.tokens.create(kind, **{"name": "n", **other}), TokenError)
         assert isinstance(error, TokenError)

@@ -6,44 +6,24 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
-from twisted.internet.defer import Deferred
-from twisted.logger import eventAsText, globalLogPublisher
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
+from zope.interface import implementer
 
 from helix_revdial.access import recent
-from helix_revdial.access.records import TokenError
-from helix_revdial.access.tokens import MAX_OVERLAP, TokenConflict, Tokens, UnknownToken
+from helix_revdial.access.records import TokenError, TokenRecord
+from helix_revdial.access.tokens import MAX_OVERLAP, TokenConflict, UnknownToken
 from helix_revdial.storage.database import DatabaseUnavailable
 from helix_revdial.storage.ids import newId
 from helix_revdial.storage.tables import tokens as table
 from tests.access.worlds import START, AccessTestCase
 
 
-class HeldReads:
-    """A database whose reads are answered when told to, as they then are."""
-
-    def __init__(self, database) -> None:
-        self.database = database
-        self.held: list[tuple[Deferred, object]] = []
-
-    def run(self, function):
-        return self.database.run(function)
-
-    def read(self, function):
-        """The state of now is read, and told later."""
-        later = Deferred()
-        self.held.append((later, self.database.read(function)))
-        return later
-
-    def answer(self) -> None:
-        """Tell what was read first."""
-        later, result = self.held.pop(0)
-        result.chainDeferred(later)
-
-
 class ShowingTests(AccessTestCase):
-    def make(self, **other):
+    def make(self, **other: Any) -> tuple[TokenRecord, str]:
         """A runner token."""
         return self.get(
             self.tokens.create("runner", **{"name": "hosts", "patterns": ["wolf-*"], **other})
@@ -107,7 +87,8 @@ class ShowingTests(AccessTestCase):
         """F1: nothing that can be printed or logged shows a secret."""
         logged: list[str] = []
 
-        def observe(event) -> None:
+        @implementer(ILogObserver)
+        def observe(event: LogEvent) -> None:
             logged.append(eventAsText(event) + repr(event))
 
         globalLogPublisher.addObserver(observe)
@@ -161,25 +142,28 @@ class StormTests(AccessTestCase):
 
     def test_theSameAtTheSameTimeIsOneQuery(self) -> None:
         """Those who show a token while it is looked up share the answer."""
-        held = HeldReads(self.database)
-        tokens = Tokens(held, self.clock, self.wallClock)
-        waiting = [Deferred.fromCoroutine(tokens.authenticate(self.secret)) for _ in range(100)]
-        self.assertEqual(len(held.held), 1)
-        held.answer()
-        found = {self.successResultOf(each) for each in waiting}
-        self.assertEqual({each.tokenId for each in found}, {self.record.id})
+        self.workers.holding = True
+        waiting = [
+            Deferred.fromCoroutine(self.tokens.authenticate(self.secret)) for _ in range(100)
+        ]
+        self.assertEqual(len(self.workers.held), 1)
+        self.workers.answer()
+        for each in waiting:
+            principal = self.successResultOf(each)
+            assert principal is not None
+            self.assertEqual(principal.tokenId, self.record.id)
 
     def test_oneWhoGivesUpDoesNotFailTheOthers(self) -> None:
         """A look-up that is cancelled is done again for those who wait."""
-        held = HeldReads(self.database)
-        tokens = Tokens(held, self.clock, self.wallClock)
-        first = Deferred.fromCoroutine(tokens.authenticate(self.secret))
-        second = Deferred.fromCoroutine(tokens.authenticate(self.secret))
-        first.addErrback(lambda failure: None)
+        self.workers.holding = True
+        first = Deferred.fromCoroutine(self.tokens.authenticate(self.secret))
+        second = Deferred.fromCoroutine(self.tokens.authenticate(self.secret))
         first.cancel()
+        self.failureResultOf(first, CancelledError)
         self.assertNoResult(second)
-        held.held.pop(0)
-        held.answer()
+        self.workers.answer()
+        self.assertNoResult(second)
+        self.workers.answer()
         self.assertIsNot(self.successResultOf(second), None)
 
     def test_refusalsAreRememberedForAMoment(self) -> None:
@@ -229,14 +213,13 @@ class StormTests(AccessTestCase):
 
     def test_lossFailsAllWhoWaitAtOnce(self) -> None:
         """One failed look-up answers everybody who waits for it."""
-        tokens = self.newTokens()
-        held = HeldReads(self.database)
-        tokens = Tokens(held, self.clock, self.wallClock)
-        waiting = [Deferred.fromCoroutine(tokens.authenticate(self.secret)) for _ in range(20)]
-        held.held.pop(0)[0].errback(DatabaseUnavailable("lost"))
+        self.lose()
+        self.workers.holding = True
+        waiting = [Deferred.fromCoroutine(self.tokens.authenticate(self.secret)) for _ in range(20)]
+        self.workers.answer()
         for each in waiting:
             self.failureResultOf(each, DatabaseUnavailable)
-        self.assertEqual(held.held, [])
+        self.assertEqual(self.workers.held, [])
 
 
 class RevocationTests(AccessTestCase):
@@ -294,14 +277,14 @@ class RevocationTests(AccessTestCase):
         F3: a look-up that read the table before the revocation, and is told
         after it, does not bring the token back.
         """
-        held = HeldReads(self.database)
-        tokens = Tokens(held, self.clock, self.wallClock)
-        showing = Deferred.fromCoroutine(tokens.authenticate(self.secret))
-        self.get(tokens.revoke(self.record.id))
-        held.answer()
-        self.assertNoResult(showing)
-        held.answer()
+        self.workers.holding = True
+        showing = Deferred.fromCoroutine(self.tokens.authenticate(self.secret))
+        self.workers.holding = False
+        self.get(self.tokens.revoke(self.record.id))
+        before = self.workers.calls
+        self.workers.answer()
         self.assertIs(self.successResultOf(showing), None)
+        self.assertEqual(self.workers.calls, before + 1, "it was not looked up again")
 
     def test_aFailedRevocationIsTold(self) -> None:
         """When the database is lost, revoking says so, and nobody is cut."""
@@ -330,7 +313,11 @@ class RevocationTests(AccessTestCase):
     def test_aBrokenSubscriberStopsNobody(self) -> None:
         """A subscriber that raises is logged; the others are told."""
         later: list[str] = []
-        self.tokens.onRevoked(lambda family: 1 / 0)
+
+        def broken(family: str) -> None:
+            raise ZeroDivisionError(family)
+
+        self.tokens.onRevoked(broken)
         unsubscribe = self.tokens.onRevoked(later.append)
         self.get(self.tokens.revoke(self.record.id))
         self.assertEqual(later, [self.record.family])
@@ -404,7 +391,7 @@ class ExpiringTests(AccessTestCase):
         self.told: list[str] = []
         self.tokens.onRevoked(self.told.append)
 
-    def make(self, seconds: float):
+    def make(self, seconds: float) -> TokenRecord:
         return self.get(
             self.tokens.create("runner", name="h", patterns=["*"], expires=START + seconds)
         )[0]

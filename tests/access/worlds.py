@@ -52,4 +52,6 @@ class AccessTestCase(SynchronousTestCase):
 
     def fails(self, coroutine: Coroutine[Any, Any, Any], *kinds: type[Exception]) -> Exception:
         """What it raises."""
-        return self.failureResultOf(Deferred.fromCoroutine(coroutine), *kinds).value
+        failure = self.failureResultOf(Deferred.fromCoroutine(coroutine), *kinds)
+        error: Exception = failure.value
+        return error

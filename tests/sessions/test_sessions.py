@@ -8,7 +8,6 @@ from helix_revdial.sessions import sessions as module
 from helix_revdial.sessions.sessions import Session, SessionError, Sessions
 from helix_revdial.storage.database import DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
-from tests.access.test_tokens import HeldReads
 from tests.access.worlds import START, AccessTestCase
 
 
@@ -71,10 +70,17 @@ class SessionsTests(AccessTestCase):
 
     def test_pagesThatCannotBe(self) -> None:
         """Wrong pages are refused, with the parameter's name."""
-        for wrong in ({"page": 0}, {"page": 10**9}, {"perPage": 0}, {"perPage": 201}):
-            error = self.fails(self.sessions.list(tenant="acme", **wrong), SessionError)
+        for page, perPage, field in (
+            (0, 20, "page"),
+            (10**9, 20, "page"),
+            (1, 0, "perPage"),
+            (1, 201, "perPage"),
+        ):
+            error = self.fails(
+                self.sessions.list(tenant="acme", page=page, perPage=perPage), SessionError
+            )
             assert isinstance(error, SessionError)
-            self.assertEqual(error.field, next(iter(wrong)))
+            self.assertEqual(error.field, field)
 
     def test_delete(self) -> None:
         """A deleted session is gone for everybody; subscribers are told once."""
@@ -97,7 +103,11 @@ class SessionsTests(AccessTestCase):
     def test_aBrokenSubscriberStopsNobody(self) -> None:
         """A subscriber that raises is logged; the others are told."""
         told: list[Session] = []
-        self.sessions.onDeleted(lambda session: 1 / 0)
+
+        def broken(session: Session) -> None:
+            raise ZeroDivisionError(session.id)
+
+        self.sessions.onDeleted(broken)
         self.sessions.onDeleted(told.append)
         self.get(self.sessions.delete(self.make().id))
         self.assertEqual(len(told), 1)
@@ -131,11 +141,11 @@ class FactsTests(AccessTestCase):
     def test_aLookUpFromBeforeIsNotBelieved(self) -> None:
         """A look-up that read before the deletion and is told after it finds
         nothing."""
-        held = HeldReads(self.database)
-        sessions = Sessions(held, self.clock, self.wallClock)
-        asking = Deferred.fromCoroutine(sessions.facts(self.made.id))
-        self.get(sessions.delete(self.made.id))
-        held.answer()
+        self.workers.holding = True
+        asking = Deferred.fromCoroutine(self.sessions.facts(self.made.id))
+        self.workers.holding = False
+        self.get(self.sessions.delete(self.made.id))
+        self.workers.answer()
         self.assertIs(self.successResultOf(asking), None)
 
     def test_lossOfTheDatabase(self) -> None:

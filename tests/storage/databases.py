@@ -7,36 +7,53 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import text
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.storage.database import Database, newEngine, parseURL
 from helix_revdial.storage.tables import metadata
 from helix_revdial.storage.threads import SameThread
 
+T = TypeVar("T")
+
 POSTGRESQL = os.environ.get("HELIX_TEST_POSTGRESQL")
 
 
 class BreakableThread(SameThread):
     """
-    Workers in the same thread whose database can be lost, and which count.
+    Workers in the same thread that count, whose database can be lost, and
+    whose answers can be held back.
+
+    @ivar lost: what every call fails with, or C{None}.
+    @ivar holding: whether what is done from now on is told only by L{answer}.
+    @ivar held: the answers that are held back.
     """
 
     def __init__(self) -> None:
         self.calls = 0
-        self.lost = None
+        self.lost: Exception | None = None
+        self.holding = False
+        self.held: list[tuple[Deferred[Any], Deferred[Any]]] = []
 
-    def call(self, function):
+    def call(self, function: Callable[[], T]) -> Deferred[T]:
+        """Do it now, or fail; tell it now, or later."""
         self.calls += 1
-        if self.lost is not None:
-            lost = self.lost
+        result = super().call(function) if self.lost is None else fail(self.lost)
+        if not self.holding:
+            return result
+        later: Deferred[T] = Deferred()
+        self.held.append((result, later))
+        return later
 
-            def function():
-                raise lost
-
-        return super().call(function)
+    def answer(self) -> None:
+        """Tell what was done first."""
+        result, later = self.held.pop(0)
+        result.chainDeferred(later)
 
 
 def newURL(case: SynchronousTestCase) -> str:

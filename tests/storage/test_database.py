@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from unittest import skipIf
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, ProgrammingError
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.storage.database import (
@@ -24,36 +25,19 @@ from helix_revdial.storage.database import (
 )
 from helix_revdial.storage.tables import counters
 from helix_revdial.storage.threads import SameThread
-from tests.storage.databases import POSTGRESQL, newDatabase
+from tests.storage.databases import POSTGRESQL, BreakableThread, newDatabase
 
 
-def put(name: str, value: int = 0):
+def put(name: str, value: int = 0) -> Callable[[Connection], None]:
     """A transaction that adds a row."""
     return lambda connection: connection.execute(
         insert(counters).values(name=name, value=value)
     ).close()
 
 
-def names(connection) -> list[str]:
+def names(connection: Connection) -> list[str]:
     """A transaction that reads the rows' names."""
     return sorted(connection.execute(select(counters.c.name)).scalars())
-
-
-class HeldThread(SameThread):
-    """Workers that are all busy until they are let go."""
-
-    def __init__(self) -> None:
-        self.held: list[tuple[Deferred, object]] = []
-
-    def call(self, function):
-        result = Deferred()
-        self.held.append((result, function))
-        return result
-
-    def letGo(self) -> None:
-        held, self.held = self.held, []
-        for result, function in held:
-            SameThread.call(self, function).chainDeferred(result)
 
 
 class TransactionTests(SynchronousTestCase):
@@ -70,7 +54,7 @@ class TransactionTests(SynchronousTestCase):
     def test_rolledBackWhenTheFunctionRaises(self) -> None:
         """A function that raises has had no effect, and its error is told."""
 
-        def spoil(connection):
+        def spoil(connection: Connection) -> None:
             put("a")(connection)
             raise KeyError("spoilt")
 
@@ -114,17 +98,35 @@ class LimitTests(SynchronousTestCase):
         Calls beyond the limit fail at once; when one has ended there is room
         again.
         """
-        workers = HeldThread()
+        workers = BreakableThread()
+        workers.holding = True
         database = Database("sqlite://", workers, maxWaiting=3)
+        self.addCleanup(database.engine.dispose)
         held = [database.read(lambda c: None) for _ in range(3)]
         failure = self.failureResultOf(database.read(lambda c: None), DatabaseUnavailable)
         self.assertIn("too many", failure.getErrorMessage())
-        workers.letGo()
-        for call in held:
-            self.successResultOf(call)
+        workers.answer()
+        self.successResultOf(held[0])
         again = database.read(lambda c: 5)
-        workers.letGo()
+        for _ in range(3):
+            workers.answer()
         self.assertEqual(self.successResultOf(again), 5)
+
+    def test_givingUpIsNotEnding(self) -> None:
+        """A call that was cancelled counts until its work has ended."""
+        workers = BreakableThread()
+        workers.holding = True
+        database = Database("sqlite://", workers, maxWaiting=1)
+        self.addCleanup(database.engine.dispose)
+        call = database.read(lambda c: None)
+        call.cancel()
+        self.failureResultOf(call, CancelledError)
+        self.failureResultOf(database.read(lambda c: None), DatabaseUnavailable)
+        closing = Deferred.fromCoroutine(database.close())
+        self.assertNoResult(closing)
+        workers.holding = False
+        workers.answer()
+        self.successResultOf(closing)
 
     def test_closedIsUnavailable(self) -> None:
         """After L{Database.close} every call is refused; closing twice is fine."""
@@ -253,8 +255,8 @@ class PostgreSQLTests(SynchronousTestCase):
         """
         end = "SELECT pg_terminate_backend(%d)"
 
-        def ownId(connection) -> int:
-            return connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        def ownId(connection: Connection) -> int:
+            return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
 
         self.failureResultOf(
             self.database.run(lambda c: c.exec_driver_sql(end % ownId(c)).scalar()),
