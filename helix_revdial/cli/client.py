@@ -206,9 +206,14 @@ class Client:
         """C{DELETE /api/v1/sessions/{session}}."""
         await self._exchange.request("DELETE", f"/api/v1/sessions/{_segment(session)}")
 
-    async def tokens(self) -> list[Record]:
-        """C{GET /api/v1/tokens}, every page; no record holds a secret."""
-        return await self._pages("/api/v1/tokens", [])
+    async def tokens(self, *, ended: bool = False) -> list[Record]:
+        """
+        C{GET /api/v1/tokens}, every page; no record holds a secret.
+
+        @param ended: Whether revoked and expired tokens are wanted, too.
+        """
+        query = [("perPage", str(PER_PAGE)), *([("ended", "true")] if ended else [])]
+        return await self._pages("/api/v1/tokens", query)
 
     async def createToken(self, wanted: Record) -> Record:
         """C{POST /api/v1/tokens}; the record has the secret in C{token}."""

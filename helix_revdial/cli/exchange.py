@@ -88,7 +88,7 @@ class Refused(CommandError):
         self.short = f"{status} - {detail}"
         self.code = code
         self.retryAfter = retryAfter
-        super().__init__(self.short + hint)
+        super().__init__(self.short.rstrip(".") + hint if hint else self.short)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import getpass
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -222,16 +223,18 @@ def rotateCommand(
 
 
 @tokens.command("list")
+@click.option("--all", "ended", is_flag=True, help="Revoked and expired tokens, too.")
 @jsonFlag
 @passInvocation
-def listCommand(invocation: Invocation, asJSON: bool) -> int:
+def listCommand(invocation: Invocation, ended: bool, asJSON: bool) -> int:
     """List tokens; never their secrets."""
 
     async def command(reactor: Any, client: Client) -> int:
-        found = await client.tokens()
+        found = await client.tokens(ended=ended)
         if asJSON:
             invocation.output.json(found)
         else:
+            now = datetime.now(UTC)
             invocation.output.table(
                 ("TOKEN", "KIND", "NAME", "ROLES", "MAY REGISTER", "CREATED", "EXPIRES", "STATE"),
                 [
@@ -243,7 +246,7 @@ def listCommand(invocation: Invocation, asJSON: bool) -> int:
                         field(record, "patterns", "session"),
                         moment(field(record, "created", "createdAt")),
                         moment(field(record, "expires", "expiresAt")),
-                        _state(record),
+                        _state(record, now),
                     )
                     for record in found
                 ],
@@ -253,9 +256,17 @@ def listCommand(invocation: Invocation, asJSON: bool) -> int:
     return invocation.ask(command)
 
 
-def _state(record: Record) -> str:
+def _state(record: Record, now: datetime) -> str:
     """Whether a token still works, as far as its record says."""
-    return "revoked" if field(record, "revoked", "revokedAt") else "active"
+    if field(record, "revoked", "revokedAt"):
+        return "revoked"
+    expires = field(record, "expires", "expiresAt")
+    try:
+        if expires is not None and datetime.fromisoformat(str(expires)) <= now:
+            return "expired"
+    except (TypeError, ValueError):
+        return "unknown"
+    return "replaced" if record.get("replacement") else "active"
 
 
 @tokens.command("revoke")

@@ -141,14 +141,30 @@ class OtherTests(TokenTestCase):
         self.api.on(
             "GET",
             "/api/v1/tokens",
-            Given({"items": [RECORD, {**RECORD, "id": "tok_2", "revoked": True}], "total": 2}),
+            Given(
+                {
+                    "items": [
+                        RECORD,
+                        {**RECORD, "id": "tok_2", "revoked": "2026-11-21T08:00:00.000Z"},
+                        {**RECORD, "id": "tok_3", "expires": "2001-01-01T00:00:00.000Z"},
+                        {**RECORD, "id": "tok_4", "replacement": "tok_5"},
+                        {**RECORD, "id": "tok_5", "expires": "9999-01-01T00:00:00Z"},
+                        {**RECORD, "id": "tok_6", "expires": "soon"},
+                    ],
+                    "total": 6,
+                }
+            ),
         )
-        ran = self.helix("tokens", "list")
+        ran = self.helix("tokens", "list", "--all")
+        self.assertEqual(self.api.asked[0].query, {"perPage": "100", "ended": "true"})
         lines = ran.out.splitlines()
         self.assertRegex(
             lines[1], r"^tok_1 +runner +hosts +- +wolf-\* +2026-11-21 07:00:00Z +- +active$"
         )
-        self.assertRegex(lines[2], r"^tok_2 .* revoked$")
+        states = [line.split()[-1] for line in lines[2:]]
+        self.assertEqual(states, ["revoked", "expired", "replaced", "active", "unknown"])
+        self.helix("tokens", "list")
+        self.assertEqual(self.api.asked[-1].query, {"perPage": "100"})
 
     def test_revoke(self) -> None:
         """Each is revoked; the first refusal ends the command."""
