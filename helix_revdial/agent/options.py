@@ -15,6 +15,7 @@ from typing import TextIO
 
 from twisted.python import usage
 
+from .. import __version__
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
 from .vocabulary import SETTINGS
@@ -67,8 +68,13 @@ class Options(usage.Options):
         self.settings: AgentSettings | None = None
 
     def opt_target(self, value: str) -> None:
-        """NAME=ADDRESS: a named local service; repeatable. Or HELIX_REVDIAL_TARGETS."""
+        """NAME=ADDRESS: a named local service; repeatable. Or HELIX_AGENT_TARGETS."""
         self["target"].append(value)
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        (self._output or sys.stdout).write(f"helix_revdial {__version__}\n")
+        raise SystemExit(0)
 
     def postOptions(self) -> None:
         """

@@ -35,6 +35,7 @@ from .. import __version__
 from ..revdial.client import ControlSession, Refused, ServerPath
 from ..revdial.exchange import MalformedAnswer
 from ..revdial.listener import Listener
+from ..revdial.websocket import requireNVX
 from .failures import connectReason
 from .reconnect import ReconnectPolicy
 from .settings import AgentSettings
@@ -53,6 +54,10 @@ CLOSE_LIMIT = 6.0
 Seconds that the control connection gets to close when the agent stops: a little
 more than it takes to abort one whose server does not read.
 """
+
+
+MAX_REASON = 200
+"""Characters of a server's reason that are logged."""
 
 
 class ControlPath(Protocol):
@@ -204,7 +209,8 @@ class AgentService(Service):
             "connection to {server} ended after {held:.0f} s: {why}",
             server=server,
             held=closed.held,
-            why=closed.reason,
+            # It may be the server's own text.
+            why=closed.reason[:MAX_REASON],
         )
         return self._policy.connectionEnded(
             closed.held, superseded=closed.reason == "superseded", retryAfter=closed.retryAfter
@@ -247,7 +253,9 @@ def agentService(reactor: Any, settings: AgentSettings) -> AgentService:
 
     @param reactor: Opens sockets, tells the time and resolves names.
     @param settings: What the agent is told.
+    @raise RuntimeError: WebSocket would run without its native code.
     """
+    requireNVX()
     targets = {name: LocalTarget(reactor, address) for name, address in settings.targets.items()}
     server = settings.server
     path = ServerPath(

@@ -316,7 +316,7 @@ def _readToken(given: _Given, family: str, credentials: str | None) -> TokenSour
         # The file first; then the token of the agent's own kind, so that a session
         # does not use the runners' token that its host happens to have set.
         own = "USER_API_TOKEN" if family == "HELIX_API_BASE_URL" else "RUNNER_TOKEN"
-        order = ("HELIX_REVDIAL_TOKEN_FILE", own)
+        order = ("HELIX_AGENT_TOKEN_FILE", own)
         found.sort(
             key=lambda each: (
                 order.index(str(each[0].variable)) if each[0].variable in order else len(order)

@@ -55,14 +55,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "runner",
         "runner-id",
-        "HELIX_REVDIAL_RUNNER_ID",
+        "HELIX_AGENT_RUNNER_ID",
         "KEY",
         "Registers exactly this runner key.",
     ),
     Setting(
         "token",
         "token-file",
-        "HELIX_REVDIAL_TOKEN_FILE",
+        "HELIX_AGENT_TOKEN_FILE",
         "PATH",
         "A file that holds the token, mode 0600; read anew at each connection.",
     ),
@@ -77,7 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "local",
         "local",
-        "HELIX_REVDIAL_LOCAL",
+        "HELIX_AGENT_LOCAL",
         "ADDRESS",
         "The local service, host:port or unix:///path. By default "
         f"{HOST_LOCAL} for a wolf- runner, {SESSION_LOCAL} for others.",
@@ -85,7 +85,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "targets",
         "target",
-        "HELIX_REVDIAL_TARGETS",
+        "HELIX_AGENT_TARGETS",
         "NAME=ADDRESS",
         "A named local service; may be given several times (the variable separates them by "
         "spaces). The first one is the default where --local is not given.",
@@ -94,7 +94,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "reconnect",
         "reconnect",
-        "HELIX_REVDIAL_RECONNECT",
+        "HELIX_AGENT_RECONNECT",
         "SECONDS",
         f"The first delay before connecting again, {FIRST_DELAY:g} by default; "
         f"it grows to {MAX_DELAY:g}.",
@@ -102,7 +102,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "trust",
         "ca-file",
-        "HELIX_REVDIAL_CA_FILE",
+        "HELIX_AGENT_CA_FILE",
         "PATH",
         "Certificates (PEM) of the authorities to trust instead of the system's.",
     ),

@@ -169,7 +169,7 @@ class SettingsOfTests(SynchronousTestCase):
                 "program: no runner: give -wolf-id, or set WOLF_ID",
                 "program: no server: give -api-url, or set HELIX_API_URL",
                 "program: no token: give -token-file or -token, or set "
-                "HELIX_REVDIAL_TOKEN_FILE or RUNNER_TOKEN",
+                "HELIX_AGENT_TOKEN_FILE or RUNNER_TOKEN",
             ],
         )
 

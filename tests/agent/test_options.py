@@ -10,6 +10,7 @@ from twisted.application.service import ServiceMaker
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial import __version__
 from helix_revdial.agent import tap
 from helix_revdial.agent.options import Options
 from helix_revdial.agent.service import AgentService
@@ -90,6 +91,12 @@ class OptionsTests(SynchronousTestCase):
         assert options.settings is not None
         self.assertEqual(options.settings.token(), TOKEN)
         self.assertNotIn(TOKEN, repr(dict(options)) + str(options) + repr(vars(options)))
+
+    def test_version(self) -> None:
+        """C{--version} is ours, not Twisted's."""
+        leaving = self.assertRaises(SystemExit, self.options({}).parseOptions, ["--version"])
+        self.assertEqual(leaving.code, 0)
+        self.assertEqual(self.output.getvalue(), f"helix_revdial {__version__}\n")
 
     def check(self, *arguments: str, environment: Mapping[str, str] = HOST) -> int:
         """C{--check-config}: its exit status."""

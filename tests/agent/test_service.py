@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, succeed
@@ -19,6 +18,7 @@ from zope.interface import implementer
 from helix_revdial.agent.reconnect import ReconnectPolicy
 from helix_revdial.agent.service import ATTEMPT_LIMIT, CLOSE_LIMIT, DRAIN_LIMIT, AgentService
 from helix_revdial.agent.settings import AgentSettings, readSettings
+from helix_revdial.agent.token import TokenUnusable
 from helix_revdial.revdial.client import ControlSession, Refused
 from helix_revdial.revdial.features import ALL, formatFeatures
 from helix_revdial.revdial.interfaces import ITarget
@@ -259,6 +259,16 @@ class AgentServiceTests(SynchronousTestCase):
         self.assertLogged(": superseded")
         self.waits(30.0)
 
+    def test_serversReasonIsOneLine(self) -> None:
+        """What a server says cannot forge lines of the log, nor fill it."""
+        self.service()
+        carrier = self.path.accept()
+        reason = "x\\n2026 [root] all is well" + "y" * 500
+        carrier.on.dataReceived(b'{"command":"closing","err":"%s"}\n' % reason.encode())
+        [line] = [line for line in self.lines() if "ended after" in line]
+        self.assertIn(": x 2026 [root] all is well", line)
+        self.assertLess(len(line), 300)
+
     def test_serverLeaves(self) -> None:
         """A server that drains names its delay; then the agent connects again."""
         self.service()
@@ -271,15 +281,10 @@ class AgentServiceTests(SynchronousTestCase):
     def test_tokenFileMissing(self) -> None:
         """A token that is missing is said, and looked for again."""
         service = self.service()
-        self.path.refuse(self.tokenUnusable("--token-file /x: no such file or directory"))
+        self.path.refuse(TokenUnusable("--token-file /x: no such file or directory"))
         self.assertLogged("cannot log in: --token-file /x: no such file or directory")
         self.waits(1.0)
         self.assertTrue(service.running)
-
-    def tokenUnusable(self, text: str) -> Exception:
-        from helix_revdial.agent.token import TokenUnusable
-
-        return TokenUnusable(text)
 
     def test_faultOfOurs(self) -> None:
         """An error that is no failure of a connection is logged whole, and survived."""
@@ -296,10 +301,6 @@ class AgentServiceTests(SynchronousTestCase):
         self.assertEqual(self.path.cancelled, 1)
         self.assertLogged("no answer within 45 s")
         self.waits(1.0)
-
-    def stopped(self, service: AgentService, prepare: Callable[[], object]) -> Deferred[None]:
-        prepare()
-        return service.stopService()
 
     def test_stopWhileWaiting(self) -> None:
         """Stopping during a wait leaves at once, with no timer."""

@@ -98,9 +98,9 @@ class ReadSettingsTests(SynchronousTestCase):
             self.refused({"WOLF_ID": ""}).splitlines(),
             [
                 "no runner: give --wolf-id or --runner-id, or set WOLF_ID, HELIX_SESSION_ID or "
-                "HELIX_REVDIAL_RUNNER_ID",
+                "HELIX_AGENT_RUNNER_ID",
                 "no server: give --api-url or --server, or set HELIX_API_URL or HELIX_API_BASE_URL",
-                "no token: give --token-file or --token, or set HELIX_REVDIAL_TOKEN_FILE, "
+                "no token: give --token-file or --token, or set HELIX_AGENT_TOKEN_FILE, "
                 "RUNNER_TOKEN or USER_API_TOKEN",
             ],
         )
@@ -139,8 +139,8 @@ class ReadSettingsTests(SynchronousTestCase):
         for identity, url, token in (
             ({"WOLF_ID": "1"}, "http://host", "hosts"),
             ({"HELIX_SESSION_ID": "1"}, "http://session", "sessions"),
-            ({"HELIX_REVDIAL_RUNNER_ID": "moonlight-1"}, "http://host", "hosts"),
-            ({"HELIX_REVDIAL_RUNNER_ID": "desktop-ses_1"}, "http://session", "sessions"),
+            ({"HELIX_AGENT_RUNNER_ID": "moonlight-1"}, "http://host", "hosts"),
+            ({"HELIX_AGENT_RUNNER_ID": "desktop-ses_1"}, "http://session", "sessions"),
         ):
             settings = read(both | identity)
             self.assertEqual(settings.server, ServerURL.parse(url), identity)
@@ -203,7 +203,7 @@ class ReadSettingsTests(SynchronousTestCase):
             file.write("hl-of-file\n")
         for settings in (
             read(HOST, token_file=path),
-            read(HOST | {"HELIX_REVDIAL_TOKEN_FILE": path}),
+            read(HOST | {"HELIX_AGENT_TOKEN_FILE": path}),
         ):
             self.assertEqual(settings.token(), "hl-of-file")
             self.assertEqual(settings.warnings, ())
@@ -222,9 +222,9 @@ class ReadSettingsTests(SynchronousTestCase):
         settings = read(HOST, target=named, local="localhost:1")
         self.assertEqual(list(settings.targets), ["default", "api", "ssh"])
         self.assertEqual(settings.default, "default")
-        settings = read(HOST | {"HELIX_REVDIAL_TARGETS": " ".join(named)})
+        settings = read(HOST | {"HELIX_AGENT_TARGETS": " ".join(named)})
         self.assertEqual(list(settings.targets), ["api", "ssh"])
-        settings = read(HOST | {"HELIX_REVDIAL_TARGETS": " ".join(named)}, target=["x=:1"])
+        settings = read(HOST | {"HELIX_AGENT_TARGETS": " ".join(named)}, target=["x=:1"])
         self.assertEqual(list(settings.targets), ["x"])
 
     def test_badTargets(self) -> None:
@@ -244,7 +244,7 @@ class ReadSettingsTests(SynchronousTestCase):
 
     def test_reconnect(self) -> None:
         """A number of seconds above nothing."""
-        self.assertEqual(read(HOST | {"HELIX_REVDIAL_RECONNECT": "3600"}).reconnect, 3600.0)
+        self.assertEqual(read(HOST | {"HELIX_AGENT_RECONNECT": "3600"}).reconnect, 3600.0)
         for text in ("0", "-1", "nan", "inf", "3601", "5s", "soon"):
             self.assertIn("--reconnect: ", self.refused(HOST, reconnect=text), text)
 

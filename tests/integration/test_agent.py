@@ -235,7 +235,7 @@ class AgentTests(AgentTestCase):
                 "HELIX_API_BASE_URL": f"http://127.0.0.1:{port.getHost().port}",
                 "HELIX_SESSION_ID": "ses_1",
                 "USER_API_TOKEN": TOKEN,
-                "HELIX_REVDIAL_LOCAL": f"unix://{path}",
+                "HELIX_AGENT_LOCAL": f"unix://{path}",
             },
         )
         control = await self.control(agent)
