@@ -318,7 +318,7 @@ class Exchange:
 
     def _keyHint(self) -> str:
         if self._settings.apiKey is not None:
-            return f"; the key is wrong, expired or revoked: check {KEY_VARIABLE} or --token-file"
+            return f"; check {KEY_VARIABLE}, --token-file or the profile"
         if self._settings.keyHint is not None:
             return f"; {self._settings.keyHint}: set {KEY_VARIABLE} or give --token-file"
         return f"; no key was sent: set {KEY_VARIABLE} or give --token-file"
@@ -405,11 +405,15 @@ def _detail(contentType: str, content: bytes) -> tuple[str | None, str | None]:
     text = plain(problem.get("detail") or problem.get("title") or "")
     errors = problem.get("errors")
     if isinstance(errors, dict) and errors:
-        fields = "; ".join(
+        reasons = [
             f"{name}: {', '.join(map(str, why)) if isinstance(why, list) else why}"
             for name, why in errors.items()
-        )
-        text = plain(f"{text} ({fields})" if text else fields)
+            # A server that says it in its sentence need not be repeated.
+            if not all(str(one) in text for one in (why if isinstance(why, list) else [why]))
+        ]
+        if reasons:
+            fields = "; ".join(reasons)
+            text = plain(f"{text.rstrip('.')} ({fields})" if text else fields)
     code = problem.get("code")
     return text or None, code if isinstance(code, str) else None
 

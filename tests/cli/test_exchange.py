@@ -277,7 +277,7 @@ class AnswerTests(CommandTestCase):
         url = ServerURL.parse("http://api.example:8080")
         for settings, part in (
             (Settings(url), "; no key was sent: set HELIX_API_KEY or give --token-file"),
-            (Settings(url, "wrong"), "; the key is wrong, expired or revoked: check HELIX_API_KEY"),
+            (Settings(url, "wrong"), "; check HELIX_API_KEY, --token-file or the profile"),
             (Settings(url, None, "the key in X is for Y"), "; the key in X is for Y: set HELIX_"),
         ):
             self.client = self.clientWith(settings)

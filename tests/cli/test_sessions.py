@@ -35,6 +35,9 @@ class SessionsTests(CommandTestCase):
         self.api.on("POST", "/api/v1/sessions", answer)
         ran = self.helix("sessions", "create", "x")
         self.assertEqual(ran.err, "helix: 400 - the request is not valid (name: too long, odd)\n")
+        answer.body["detail"] = "Not valid: name is too long, odd."
+        ran = self.helix("sessions", "create", "x")
+        self.assertEqual(ran.err, "helix: 400 - Not valid: name is too long, odd.\n")
 
     def test_list(self) -> None:
         """A table, or the records as they are."""

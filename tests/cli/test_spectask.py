@@ -154,7 +154,10 @@ class ListTests(CommandTestCase):
     def test_refusedIsNotEmpty(self) -> None:
         """401 and 500 are errors, never an empty list."""
         for answer, text in (
-            (problem(401, "no valid credential"), "helix: 401 - no valid credential; the key is"),
+            (
+                problem(401, "no valid credential"),
+                "helix: 401 - no valid credential; check HELIX_API_KEY",
+            ),
             (problem(500, "broken"), "helix: 500 - broken\n"),
         ):
             self.api.on("GET", "/api/v1/sessions", answer)

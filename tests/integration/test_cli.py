@@ -98,8 +98,12 @@ class ProcessTestCase(TestCase):
         self.addCleanup(self.port.stopListening)
         self.url = f"http://127.0.0.1:{self.port.getHost().port}"
 
-    def start(self, *arguments: str, **environment: str) -> Process:
-        """Start the command; it is killed at the end of the test if it still runs."""
+    def start(self, *arguments: str, terminal: bool = False, **environment: str) -> Process:
+        """
+        Start the command; it is killed at the end of the test if it still runs.
+
+        @param terminal: Whether it runs at a terminal of its own.
+        """
         process = Process()
         transport = reactor.spawnProcess(
             process,
@@ -114,6 +118,7 @@ class ProcessTestCase(TestCase):
                 **environment,
             },
             path=str(self.home),
+            usePTY=terminal,
         )
 
         def kill() -> Deferred[Any] | None:
@@ -127,7 +132,7 @@ class ProcessTestCase(TestCase):
 
     async def helix(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Run the command to its end."""
-        process = self.start(*arguments, **environment)
+        process = self.start(*arguments, terminal=False, **environment)
         code = await process.ended
         return code, process.out.decode(), process.err.decode()
 
@@ -243,6 +248,22 @@ class CommandTests(ProcessTestCase):
         transport.signalProcess("INT")
         self.assertEqual(await process.ended, 130)
         self.assertEqual(process.err, b"")
+
+    async def test_watchAtATerminal(self) -> None:
+        """A table is redrawn in place; a typed Ctrl-C gives the terminal back, exit code 130."""
+        status = {"active_connections": 4, "grace_period_entries": 0, "pending_dials_total": 0}
+        self.api.on("GET", "/api/v1/admin/revdial/status", Given(status))
+        process = self.start(
+            "revdial", "status", "--watch", "--interval", "0.1", terminal=True, TERM="xterm"
+        )
+        await self.until(lambda: process.out.count(b"Connections: 4 active") >= 3, "three looks")
+        transport: Any = process.transport
+        transport.write(b"\x03")
+        self.assertEqual(await process.ended, 130)
+        # Hidden while it is drawn, shown again at the end.
+        self.assertEqual(process.out.count(b"\x1b[?25l"), 1)
+        self.assertEqual(process.out.count(b"\x1b[?25h"), 1)
+        self.assertNotIn(b"Traceback", process.out)
 
     async def test_readerThatGoesAway(self) -> None:
         """C{helix … | head}: no traceback."""
