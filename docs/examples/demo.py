@@ -106,7 +106,18 @@ def display(stack: ExitStack, state: Path) -> list[str]:
     number = next(n for n in range(90, 200) if not Path(f"/tmp/.X11-unix/X{n}").exists())
     name = f":{number}"
     stack.enter_context(
-        running("xvfb", state, "Xvfb", name, "-screen", "0", "1280x720x24", "-nolisten", "tcp")
+        running(
+            "xvfb",
+            state,
+            "Xvfb",
+            name,
+            "-screen",
+            "0",
+            "1280x720x24",
+            "-noreset",
+            "-nolisten",
+            "tcp",
+        )
     )
     waitFor("Xvfb", Path(f"/tmp/.X11-unix/X{number}").exists, state)
     for painter in (

@@ -24,7 +24,7 @@ async def test_dialWithoutAnAgentFails() -> None:
     async def generation() -> int:
         return 1
 
-    connections = Connections(reactor, generation)
+    connections = Connections(reactor, generation, wallClock=lambda: 0.0)
     endpoint = connections.endpoint("wolf-1")
     with pytest.raises(NotConnected, match="no connection"):
         await endpoint.connect(Factory.forProtocol(Protocol))
