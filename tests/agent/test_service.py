@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ConnectionDone, DNSLookupError, getConnectError
+from twisted.internet.error import (
+    ConnectingCancelledError,
+    ConnectionDone,
+    DNSLookupError,
+    getConnectError,
+)
 from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
@@ -20,6 +26,7 @@ from helix_revdial.agent.service import ATTEMPT_LIMIT, CLOSE_LIMIT, DRAIN_LIMIT,
 from helix_revdial.agent.settings import AgentSettings, readSettings
 from helix_revdial.agent.token import TokenUnusable
 from helix_revdial.revdial.client import ControlSession, Refused
+from helix_revdial.revdial.exchange import MalformedAnswer
 from helix_revdial.revdial.features import ALL, formatFeatures
 from helix_revdial.revdial.interfaces import ITarget
 from helix_revdial.revdial.listener import AgentControl, Listener
@@ -74,13 +81,16 @@ class Path:
     def __init__(self) -> None:
         self.attempts: list[Deferred[ControlSession]] = []
         self.cancelled = 0
+        self.cancelError: Exception | None = None
         self._listener: Listener | None = None
 
     async def connectControl(self, listener: Listener) -> ControlSession:
         self._listener = listener
 
-        def cancelled(_: object) -> None:
+        def cancelled(attempt: Deferred[ControlSession]) -> None:
             self.cancelled += 1
+            if self.cancelError is not None:
+                attempt.errback(Failure(self.cancelError))
 
         attempt: Deferred[ControlSession] = Deferred(cancelled)
         self.attempts.append(attempt)
@@ -293,6 +303,26 @@ class AgentServiceTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.waits(1.0)
 
+    def test_noHTTP(self) -> None:
+        """What answers in another protocol is said, and tried again."""
+        self.service()
+        self.path.refuse(MalformedAnswer("the answer to the upgrade is not HTTP/1.1"))
+        self.assertLogged(
+            "cannot connect to http://cp.example:8080: the answer to the upgrade is not HTTP/1.1"
+        )
+        self.waits(1.0)
+
+    def test_longOutage(self) -> None:
+        """G9: after very many attempts that failed, one timer is left, and then one attempt."""
+        self.service()
+        for _ in range(500):
+            self.path.refuse(getConnectError((111, "x")))
+            self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+            self.clock.advance(60)
+            self.assertEqual(len(self.path.attempts), 1)
+        self.path.accept()
+        self.assertLogged("connected as wolf-gpu7")
+
     def test_attemptThatHangs(self) -> None:
         """An attempt without an end is given up."""
         self.service()
@@ -314,6 +344,14 @@ class AgentServiceTests(SynchronousTestCase):
         service = self.service()
         self.successResultOf(service.stopService())
         self.assertEqual(self.path.cancelled, 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertNotIn("cannot connect", " ".join(self.lines()))
+
+    def test_stopDuringAnAttemptWithWordsOfItsOwn(self) -> None:
+        """A cancelled connection may fail with another error than CancelledError."""
+        service = self.service()
+        self.path.cancelError = ConnectingCancelledError(IPv4Address("TCP", "127.0.0.1", 1))
+        self.successResultOf(service.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertNotIn("cannot connect", " ".join(self.lines()))
 
