@@ -141,6 +141,15 @@ class TextTests(SelfTestCase):
         self.assertEqual(ran.code, 1)
         self.assertLess(self.clock.seconds() - started, 6)
 
+    def test_timeoutBoundsTheConnectionCheck(self) -> None:
+        """A server that never says whether the runner is connected is given up in time, too."""
+        self.api.on("GET", CONNECTION, HANG)
+        started = self.clock.seconds()
+        ran = self.helix("spectask", "revdial", "ses_01abc123", "--timeout", "5")
+        self.assertEqual(ran.code, 1)
+        self.assertIn("helix: no whole answer from http://api.example:8080 within 5 s", ran.err)
+        self.assertLess(self.clock.seconds() - started, 6)
+
     def test_whatIsNoPictureFails(self) -> None:
         """200 with a page, or a picture of another kind than it says, is no working data path."""
         for answer, text in (
