@@ -84,7 +84,8 @@ class Exchange:
     @property
     def written(self) -> bytes:
         """All that was answered so far."""
-        return self.transport.value()
+        written: bytes = self.transport.value()
+        return written
 
     @property
     def closed(self) -> bool:

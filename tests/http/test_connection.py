@@ -215,7 +215,7 @@ class RequestBodyTests(SynchronousTestCase):
         self.assertEqual(exchange.written, b"HTTP/1.1 100 Continue\r\n\r\n")
         exchange.send(b"abc" + GET)
         self.assertEqual(exchange.written.count(b"100 Continue"), 1)
-        self.assertEqual([body for _, _, body in exchange.answers()][0], b"abc")
+        self.assertEqual(exchange.answers()[0][2], b"abc")
         self.assertFalse(exchange.closed)
 
     def test_expectContinueButTooLarge(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -78,7 +80,7 @@ class ChunkedTests(SynchronousTestCase):
         framing = ChunkedFraming()
         payload = rest = b""
         edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             if framing.complete:
                 rest += data[start:end]
             elif end > start:

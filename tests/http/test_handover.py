@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol
@@ -355,21 +358,23 @@ class HandOverTests(SynchronousTestCase):
 
     def test_autobahnTakesTheReplayedHead(self) -> None:
         """Autobahn completes its handshake from the replayed head and reads what followed."""
-        import txaio
-
         clock = Clock()
-        self.patch(txaio.config, "loop", clock)
+        self.patch(txaio.config, "loop", clock)  # type: ignore[attr-defined]
         messages: list[bytes] = []
 
-        class Echo(WebSocketServerProtocol):  # type: ignore[misc]
+        class Echo(WebSocketServerProtocol):
             def onMessage(self, payload: bytes, isBinary: bool) -> None:
                 messages.append(payload)
+
+            @classmethod
+            def made(cls, factory: WebSocketServerFactory) -> WebSocketServerProtocol:
+                return cast(WebSocketServerProtocol, factory.buildProtocol(None))
 
         factory = WebSocketServerFactory()
         factory.protocol = Echo
 
         async def dispatch(request: Request) -> HandedOver:
-            return request.handOver(lambda: factory.buildProtocol(None), replayHead=True)
+            return request.handOver(lambda: Echo.made(factory), replayHead=True)
 
         head = (
             b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade"

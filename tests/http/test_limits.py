@@ -6,7 +6,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
-from twisted.logger import Logger
+from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.http.factory import HTTPFactory
@@ -287,14 +287,12 @@ class AccessLogTests(SynchronousTestCase):
             b"Authorization: Bearer hush\r\n\r\n"
         )
         exchange.send(b"junk hush\r\n")
-        from twisted.logger import formatEvent
-
         self.assertEqual(
-            formatEvent(events[0]),  # type: ignore[arg-type]
+            formatEvent(events[0]),
             "192.0.2.1 GET /api/v1/revdial 204 250 ms r1",
         )
         self.assertEqual(len(events), 2)
-        self.assertIn("refused 400", formatEvent(events[1]))  # type: ignore[arg-type]
+        self.assertIn("refused 400", formatEvent(events[1]))
         self.assertNotIn("hush", repr(events))
 
     def test_aborted(self) -> None:
