@@ -23,7 +23,8 @@ from treq.client import HTTPClient
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from helix_revdial.cli.edge import CommandError, plain
-from helix_revdial.cli.exchange import DEFAULT_TIMEOUT, Answer, BadAnswer, Exchange
+from helix_revdial.cli.exchange import DEFAULT_TIMEOUT, Answer, Exchange
+from helix_revdial.cli.failures import BadAnswer
 from helix_revdial.cli.images import MEDIA_TYPES, imageKind
 from helix_revdial.cli.profile import Settings
 

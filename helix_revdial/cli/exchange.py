@@ -4,8 +4,8 @@ One HTTP exchange with the server: sent, answered, measured, or one clear error.
 
 Owns what every request has in common: the C{Authorization} field, the deadline
 for the whole exchange (connecting, the request, the last byte of the answer),
-the limit on the answer's size, and the sentence that each way of failing
-becomes.  Knows no operation of the API.
+and the limit on the answer's size.  How each way of failing reads is
+L{failures <helix_revdial.cli.failures>}'s business.  Knows no operation of the API.
 
 Invariants:
 
@@ -25,13 +25,6 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import (
-    ConnectError,
-    ConnectionClosed,
-    DNSLookupError,
-)
-from twisted.internet.error import ConnectionRefusedError as NothingListens
-from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -41,6 +34,15 @@ from twisted.web.http_headers import Headers
 
 from helix_revdial import __version__
 from helix_revdial.cli.edge import CommandError, plain
+from helix_revdial.cli.failures import (
+    BadAnswer,
+    Refused,
+    TimedOut,
+    Unreachable,
+    phrase,
+    problemDetail,
+    whyNoAnswer,
+)
 from helix_revdial.cli.profile import KEY_VARIABLE, URL_VARIABLE, Settings
 
 DEFAULT_TIMEOUT = 30.0
@@ -51,44 +53,6 @@ MAX_JSON = 8 * 1024 * 1024
 
 MAX_PROBLEM = 64 * 1024
 """Bytes of an error's body that are taken; the rest of it is not waited for."""
-
-
-class Unreachable(CommandError):
-    """No answer came: nothing listens there, the name is unknown, TLS failed, it broke off."""
-
-
-class TimedOut(CommandError):
-    """The deadline passed before the last byte of the answer."""
-
-
-class BadAnswer(CommandError):
-    """Something answered, but not as the API does."""
-
-
-class Refused(CommandError):
-    """
-    The server answered with an error.
-
-    @ivar status: The HTTP status.
-    @ivar short: Status and detail, such as C{"503 - Sandbox not connected: no connection"}.
-    @ivar code: The one word for the reason, where the server gave one.
-    @ivar retryAfter: Seconds after which another try makes sense, where stated.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        detail: str,
-        *,
-        code: str | None = None,
-        retryAfter: float | None = None,
-        hint: str = "",
-    ) -> None:
-        self.status = status
-        self.short = f"{status} - {detail}"
-        self.code = code
-        self.retryAfter = retryAfter
-        super().__init__(self.short.rstrip(".") + hint if hint else self.short)
 
 
 @dataclass(frozen=True)
@@ -241,7 +205,7 @@ class Exchange:
                 ) from None
             if isinstance(error, CancelledError):
                 raise
-            raise Unreachable(self._why(error)) from None
+            raise Unreachable(whyNoAnswer(self.url, error)) from None
 
     async def _exchange(
         self,
@@ -299,7 +263,7 @@ class Exchange:
                 f"{self.url} answered {status}, a redirect {target or 'elsewhere'}; it is not "
                 f"followed with a credential: give the right address in {URL_VARIABLE} or --url"
             )
-        detail, code = _detail(contentType, content)
+        detail, code = problemDetail(contentType, content)
         if detail is None and contentType == "text/html":
             return BadAnswer(
                 f"{status} - a web page answered in the API's place; "
@@ -313,7 +277,7 @@ class Exchange:
         elif retryAfter is not None:
             hint = f"; try again in {retryAfter:.0f} s"
         return Refused(
-            status, detail or _phrase(status), code=code, retryAfter=retryAfter, hint=hint
+            status, detail or phrase(status), code=code, retryAfter=retryAfter, hint=hint
         )
 
     def _keyHint(self) -> str:
@@ -323,109 +287,5 @@ class Exchange:
             return f"; {self._settings.keyHint}: set {KEY_VARIABLE} or give --token-file"
         return f"; no key was sent: set {KEY_VARIABLE} or give --token-file"
 
-    def _why(self, error: Exception) -> str:
-        """Why there was no answer, and what to do, in one sentence."""
-        causes = list(_causes(error))
-        names = {type(cause).__name__ for cause in causes}
-        if any(isinstance(cause, NothingListens) for cause in causes):
-            return (
-                f"nothing listens at {self.url} (connection refused): is the server running "
-                f"there? {URL_VARIABLE} or --url says where it is"
-            )
-        if any(isinstance(cause, DNSLookupError) for cause in causes):
-            return (
-                f"the host of {self.url} has no address (DNS): check {URL_VARIABLE} or --url, "
-                "and the network"
-            )
-        if "VerificationError" in names:
-            return (
-                f"the certificate of {self.url} is for another name: check {URL_VARIABLE} or --url"
-            )
-        for cause in causes:
-            if type(cause).__module__.startswith("OpenSSL"):
-                reason = _tlsReason(cause)
-                if "certificate" in reason:
-                    return (
-                        f"the certificate of {self.url} is not trusted ({reason}): "
-                        "for a CA of your own, name its file in SSL_CERT_FILE"
-                    )
-                return (
-                    f"TLS with {self.url} failed ({reason}): does it speak https? "
-                    f"Check {URL_VARIABLE} or --url"
-                )
-        if any(isinstance(cause, ConnectTimeout) for cause in causes):
-            return f"{self.url} does not accept the connection (timed out): check the network"
-        for cause in causes:
-            if isinstance(cause, ConnectError):
-                return f"cannot connect to {self.url}: {plain(cause).rstrip('.')}"
-        if "ParseError" in names:
-            return f"what answers at {self.url} does not speak HTTP: check {URL_VARIABLE} or --url"
-        if any(isinstance(cause, ConnectionClosed) for cause in causes):
-            return f"{self.url} closed the connection before it answered"
-        return f"no answer from {self.url}: {plain(causes[-1]) or type(causes[-1]).__name__}"
 
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """An error, and the reasons that HTTP clients nest in it."""
-    found = [error]
-    for reason in getattr(error, "reasons", None) or ():
-        cause = reason.value if isinstance(reason, Failure) else reason
-        if isinstance(cause, BaseException):
-            found += _causes(cause)
-    return found
-
-
-def _tlsReason(error: BaseException) -> str:
-    """OpenSSL's own words: the last of the three that each entry has."""
-    try:
-        return plain("; ".join(entry[2] for entry in error.args[0])) or "handshake failed"
-    except (IndexError, TypeError):
-        return plain(error) or "handshake failed"
-
-
-def _phrase(status: int) -> str:
-    from http import HTTPStatus
-
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "unknown error"
-
-
-def _detail(contentType: str, content: bytes) -> tuple[str | None, str | None]:
-    """The sentence and the word of an error's body: Problem+JSON (RFC 9457) or plain text."""
-    if contentType == "text/plain":
-        return plain(content.decode("utf-8", "replace")) or None, None
-    try:
-        problem: Any = json.loads(content)
-    except (ValueError, RecursionError):
-        return None, None
-    if not isinstance(problem, dict):
-        return None, None
-    text = plain(problem.get("detail") or problem.get("title") or "")
-    errors = problem.get("errors")
-    if isinstance(errors, dict) and errors:
-        reasons = [
-            f"{name}: {', '.join(map(str, why)) if isinstance(why, list) else why}"
-            for name, why in errors.items()
-            # A server that says it in its sentence need not be repeated.
-            if not all(str(one) in text for one in (why if isinstance(why, list) else [why]))
-        ]
-        if reasons:
-            fields = "; ".join(reasons)
-            text = plain(f"{text.rstrip('.')} ({fields})" if text else fields)
-    code = problem.get("code")
-    return text or None, code if isinstance(code, str) else None
-
-
-__all__ = [
-    "DEFAULT_TIMEOUT",
-    "MAX_JSON",
-    "MAX_PROBLEM",
-    "Answer",
-    "BadAnswer",
-    "Exchange",
-    "Refused",
-    "TimedOut",
-    "Unreachable",
-]
+__all__ = ["DEFAULT_TIMEOUT", "MAX_JSON", "MAX_PROBLEM", "Answer", "Exchange"]

@@ -204,7 +204,7 @@ def _stateCoroutine(client: Client, session: Record) -> Any:
 
 async def _state(client: Client, session: Record) -> Record:
     """The state of one session's connection, or why it is not known."""
-    from helix_revdial.cli.exchange import Refused
+    from helix_revdial.cli.failures import Refused
 
     try:
         return (await client.connection(str(session.get("id", "")))).raw

@@ -96,7 +96,7 @@ async def watchStatus(
     @raise CommandError: The first look failed, or the server refuses; that it
         is away for a while does not end the watch.
     """
-    from helix_revdial.cli.exchange import Refused
+    from helix_revdial.cli.failures import Refused
 
     live = output.isTerminal and not asJSON
     with _Live(output) if live else nullcontext() as screen:

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.cli.client import MAX_PAGES, serverTiming
 from helix_revdial.cli.edge import CommandError
-from helix_revdial.cli.exchange import BadAnswer
+from helix_revdial.cli.failures import BadAnswer
 from tests.cli.fake import CommandTestCase, Given
 
 

@@ -24,15 +24,8 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from helix_revdial.cli.edge import CommandError
-from helix_revdial.cli.exchange import (
-    MAX_PROBLEM,
-    Answer,
-    BadAnswer,
-    Exchange,
-    Refused,
-    TimedOut,
-    Unreachable,
-)
+from helix_revdial.cli.exchange import MAX_PROBLEM, Answer, Exchange
+from helix_revdial.cli.failures import BadAnswer, Refused, TimedOut, Unreachable
 from helix_revdial.cli.profile import ServerURL, Settings
 from tests.cli.fake import HANG, KEY, CommandTestCase, Given, problem
 
