@@ -392,32 +392,24 @@ class TableMachine(RuleBasedStateMachine):
     def expire(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.retireAll()
-        effects = self.table.expire()
-        while effects:
-            first = effects[0]
-            assert isinstance(first, Failed | Gone), first
-            if isinstance(first, Gone) or type(first.error) is ReconnectTimeout:
-                key = first.key if isinstance(first, Gone) else first.dial.key
-                runner = self.runners[key]
-                gone = Gone(key, runner.generation)
-                if (
-                    runner.graceEnds is not None
-                    and runner.graceEnds <= self.now
-                    and [e.dial for e in effects[: effects.index(gone)] if isinstance(e, Failed)]
-                    == [known.dial for known in self.of(key)]
-                ):
-                    effects = self.drop(key, effects, ReconnectTimeout)
-                    continue
-            assert isinstance(first, Failed)
-            (known,) = (d for d in self.dials if d.dial is first.dial)
+        for effect in self.table.expire():
+            if isinstance(effect, Gone):
+                ends = self.runners[effect.key].graceEnds
+                assert ends is not None
+                assert ends <= self.now
+                assert self.of(effect.key) == []
+                assert self.drop(effect.key, [effect], ReconnectTimeout) == []
+                continue
+            assert isinstance(effect, Failed), effect
+            (known,) = (d for d in self.dials if d.dial is effect.dial)
             if known.askedUntil is None:
-                assert isinstance(first.error, ReconnectTimeout)
-                assert known.deadline <= self.now
+                ends = self.runners[known.key].graceEnds
+                assert isinstance(effect.error, ReconnectTimeout)
+                assert known.deadline <= self.now or (ends is not None and ends <= self.now)
             else:
-                assert isinstance(first.error, DialTimeout)
+                assert isinstance(effect.error, DialTimeout)
                 assert known.askedUntil <= self.now
             self.over(known, "failed")
-            effects = effects[1:]
         assert all((d.askedUntil or d.deadline) > self.now for d in self.dials)
         assert all(
             runner.graceEnds is None or runner.graceEnds > self.now
