@@ -245,11 +245,8 @@ class HTTPConnection(Protocol):
             halfCloseable = IHalfCloseableProtocol(self._successor, None)
             if halfCloseable is not None:
                 halfCloseable.writeConnectionLost()
-        elif self.phase is Phase.CLOSING:
-            if self._inputEnded:
-                self.transport.loseConnection()
-            else:
-                self._deadline.set(self._limits.lingerTimeout, self._endLinger)
+        elif self.phase is Phase.CLOSING and self._inputEnded:
+            self.transport.loseConnection()
 
     def _regulate(self) -> None:
         """Pause the peer where more of its bytes would only pile up; resume it after."""
@@ -559,7 +556,7 @@ class HTTPConnection(Protocol):
         hasBody = answer.status not in (204, 304)
         if isinstance(answer.body, bytes) and hasBody and b"content-length" not in names:
             headers.append((b"Content-Length", b"%d" % len(answer.body)))
-        if b"connection" not in names and self._mustClose(request):
+        if self._mustClose(request):
             headers.append((b"Connection", b"close"))
         return h11.Response(
             status_code=answer.status,
@@ -695,13 +692,15 @@ class HTTPConnection(Protocol):
         Closing a TCP socket with unread input resets it, and the reset overtakes
         our answer (RFC 9112, 9.6): so end our direction, and drop what comes until
         the peer ends its own or the time is up.  TLS has its own exchange for that.
+        The time runs from here, not from writeConnectionLost, which a wrapper
+        between the socket and us (PROXY) does not pass on.
         """
         transport = self.transport
         if self._inputEnded or self._secure or not hasattr(transport, "loseWriteConnection"):
             self._close()
             return
         self._beginClosing()
-        self._deadline.set(self._limits.stallTimeout, self._abort)
+        self._deadline.set(self._limits.lingerTimeout, self._endLinger)
         transport.loseWriteConnection()
 
     def _endLinger(self) -> None:

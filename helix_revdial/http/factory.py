@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.http.test_factory -*-
+# -*- test-case-name: tests.http.test_limits -*-
 """
 What the HTTP connections of one port share: the dispatch, the limits, who is
 connected, the access log and the way to stop.

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.http.test_openapi -*-
+# -*- test-case-name: tests.http.test_operations -*-
 """
 The OpenAPI 3.1 document of an operation table.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.http.test_problem -*-
+# -*- test-case-name: tests.http.test_request -*-
 """
 Errors as callers of the API see them: Problem+JSON (RFC 9457).
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.http.test_validation -*-
+# -*- test-case-name: tests.http.test_operations -*-
 """
 From bytes and strings of callers to typed values, with everything that is wrong.
 

@@ -48,6 +48,11 @@ class SocketTransport(StringTransport):
     def abortConnection(self) -> None:
         self.aborted = True
 
+    def unregisterProducer(self) -> None:
+        # Real transports do not mind when there is none.
+        if self.producer is not None:
+            super().unregisterProducer()
+
 
 class Exchange:
     """One connection to a factory, seen from the peer."""

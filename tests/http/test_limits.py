@@ -105,14 +105,16 @@ class DeadlineTests(SynchronousTestCase):
         exchange.send(b"junk\r\n\r\n")
         self.assertTrue(exchange.transport.writeClosed)
         exchange.send(b"more junk" * 1000)
-        exchange.protocol.writeConnectionLost()
+        self.assertFalse(exchange.transport.disconnecting)
         exchange.clock.advance(2)
         self.assertTrue(exchange.transport.disconnecting)
+        exchange.clock.advance(60)
+        self.assertTrue(exchange.transport.aborted)
+        self.assertEqual(len(exchange.answers()), 1)
         other = Exchange(answer)
         other.send(b"junk\r\n\r\n")
-        other.clock.advance(60)
-        self.assertTrue(other.transport.aborted)
-        self.assertEqual(len(other.answers()), 1)
+        other.protocol.readConnectionLost()
+        self.assertTrue(other.transport.disconnecting)
 
 
 class AdmissionTests(SynchronousTestCase):
