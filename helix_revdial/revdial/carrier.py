@@ -171,6 +171,8 @@ class CarrierTransport:
         self.closeWith(1000, "")
 
     def closeWith(self, code: int, reason: str) -> None:
+        if code != 1000 and not 4000 <= code <= 4999:
+            raise ValueError(f"{code} is not a close code for a protocol to use")
         if self._closing or self._over:
             return
         self._closing = True

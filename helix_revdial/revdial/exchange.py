@@ -327,6 +327,8 @@ class UpgradeExchange(Protocol):
         self._over = False
         self._timer: IDelayedCall | None = None
         self._successor: IProtocol | None = None
+        self._opening = False
+        self._lostWhileOpening: Failure | None = None
 
     # The connection.
 
@@ -359,6 +361,9 @@ class UpgradeExchange(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._successor is not None:
             self._successor.connectionLost(reason)
+        elif self._opening:
+            # The caller's protocol ended it in its connectionMade.
+            self._lostWhileOpening = reason
         elif self._over:
             return
         elif self._reader.answer is not None:
@@ -424,11 +429,17 @@ class UpgradeExchange(Protocol):
         if protocol is None:
             self._fail(Failure(error.NoProtocol()))
             return
-        self._successor = self._form.open(self.transport, answer, protocol)
+        self._opening = True
+        try:
+            self._successor = self._form.open(self.transport, answer, protocol)
+        finally:
+            self._opening = False
         self._over = True
         self._stopTimer()
         self.done.callback(protocol)
-        if answer.rest:
+        if self._lostWhileOpening is not None:
+            self._successor.connectionLost(self._lostWhileOpening)
+        elif answer.rest:
             self._successor.dataReceived(answer.rest)
 
     def _refuse(self) -> None:

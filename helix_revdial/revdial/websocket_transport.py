@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any
 from typing import Protocol as Shape
 
+from autobahn.util import encode_truncate
 from twisted.internet import error
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IPushProducer, IReactorTime
@@ -232,7 +233,7 @@ class WebSocketTransport(CarrierTransport):
         self._forgetProducer()
         self._sendEndMark()
         self._ourClose = True
-        self._frames.sendCloseFrame(code, reason.encode("utf-8")[:123] or None)
+        self._frames.sendCloseFrame(code, encode_truncate(reason, 123) or None)
         # What arrives from here on is dropped, but the peer's close frame comes
         # after it.
         self._paused = False

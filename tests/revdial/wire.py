@@ -12,7 +12,14 @@ from typing import Any
 
 from twisted.internet import error
 from twisted.internet.address import IPv4Address
-from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, IPushProducer, ITransport
+from twisted.internet.defer import succeed
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IStreamClientEndpoint,
+    ITransport,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -253,6 +260,7 @@ class HalfRecorder(Recorder):
         """Not of interest."""
 
 
+@implementer(IStreamClientEndpoint)
 class WireEndpoint:
     """
     A client endpoint whose server is C{buildServer()}, over a L{Wire} in memory.
@@ -265,16 +273,15 @@ class WireEndpoint:
         self.halfClosing = halfClosing
         self.wires: list[Wire] = []
 
-    def connect(self, factory: Any) -> Any:
-        from twisted.internet.defer import succeed
-
-        client = factory.buildProtocol(None)
+    def connect(self, protocolFactory: Any) -> Any:
+        client = protocolFactory.buildProtocol(None)
         wire = Wire(client, self.buildServer(), halfClosing=self.halfClosing)
         self.wires.append(wire)
         wire.connect()
         return succeed(client)
 
 
+@implementer(IHalfCloseableProtocol)
 class HeadThen(Protocol):
     """
     Stands for our HTTP layer: takes a request's head, then hands the connection to
@@ -315,6 +322,3 @@ class HeadThen(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.successor is not None:
             self.successor.connectionLost(reason)
-
-
-implementer(IHalfCloseableProtocol)(HeadThen)
