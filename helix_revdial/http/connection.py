@@ -29,8 +29,7 @@ Where the connection has a successor, that decides.
 from __future__ import annotations
 
 import enum
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import h11
@@ -49,12 +48,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from helix_revdial.http.answer import BUSY, answerHead, closeBody, newRequestId, requestIdOf
 from helix_revdial.http.body import Body, BodyUnavailable
 from helix_revdial.http.deadline import Deadline
 from helix_revdial.http.framing import BodyFraming, ChunkedFraming, LengthFraming, MalformedBody
 from helix_revdial.http.head import BadRequest, Head, HeadReader
 from helix_revdial.http.limits import addressKey
-from helix_revdial.http.problem import Problem, phraseOf
+from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import ConnectionGone, Request
 from helix_revdial.http.response import HandedOver, Response
 
@@ -65,8 +65,6 @@ Dispatch = Callable[[Request], Awaitable[Response | HandedOver]]
 
 REQUESTS_PER_TURN = 16
 """Pipelined requests served before other connections have their turn."""
-
-_REQUEST_ID_LENGTH = 64
 
 
 class Phase(enum.Enum):
@@ -139,7 +137,7 @@ class HTTPConnection(Protocol):
         self._secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
         address = addressKey(self._peer())
         if not self.factory.admit(self, address):
-            self.transport.write(self.factory.busyAnswer())
+            self.transport.write(BUSY)
             self._lingeringClose()
             return
         self._admittedAs = address
@@ -362,7 +360,7 @@ class HTTPConnection(Protocol):
             body=body,
             peer=self._peer(),
             secure=self._secure,
-            requestId=_requestId(head),
+            requestId=requestIdOf(head.headers),
             owner=self,
         )
         if self._framing is not None:
@@ -481,7 +479,7 @@ class HTTPConnection(Protocol):
             answer = self._failed(request)
         if isinstance(answer, HandedOver) or self.phase is not Phase.SERVING:
             if isinstance(answer, Response):
-                await _closeBody(answer)
+                await closeBody(answer.body)
             elif self.phase is Phase.SERVING and self._request is request:
                 raise RuntimeError("the dispatch says handed over, but handOver was not called")
             return
@@ -507,11 +505,11 @@ class HTTPConnection(Protocol):
         body = answer.body
         try:
             try:
-                head = self._responseHead(request, answer)
+                head = self._answerHead(request, answer)
             except (h11.LocalProtocolError, ValueError):
                 # A header field that is none: the operation's fault, not the caller's.
                 answer = self._failed(request)
-                head = self._responseHead(request, answer)
+                head = self._answerHead(request, answer)
             self._answered = True
             if not request.body.wanted:
                 self._discardBody(request)
@@ -537,31 +535,16 @@ class HTTPConnection(Protocol):
             if end:
                 self._write([end])
         finally:
-            if not isinstance(body, bytes):
-                await _closeBody(Response(200, (), body))
+            await closeBody(body)
         await self._writable()
 
-    def _responseHead(self, request: Request, answer: Response) -> h11.Response:
-        headers = [
-            (b"Date", self.factory.date()),
-            (b"Server", self.factory.serverHeader),
-            (b"X-Request-Id", request.requestId.encode("ascii")),
-            *answer.headers,
-        ]
-        names = {name.lower() for name, _ in answer.headers}
-        if b"transfer-encoding" in names:
-            raise ValueError("the framing is the connection's business")
-        if not 200 <= answer.status <= 599:
-            raise ValueError("not a final status")
-        hasBody = answer.status not in (204, 304)
-        if isinstance(answer.body, bytes) and hasBody and b"content-length" not in names:
-            headers.append((b"Content-Length", b"%d" % len(answer.body)))
-        if self._mustClose(request):
-            headers.append((b"Connection", b"close"))
-        return h11.Response(
-            status_code=answer.status,
-            headers=headers,
-            reason=phraseOf(answer.status).encode("ascii"),
+    def _answerHead(self, request: Request, answer: Response) -> h11.Response:
+        return answerHead(
+            answer,
+            date=self.factory.date(),
+            server=self.factory.serverHeader,
+            requestId=request.requestId,
+            close=self._mustClose(request),
         )
 
     def _mustClose(self, request: Request) -> bool:
@@ -630,19 +613,14 @@ class HTTPConnection(Protocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer what is no request, and close."""
-        requestId = uuid.uuid4().hex
+        requestId = newRequestId()
         answer = problem.response(requestId)
-        head = h11.Response(
-            status_code=answer.status,
-            headers=[
-                (b"Date", self.factory.date()),
-                (b"Server", self.factory.serverHeader),
-                (b"X-Request-Id", requestId.encode("ascii")),
-                *answer.headers,
-                (b"Content-Length", b"%d" % len(cast(bytes, answer.body))),
-                (b"Connection", b"close"),
-            ],
-            reason=phraseOf(answer.status).encode("ascii"),
+        head = answerHead(
+            answer,
+            date=self.factory.date(),
+            server=self.factory.serverHeader,
+            requestId=requestId,
+            close=True,
         )
         framed = h11.Connection(h11.SERVER)
         data = [framed.send(head), framed.send(h11.Data(data=cast(bytes, answer.body)))]
@@ -782,17 +760,3 @@ class HTTPConnection(Protocol):
         self.transport.unregisterProducer()
         self._deadline.set(self._limits.stallTimeout, self._abort)
         self.transport.loseConnection()
-
-
-async def _closeBody(answer: Response) -> None:
-    """Let the iterable of an answer release what it holds."""
-    close = getattr(answer.body, "aclose", None)
-    if close is not None:
-        await cast("AsyncGenerator[bytes, None]", answer.body).aclose()
-
-
-def _requestId(head: Head) -> str:
-    given = head.headers.get(b"x-request-id") or b""
-    if 0 < len(given) <= _REQUEST_ID_LENGTH and all(0x21 <= byte <= 0x7E for byte in given):
-        return given.decode("ascii")
-    return uuid.uuid4().hex

@@ -104,13 +104,6 @@ class HTTPFactory(ServerFactory):
             group.discard(connection)
         self._checkIdle()
 
-    def busyAnswer(self) -> bytes:
-        """What a peer for whom there is no place gets: no parsing, no allocation to speak of."""
-        return (
-            b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
-            b"Connection: close\r\n\r\n"
-        )
-
     def date(self) -> bytes:
         """The C{Date} header's value, formatted once a second."""
         now = self.clock.seconds()

@@ -1,0 +1,76 @@
+# -*- test-case-name: tests.http.test_connection -*-
+"""
+The head of an answer: what every answer carries, and what none may.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import h11
+
+from helix_revdial.http.problem import phraseOf
+from helix_revdial.http.request import Headers
+from helix_revdial.http.response import Response
+
+MAX_REQUEST_ID = 64
+"""Characters of an C{X-Request-Id} that is echoed."""
+
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
+"""What a peer for whom there is no place gets, whatever it asks."""
+
+
+def answerHead(
+    answer: Response, *, date: bytes, server: bytes, requestId: str, close: bool
+) -> h11.Response:
+    """
+    Complete the head of an answer.
+
+    @param close: Whether the connection ends with it.
+    @raise ValueError: if the answer sets what is not its own to set.
+    @raise h11.LocalProtocolError: if a header field is none.
+    """
+    names = {name.lower() for name, _ in answer.headers}
+    if b"transfer-encoding" in names:
+        raise ValueError("the framing is the connection's business")
+    if not 200 <= answer.status <= 599:
+        raise ValueError("not a final status")
+    headers = [
+        (b"Date", date),
+        (b"Server", server),
+        (b"X-Request-Id", requestId.encode("ascii")),
+        *answer.headers,
+    ]
+    hasBody = answer.status not in (204, 304)
+    if isinstance(answer.body, bytes) and hasBody and b"content-length" not in names:
+        headers.append((b"Content-Length", b"%d" % len(answer.body)))
+    if close:
+        headers.append((b"Connection", b"close"))
+    return h11.Response(
+        status_code=answer.status,
+        headers=headers,
+        reason=phraseOf(answer.status).encode("ascii"),
+    )
+
+
+async def closeBody(body: object) -> None:
+    """Let the iterable of an answer release what it holds."""
+    close = getattr(body, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def requestIdOf(headers: Headers) -> str:
+    """The caller's own id for its request, if it is well-formed; else a new one."""
+    given = headers.get(b"x-request-id") or b""
+    if 0 < len(given) <= MAX_REQUEST_ID and all(0x21 <= byte <= 0x7E for byte in given):
+        return given.decode("ascii")
+    return newRequestId()
+
+
+def newRequestId() -> str:
+    """An id that finds a request in the log."""
+    return uuid.uuid4().hex
