@@ -153,7 +153,12 @@ class StreamTransport:
     stream's record, and with the runner for a peer.
 
     @ivar stream: The record, or C{None} on the agent's side.
+    @ivar disconnecting: Whether our side has closed; Twisted's own protocols
+        (L{LineReceiver <twisted.protocols.basic.LineReceiver>} and what builds on
+        it) look at it to stop in the middle of what they have received.
     """
+
+    disconnecting = False
 
     def __init__(
         self, carrier: ICarrierTransport, stream: Stream | None, peer: IAddress | None
@@ -185,6 +190,7 @@ class StreamTransport:
         self.write(b"".join(data))
 
     def loseConnection(self) -> None:
+        self.disconnecting = True
         self._carrier.loseConnection()
 
     def loseWriteConnection(self) -> None:
@@ -193,9 +199,11 @@ class StreamTransport:
         self._carrier.loseWriteConnection()
 
     def abortConnection(self) -> None:
+        self.disconnecting = True
         self._carrier.abortConnection()
 
     def closeWith(self, code: int, reason: str) -> None:
+        self.disconnecting = True
         self._carrier.closeWith(code, reason)
 
     def ping(self) -> Deferred[float] | None:
@@ -220,6 +228,7 @@ class StreamTransport:
         self._carrier.resumeProducing()
 
     def stopProducing(self) -> None:
+        self.disconnecting = True
         self._carrier.stopProducing()
 
 

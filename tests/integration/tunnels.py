@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IProtocol, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -190,7 +191,7 @@ class Collector(Protocol):
         waiting, self._wanted = self._wanted, []
         for _, one in waiting:
             one.errback(reason)
-        self.ended.callback(reason.value)
+        self.ended.callback(reason.value or ConnectionDone())
 
     def read(self, length: int) -> Deferred[bytes]:
         """Fires when C{length} bytes have come."""
