@@ -162,6 +162,4 @@ class RecentTokens:
         return self._principal(record)
 
     def _principal(self, record: TokenRecord) -> Principal | None:
-        if record.isLive(self._wallClock()) and not self.isRevoked(record.id):
-            return record.principal()
-        return None
+        return record.principal() if record.isLive(self._wallClock()) else None

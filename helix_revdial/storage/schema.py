@@ -59,6 +59,8 @@ def upgradeWith(connection: Connection) -> str | None:
     @return: the revision before.
     """
     if connection.dialect.name == "postgresql":
+        # A large table takes its time to alter; the limit is for requests.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
     before = readRevision(connection)
     if before == HEAD:

@@ -138,6 +138,7 @@ class AuditTests(AccessTestCase):
         self.get(self.log.flush())
         (entry,) = self.entries()
         self.assertEqual(len(entry.subject or ""), 255)
+        self.assertNotIn("\0", f"{entry.subject}{entry.tenant}")
         self.assertEqual(len(entry.fields["long"]), audit.MAX_VALUE)
         self.assertEqual((entry.fields["nan"], entry.fields["number"]), ("nan", 1.5))
         self.assertEqual(len(entry.fields), audit.MAX_FIELDS)

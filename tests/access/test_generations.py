@@ -59,7 +59,9 @@ class GenerationsTests(AccessTestCase):
         """Also above a number that the database has not given out (a restored
         backup)."""
         generations = Generations(self.database, block=10)
+        before = self.workers.calls
         self.assertEqual(self.get(generations.next(above=5000)), 5001)
+        self.assertEqual(self.workers.calls, before + 1)
         self.assertGreater(self.get(Generations(self.database).next()), 5001)
 
     def test_oneRefillForAll(self) -> None:

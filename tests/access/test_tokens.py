@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from helix_revdial.access import recent
 from helix_revdial.access.records import TokenError, TokenRecord
+from helix_revdial.access.secrets import digestOf
 from helix_revdial.access.tokens import MAX_OVERLAP, TokenConflict, UnknownToken
 from helix_revdial.storage.database import DatabaseUnavailable
 from helix_revdial.storage.ids import newId
@@ -220,6 +221,23 @@ class StormTests(AccessTestCase):
         for each in waiting:
             self.failureResultOf(each, DatabaseUnavailable)
         self.assertEqual(self.workers.held, [])
+
+
+class ComparisonTests(AccessTestCase):
+    def test_onlyTheWholeDigestCounts(self) -> None:
+        """F7: an answer that is filed under another digest, of which all but
+        the last digit is right, authenticates nobody."""
+        record, secret = self.get(self.tokens.create("runner", name="n", patterns=["*"]))
+        digest = digestOf(secret)
+        almost = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+        for stored, expected in ((almost, None), (digest, record.id)):
+
+            async def fetch(asked: str, stored: str = stored) -> tuple[str, TokenRecord]:
+                return stored, record
+
+            lookUp = recent.RecentTokens(self.clock, self.wallClock, fetch)
+            principal = self.get(lookUp.authenticate(secret))
+            self.assertEqual(principal and principal.tokenId, expected)
 
 
 class RevocationTests(AccessTestCase):
