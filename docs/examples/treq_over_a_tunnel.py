@@ -12,7 +12,7 @@ from typing import Any
 from miniature import Miniature
 from treq.client import HTTPClient
 from twisted.internet import task
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.web.client import URI, Agent
 from twisted.web.iweb import IAgentEndpointFactory
 from twisted.web.server import Site
@@ -55,7 +55,7 @@ async def main(reactor: Any) -> None:
     port = await tunnel.listener.endpoint("web").listen(site())
     await tunnel.start()
     print(await fetch(reactor, tunnel.connections, "http://wolf-1/health"), end="")
-    await port.stopListening()
+    await maybeDeferred(port.stopListening)
     await tunnel.stop()
 
 
