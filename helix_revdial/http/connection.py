@@ -4,9 +4,9 @@ The HTTP/1.1 server connection.
 
 L{HTTPConnection} owns a transport from the moment it is accepted until it is closed
 or handed over.  It reads one head at a time (L{helix_revdial.http.head}), gives the
-request to the dispatch, streams its body (L{helix_revdial.http.framing},
-L{helix_revdial.http.body}), writes the answer that h11 frames, and goes on with the
-next request.  It knows no routes, no users and no tunnels.
+request to the dispatch, lets its body in (L{helix_revdial.http.intake}), writes the
+answer that h11 frames, and goes on with the next request.  It knows no routes, no
+users and no tunnels.
 
 Invariants:
 
@@ -49,10 +49,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helix_revdial.http.answer import BUSY, answerHead, closeBody, newRequestId, requestIdOf
-from helix_revdial.http.body import Body, BodyUnavailable
+from helix_revdial.http.body import BodyUnavailable
 from helix_revdial.http.deadline import Deadline
-from helix_revdial.http.framing import BodyFraming, ChunkedFraming, LengthFraming, MalformedBody
 from helix_revdial.http.head import BadRequest, Head, HeadReader
+from helix_revdial.http.intake import Intake
 from helix_revdial.http.limits import addressKey
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import ConnectionGone, Request
@@ -98,11 +98,8 @@ class HTTPConnection(Protocol):
         """Of the head, of idleness, of closing."""
         self._stall = Deadline(factory.clock)
         """Of a peer that does not take our bytes."""
-        self._pace = Deadline(factory.clock)
-        """Of a body's sender."""
         self._turn = Deadline(factory.clock)
         """The next turn of a connection with many pipelined requests."""
-        self._paceMark = 0
         self._headBegun = True
         """Whether the deadline that runs is a head's: at first it is, from the start."""
         self._advancing = False
@@ -116,11 +113,9 @@ class HTTPConnection(Protocol):
         self._authenticated = False
         self._h11 = h11.Connection(h11.SERVER)
         self._request: Request | None = None
-        self._framing: BodyFraming | None = None
-        self._owesContinue = False
+        self._intake: Intake | None = None
         self._answered = False
         self._logged = False
-        self._bodyFault: Problem | None = None
         self._drainLeft = 0
         self._begun = 0.0
         self._task: Deferred[None] | None = None
@@ -149,8 +144,10 @@ class HTTPConnection(Protocol):
         """Release everything; tell the successor, the dispatch or the body's reader."""
         phase, self.phase = self.phase, Phase.LOST
         self._producing = False
-        for deadline in (self._deadline, self._stall, self._pace, self._turn):
+        for deadline in (self._deadline, self._stall, self._turn):
             deadline.clear()
+        if self._intake is not None:
+            self._intake.stop()
         self._releaseAdmission()
         self.factory.disconnected(self)
         if phase is Phase.HANDED_OVER:
@@ -209,8 +206,7 @@ class HTTPConnection(Protocol):
             self._heads.feed(data)
             self._advance()
         elif phase is Phase.SERVING or phase is Phase.DRAINING:
-            if self._framing is not None:
-                data = self._feedBody(self._framing, data)
+            data = self._feedBody(data)
             if self.phase is Phase.READING:
                 # The body's end made way for the next request.
                 self._heads.feed(data)
@@ -234,8 +230,8 @@ class HTTPConnection(Protocol):
             self.transport.loseConnection()
         elif self.phase is Phase.READING:
             self._advance()
-        elif self._framing is not None and self._request is not None:
-            self._breakBody(Problem(400, "The connection ended before the request body did."))
+        elif self._intake is not None and self._intake.open:
+            self._intake.breakOff(Problem(400, "The connection ended before the request body did."))
 
     def writeConnectionLost(self) -> None:
         """Our direction has ended: what we had to say is out."""
@@ -254,20 +250,19 @@ class HTTPConnection(Protocol):
             full = (self._writesPaused or self._turn.running) and self._holdsEnough()
         elif self.phase is not Phase.SERVING:
             full = False
-        elif self._framing is not None:
-            full = self._request is not None and self._request.body.full
+        elif self._intake is not None and self._intake.open:
+            full = self._intake.body.full
         else:
             full = self._holdsEnough()
         if full == self._readsPaused or self._inputEnded:
             return
         self._readsPaused = full
-        transport = self.transport
         if full:
-            self._pace.clear()
-            transport.pauseProducing()
+            self.transport.pauseProducing()
         else:
-            transport.resumeProducing()
-            self._mindPace()
+            self.transport.resumeProducing()
+        if self._intake is not None:
+            self._intake.setPaused(full)
 
     def _holdsEnough(self) -> bool:
         return len(self._heads) >= self._limits.holdBuffer
@@ -342,14 +337,17 @@ class HTTPConnection(Protocol):
         self.phase = Phase.SERVING
         self._h11 = head.connection
         self._answered = self._logged = False
-        self._bodyFault = None
-        self._owesContinue = head.expectsContinue
         self._begun = self._clock.seconds()
-        if head.length is None:
-            self._framing = ChunkedFraming()
-        else:
-            self._framing = LengthFraming(head.length) if head.length else None
-        body = Body(head.length, self, highWater=self._limits.bodyBuffer)
+        intake = self._intake = Intake(
+            head.length,
+            head.expectsContinue,
+            self._limits,
+            self._clock,
+            sayContinue=self._sayContinue,
+            regulate=self._regulate,
+            broken=self._bodyBroken,
+        )
+        intake.setPaused(self._readsPaused)
         request = self._request = Request(
             method=head.event.method.decode("ascii"),
             rawTarget=head.event.target,
@@ -357,14 +355,13 @@ class HTTPConnection(Protocol):
             rawQuery=head.target.rawQuery,
             headers=head.headers,
             httpVersion=head.event.http_version,
-            body=body,
+            body=intake.body,
             peer=self._peer(),
             secure=self._secure,
             requestId=requestIdOf(head.headers),
             owner=self,
         )
-        if self._framing is not None:
-            self._heads.feed(self._feedBody(self._framing, self._heads.take()))
+        self._heads.feed(self._feedBody(self._heads.take()))
         task = Deferred.fromCoroutine(self._serve(request))
         if self._request is request and not task.called:
             self._task = task
@@ -385,82 +382,35 @@ class HTTPConnection(Protocol):
             self._logOnce(request, "broken off")
             self._abort()
 
-    # Bodies (the body's BodySource)
+    # Bodies
 
-    def bodyWanted(self) -> None:
-        """Somebody reads the body: ask for it, if the peer waits to be asked."""
-        if self._owesContinue and not self._answered:
-            self._owesContinue = False
+    def _sayContinue(self) -> None:
+        if not self._answered:
             informed = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
             self.transport.write(self._h11.send(informed))
-        self._mindPace()
 
-    def bodyTaken(self) -> None:
-        """The body has room."""
-        self._regulate()
-
-    def _feedBody(self, framing: BodyFraming, data: bytes) -> bytes:
+    def _feedBody(self, data: bytes) -> bytes:
         """
         @return: What follows the body.
         """
-        request = cast(Request, self._request)
-        if not data:
-            return b""
-        try:
-            pieces, rest = framing.feed(data)
-        except MalformedBody as error:
-            self._breakBody(Problem(400, f"The request body is malformed: {error}."))
-            return b""
-        # The sender did not wait to be asked; it need not be any more.
-        self._owesContinue = False
-        for piece in pieces:
-            if self.phase is Phase.DRAINING:
-                self._drainLeft -= len(piece)
-            request.body.append(piece)
-        if framing.complete:
-            self._framing = None
-            self._pace.clear()
-            request.body.end()
-            if self.phase is Phase.DRAINING:
+        intake = self._intake
+        if intake is None or not intake.open:
+            return data
+        before = intake.body.received
+        rest = intake.feed(data)
+        if self.phase is Phase.DRAINING:
+            self._drainLeft -= intake.body.received - before
+            if not intake.open:
                 self._next()
-        elif self.phase is Phase.DRAINING and self._drainLeft < 0:
-            self._lingeringClose()
+            elif self._drainLeft < 0:
+                self._lingeringClose()
         else:
             self._regulate()
         return rest
 
-    def _breakBody(self, problem: Problem) -> None:
-        """The rest of the request is lost, and with it where the next one begins."""
-        self._framing = None
-        self._pace.clear()
-        self._bodyFault = problem
+    def _bodyBroken(self) -> None:
         if self.phase is Phase.DRAINING:
             self._lingeringClose()
-        elif self._request is not None:
-            self._request.body.fail(problem)
-
-    def _mindPace(self) -> None:
-        """Watch the sender of a body that is waited for."""
-        request = self._request
-        if request is None or self._framing is None or self._readsPaused or self._pace.running:
-            return
-        body = request.body
-        if (body.wanted and body.hurried) or body.discarding:
-            self._paceMark = body.received
-            self._pace.set(self._limits.bodyWindow, self._checkPace)
-
-    def _checkPace(self) -> None:
-        request = self._request
-        if request is None or self._framing is None:
-            return
-        came = request.body.received - self._paceMark
-        body = request.body
-        if (
-            body.hurried or body.discarding
-        ) and came < self._limits.bodyRate * self._limits.bodyWindow:
-            self._breakBody(Problem(408, "The request body came too slowly."))
-        else:
-            self._mindPace()
 
     # Answers
 
@@ -512,7 +462,7 @@ class HTTPConnection(Protocol):
                 head = self._answerHead(request, answer)
             self._answered = True
             if not request.body.wanted:
-                self._discardBody(request)
+                cast(Intake, self._intake).discard()
             start = self._h11.send(head)
             pieces = answer.body
             if request.method == "HEAD" or answer.status in (204, 304):
@@ -544,25 +494,13 @@ class HTTPConnection(Protocol):
             date=self.factory.date(),
             server=self.factory.serverHeader,
             requestId=request.requestId,
-            close=self._mustClose(request),
+            close=self._mustClose(),
         )
 
-    def _mustClose(self, request: Request) -> bool:
+    def _mustClose(self) -> bool:
         """Whether the connection is of no use after this request."""
-        if self.factory.stopping or self._bodyFault is not None:
-            return True
-        if self._framing is None:
-            return False
-        if self._owesContinue:
-            # Not asked to continue, the peer may send its body or not: what comes
-            # next on this connection is anybody's guess.
-            return True
-        body = request.body
-        return (
-            not body.wanted
-            and body.length is not None
-            and body.length - body.received > self._limits.drainBytes
-        )
+        intake = self._intake
+        return self.factory.stopping or (intake is not None and intake.hopeless)
 
     def _framed(self, piece: bytes) -> list[bytes]:
         if not piece:
@@ -580,24 +518,19 @@ class HTTPConnection(Protocol):
             return
         self._logOnce(request, status)
         self._task = None
-        self._discardBody(request)
-        if self._h11.our_state is h11.DONE and not self._mustClose(request):
-            if self._framing is None:
+        intake = cast(Intake, self._intake)
+        intake.discard()
+        if self._h11.our_state is h11.DONE and not self._mustClose():
+            if not intake.open:
                 self._next()
             else:
                 self.phase = Phase.DRAINING
                 self._drainLeft = self._limits.drainBytes
                 self._regulate()
-                self._mindPace()
-        elif self._framing is not None or self._bodyFault is not None:
+        elif intake.open or intake.fault is not None:
             self._lingeringClose()
         else:
             self._close()
-
-    def _discardBody(self, request: Request) -> None:
-        request.body.discard()
-        self._regulate()
-        self._mindPace()
 
     def _next(self) -> None:
         """Ready for another request."""
@@ -688,8 +621,10 @@ class HTTPConnection(Protocol):
     def _beginClosing(self) -> None:
         self.phase = Phase.CLOSING
         self._heads.take()
-        for deadline in (self._stall, self._pace, self._turn):
+        for deadline in (self._stall, self._turn):
             deadline.clear()
+        if self._intake is not None:
+            self._intake.stop()
         transport = self.transport
         self._freeProducerSlot()
         if self._readsPaused and not self._inputEnded:
@@ -725,13 +660,14 @@ class HTTPConnection(Protocol):
             raise ConnectionGone("the connection has ended")
         if self._answered:
             raise RuntimeError("the request has been answered already")
-        if self._framing is not None or self._bodyFault is not None:
+        intake = self._intake
+        if intake is not None and (intake.open or intake.fault is not None):
             raise Problem(400, "A request that changes the protocol carries no body.")
         successor = build()
         self._successor = successor
         self.phase = Phase.HANDED_OVER
         self._request = None
-        for deadline in (self._deadline, self._stall, self._pace, self._turn):
+        for deadline in (self._deadline, self._stall, self._turn):
             deadline.clear()
         self._freeProducerSlot()
         transport = self.transport
