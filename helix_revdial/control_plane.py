@@ -308,5 +308,4 @@ def _now(deferred: Deferred[Any]) -> Any:
 
 
 def _record(audit: AuditLog, event: str, fields: dict[str, Any]) -> None:
-    subject = fields.get("owner") or fields.get("credential")
-    audit.record(event, subject=subject, **fields)
+    audit.record(event, **{"subject": fields.get("owner") or fields.get("credential"), **fields})

@@ -3,7 +3,7 @@
 Tokens: made, rotated, revoked, imported.
 
 An administrator does all of it for the tenant.  A user makes and revokes
-tokens for sessions of their own, and rotates the token in hand.  A secret is
+tokens for sessions of their own, and rotates the token in hand and those.  A secret is
 in the answer of the call that made it, and nowhere else.
 """
 
@@ -171,12 +171,16 @@ def operations(services: Services) -> list[Operation]:
             _noted(call, "token-revoked", record)
 
     async def mayChange(call: Call) -> None:
-        """An administrator may; others may change their own and what they made."""
+        """
+        An administrator may; others may change the token in hand, and tokens of
+        sessions that they made.  Not other tokens of the same user: one of them
+        may have a higher role, and rotating it would give its secret away.
+        """
         principal, name = _principal(call), call.params["token"]
         if principal.hasRole("admin") or name in (principal.tokenId, principal.family):
             return
         record = await services.tokens.get(name, tenant=principal.tenant)
-        if principal.user is None or record.user != principal.user or record.kind == "runner":
+        if principal.user is None or record.user != principal.user or record.kind != "session":
             raise Problem(404, "There is no such token.")
 
     def _noted(call: Call, event: str, record: TokenRecord) -> None:

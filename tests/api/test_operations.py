@@ -161,6 +161,28 @@ class TokenTests(SynchronousTestCase):
         self.assertEqual(self.server.post(path + "/rotate", self.ann, {}).status, 404)
         self.assertEqual(self.server.get("/api/v1/tokens", self.ann).json()["total"], 1)
 
+    def test_lowRoleDoesNotReachAHigherTokenOfTheSameUser(self) -> None:
+        """A viewer's token cannot rotate or revoke the same user's administrator token."""
+        viewer = self.server.user("root", "viewer")
+        listed = self.server.get("/api/v1/tokens?kind=user", viewer).json()["items"]
+        for one in listed:
+            if one["role"] == "admin":
+                path = f"/api/v1/tokens/{one['id']}"
+                self.assertEqual(self.server.post(path + "/rotate", viewer, {}).status, 404)
+                self.assertEqual(self.server.delete(path, viewer).status, 404)
+        self.assertIn("admin", [one["role"] for one in listed])
+
+    def test_makerChangesTheTokensOfTheirSessions(self) -> None:
+        """Who made a session's token may rotate and revoke it."""
+        session = self.server.session("ann")
+        body = {"kind": "session", "name": "s", "session": session.id}
+        made = self.server.post("/api/v1/tokens", self.ann, body).json()
+        path = f"/api/v1/tokens/{made['id']}"
+        rotated = self.server.post(path + "/rotate", self.ann, {})
+        self.assertEqual(rotated.status, 201)
+        path = f"/api/v1/tokens/{rotated.json()['id']}"
+        self.assertEqual(self.server.delete(path, self.ann).status, 204)
+
     def test_importToken(self) -> None:
         """A secret that exists is taken; taken again for the same it is the same."""
         body = {
