@@ -9,7 +9,7 @@ transport.  One reader per body: the bytes are given out once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol as Structural
 
 from twisted.internet.defer import Deferred
@@ -18,6 +18,8 @@ from twisted.internet.interfaces import IConsumer, IProtocol, IPushProducer
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
+
+from helix_revdial.http.problem import PayloadTooLarge
 
 
 class BodyUnavailable(Exception):
@@ -93,8 +95,6 @@ class Body:
         @raise Problem: (400, 408) if the sender breaks the framing or is too slow.
         @raise BodyUnavailable: if the connection ends first.
         """
-        from helix_revdial.http.problem import PayloadTooLarge
-
         if self.length is not None and self.length > limit:
             raise PayloadTooLarge(limit)
         pieces = []
@@ -224,9 +224,8 @@ class BodyProducer:
         self.deliverTo(consumer.write).addBoth(ended)
         return result
 
-    def deliverTo(self, write: object) -> Deferred[None]:
+    def deliverTo(self, write: Callable[[bytes], object]) -> Deferred[None]:
         """Call C{write} with each piece; fires at the end of the body."""
-        assert callable(write)
 
         async def pump() -> None:
             async for piece in self._body.pieces():

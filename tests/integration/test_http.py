@@ -121,6 +121,21 @@ class ServerTestCase(TestCase):
         self.addCleanup(lambda: Deferred.fromCoroutine(stop()))
         return port
 
+    def listenTLS(self) -> tuple[int, Any]:
+        """
+        @return: The port, and what a client needs to verify it.
+        """
+        authority = trustme.CA()
+        issued = authority.issue_cert("localhost")
+        private = PrivateCertificate.loadPEM(
+            issued.private_key_pem.bytes() + issued.cert_chain_pems[0].bytes()
+        )
+        factory = TLSMemoryBIOFactory(private.options(), False, self.factory)
+        port = self.listen(reactor.listenTCP(0, factory, interface="127.0.0.1"))
+        roots = trustRootFromCertificates([Certificate.loadPEM(authority.cert_pem.bytes())])
+        options = optionsForClientTLS("localhost", trustRoot=roots)
+        return port.getHost().port, options
+
     async def curl(self, *arguments: str) -> bytes:
         out, err, status = await getProcessOutputAndValue(
             "curl", ["-sS", "--max-time", "15", *arguments], env=os.environ
@@ -241,6 +256,16 @@ class SlowPeerTests(ServerTestCase):
         self.assertEqual(self.factory.connections, 0)
         self.assertEqual(self.factory.admission.total, 0)
 
+    async def test_handshakeThatStops(self) -> None:
+        """A TLS handshake that is begun and left is cut off by the same deadline."""
+        number, _ = self.listenTLS()
+        silent = await self.connect(number)
+        begun = await self.connect(number)
+        begun.transport.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        await silent.closed
+        await begun.closed
+        self.assertEqual(self.factory.connections, 0)
+
     async def test_readerThatStops(self) -> None:
         """D4: a reader that stops is cut off in the end, and costs a bounded buffer."""
         plain = socket.create_connection(("127.0.0.1", self.number))
@@ -278,18 +303,8 @@ class HandOverTests(ServerTestCase):
 
     async def test_tls(self) -> None:
         """The same over TLS, which has no half-close; closing works although we produced."""
-        authority = trustme.CA()
-        issued = authority.issue_cert("localhost")
-        private = PrivateCertificate.loadPEM(
-            issued.private_key_pem.bytes() + issued.cert_chain_pems[0].bytes()
-        )
-        factory = TLSMemoryBIOFactory(private.options(), False, self.factory)
-        port = self.listen(reactor.listenTCP(0, factory, interface="127.0.0.1"))
-        roots = trustRootFromCertificates([Certificate.loadPEM(authority.cert_pem.bytes())])
-        options = optionsForClientTLS("localhost", trustRoot=roots)
-        endpoint = wrapClientTLS(
-            options, HostnameEndpoint(reactor, b"127.0.0.1", port.getHost().port)
-        )
+        number, options = self.listenTLS()
+        endpoint = wrapClientTLS(options, HostnameEndpoint(reactor, b"127.0.0.1", number))
         plain = await connectProtocol(endpoint, Client())
         plain.transport.write(b"GET /s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         self.assertIn(b"/s True 127.0.0.1", await plain.closed)
