@@ -28,7 +28,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -43,6 +42,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from .agent_control import AgentControl, Closed
 from .errors import NotAllowed, UnknownDial
 from .exchange import (
     Answer,
@@ -61,14 +61,12 @@ from .features import (
     TIMING_HEADER,
     formatFeatures,
 )
-from .listener import AgentControl, Closed, Listener
+from .listener import Listener
 from .messages import ConnReady
 from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
+from .server_url import ServerURL
 from .upgrade import RawUpgradeEndpoint
 from .websocket import WebSocketEndpoint
-
-API_PATH = "/api/v1/revdial"
-"""The one URL of the protocol, below the server's base path."""
 
 RAW_AGAIN = 3600.0
 """Seconds for which a refusal of the raw carrier is remembered."""
@@ -78,8 +76,6 @@ UPGRADE_TIMEOUT = 10.0
 
 MAX_TEXT = 300
 """Characters of a server's explanation that are repeated."""
-
-_CONN_PATH = re.compile(r"/(?:api/v1/)?revdial(?P<query>\?[!-\"$-\[\]-~]*)?")
 
 
 class Refused(Exception):
@@ -98,87 +94,6 @@ class Refused(Exception):
         self.status = status
         self.text = text
         self.retryAfter = retryAfter
-
-
-@dataclass(frozen=True)
-class ServerURL:
-    """
-    Where a server is.
-
-    @ivar host: A name or an address, without brackets.
-    @ivar port: The TCP port.
-    @ivar secure: Whether TLS is spoken.
-    @ivar basePath: What stands before C{/api/v1/revdial}: empty, or C{/prefix}.
-    """
-
-    host: str
-    port: int
-    secure: bool
-    basePath: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> ServerURL:
-        """
-        Read an operator's URL.
-
-        @param text: C{http}, C{https}, C{ws} or C{wss}; with or without
-            C{/api/v1/revdial}, C{/api/v1} or C{/revdial} at its end.
-        @raise ValueError: It is not such a URL; says why.
-        """
-        text = text.strip()
-        try:
-            parts = urlsplit(text)
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise ValueError(f"not a server URL ({error})") from None
-        scheme = parts.scheme.lower()
-        if scheme not in ("http", "https", "ws", "wss") or "//" not in text:
-            raise ValueError(
-                "a server URL begins with http://, https://, ws:// or wss://, "
-                "for example https://cp.example"
-            )
-        if "@" in parts.netloc:
-            raise ValueError("a server URL has no user or password; the token is given apart")
-        if parts.query or parts.fragment or text.endswith(("?", "#")):
-            raise ValueError("a server URL has no query and no fragment")
-        if not host:
-            raise ValueError("the server URL names no host")
-        secure = scheme in ("https", "wss")
-        path = parts.path.rstrip("/")
-        for ending in (API_PATH, "/api/v1", "/revdial"):
-            if path.endswith(ending):
-                path = path[: -len(ending)]
-                break
-        try:
-            host = host if host.isascii() else host.encode("idna").decode("ascii")
-        except UnicodeError:
-            raise ValueError("the server URL's host is no name") from None
-        found = cls(host, (443 if secure else 80) if port is None else port, secure, path)
-        # A CarrierURL checks the characters of all three.
-        found.carrierURL("")
-        return found
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        standard = 443 if self.secure else 80
-        port = "" if self.port == standard else f":{self.port}"
-        return f"{'https' if self.secure else 'http'}://{host}{port}{self.basePath}"
-
-    def carrierURL(self, query: str) -> CarrierURL:
-        """The protocol's URL, with C{query} (empty, or beginning with C{?})."""
-        return CarrierURL(self.host, self.port, self.secure, self.basePath + API_PATH + query)
-
-    def dataURL(self, connPath: str) -> CarrierURL:
-        """
-        Where a C{conn-ready} leads.
-
-        @param connPath: C{/revdial} or C{/api/v1/revdial}, perhaps with a query.
-        @raise ValueError: It is neither; a server cannot send us elsewhere.
-        """
-        match = _CONN_PATH.fullmatch(connPath)
-        if match is None:
-            raise ValueError("the server's connPath is not a path of its own")
-        return self.carrierURL(match["query"] or "")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
@@ -41,13 +40,12 @@ from .errors import (
     DialError,
     HeldByAnother,
     NotConnected,
-    TargetRefused,
-    TargetTimeout,
     TooManyPendingDials,
     TunnelBroke,
 )
 from .messages import PickupFailed
-from .pickups import Call, PickUp
+from .pickups import Call, PickUp, errorFor, targetSeconds
+from .registrations import ConnectionDetail, GraceEntry, Registration, Stats
 from .table import Claimed, Close, ConnectionTable, Contested, Effect, Failed, Gone
 
 SUPERSEDED_WAIT = 60.0
@@ -55,95 +53,6 @@ SUPERSEDED_WAIT = 60.0
 
 CARRIER_WAIT = 15.0
 """Seconds from a pick-up to its carrier being up, at most."""
-
-
-@dataclass(frozen=True)
-class Stats:
-    """The counts of the admin status."""
-
-    activeConnections: int
-    gracePeriodEntries: int
-    pendingDialsTotal: int
-    connections: list[str]
-
-
-@dataclass(frozen=True)
-class ConnectionDetail:
-    """
-    One live control connection.
-
-    @ivar carrier: C{"raw"}, C{"websocket"}, C{"hijack"}, or C{"none"} while its
-        carrier is being set up.
-    @ivar connectedSince: Wall clock, seconds since 1970.
-    @ivar lastHeard: Seconds since a byte of the agent came.
-    @ivar roundTrip: Seconds, or C{None} where it was not measured.
-    @ivar openStreams: Of this runner, whichever registration answered.
-    @ivar bytesIn: Payload from the agent, over the streams of this registration.
-    @ivar bytesOut: Payload to the agent, likewise.
-    """
-
-    key: str
-    generation: int
-    carrier: str
-    features: frozenset[str]
-    remoteAddress: str
-    connectedSince: float
-    lastHeard: float
-    roundTrip: float | None
-    openStreams: int
-    bytesIn: int
-    bytesOut: int
-    pendingDials: int
-
-
-@dataclass(frozen=True)
-class GraceEntry:
-    """A runner that was lost and is awaited for C{secondsLeft} more."""
-
-    key: str
-    generation: int
-    secondsLeft: float
-    pendingDials: int
-
-
-class Registration:
-    """
-    One generation of a runner.
-
-    @ivar key: The runner's key.
-    @ivar owner: Who holds it.
-    @ivar credential: What registered it.
-    @ivar generation: Its number.
-    @ivar features: What both ends agreed on.
-    @ivar peer: The agent's address, for people.
-    @ivar connectedSince: Wall clock, seconds since 1970.
-    @ivar protocol: What to hand the control carrier to.
-    """
-
-    def __init__(
-        self,
-        key: str,
-        owner: str,
-        credential: str,
-        generation: int,
-        features: frozenset[str],
-        peer: str,
-        connectedSince: float,
-    ) -> None:
-        self.key = key
-        self.owner = owner
-        self.credential = credential
-        self.generation = generation
-        self.features = features
-        self.peer = peer
-        self.connectedSince = connectedSince
-        self.protocol: Dialer
-        self.endedIn = 0
-        self.endedOut = 0
-
-    def abandon(self) -> None:
-        """The hand-over failed: there will be no carrier."""
-        self.protocol.abandon()
 
 
 class Connections:
@@ -336,7 +245,7 @@ class Connections:
     def _pickupFailed(self, registration: Registration, message: PickupFailed) -> None:
         dial = self._table.pickupFailed(registration.key, registration.generation, message)
         if dial is not None:
-            self._carryOut([Failed(dial, _errorFor(message))])
+            self._carryOut([Failed(dial, errorFor(message))])
             self._schedule()
 
     # Callers
@@ -424,7 +333,7 @@ class Connections:
         if registration is not None:
             call.owner = registration.owner
             call.credential = registration.credential
-        seconds = _targetSeconds(timing)
+        seconds = targetSeconds(timing)
         if seconds is not None:
             call.stream.phases["target"] = seconds
         self._streams.setdefault(dial.key, {})[dial.id] = call
@@ -643,29 +552,4 @@ class Connections:
             self._log.failure("A callback of the connections failed.")
 
 
-def _errorFor(message: PickupFailed) -> DialError:
-    """What a caller is told for an agent's C{pickup-failed}."""
-    text = message.err[:512] or None
-    match message.reason:
-        case "target-refused" | "unknown-target":
-            return TargetRefused(text)
-        case "target-timed-out":
-            return TargetTimeout(text)
-        case "busy":
-            return TooManyPendingDials(text, retryAfter=1.0)
-        case _:
-            # The Go agents say only that their dial-back failed.
-            return TunnelBroke(text or "the agent could not dial back")
-
-
-def _targetSeconds(timing: bytes | None) -> float | None:
-    """Read a C{Revdial-Timing} header: C{target=<seconds>}."""
-    for part in (timing or b"")[:128].split(b","):
-        name, _, value = part.strip().partition(b"=")
-        if name == b"target":
-            try:
-                seconds = float(value)
-            except ValueError:
-                return None
-            return seconds if 0 <= seconds < 3600 else None
-    return None
+__all__ = ["ConnectionDetail", "Connections", "GraceEntry", "Registration", "Stats"]

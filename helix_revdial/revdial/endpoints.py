@@ -1,19 +1,33 @@
-# -*- test-case-name: tests.revdial.test_connections -*-
+# -*- test-case-name: tests.revdial.test_connections,tests.revdial.test_listener -*-
 """
-A dial as a Twisted client endpoint.
+Tunnels as Twisted endpoints, in both directions.
 
 Whatever connects through an L{IStreamClientEndpoint} (treq by
 C{Agent.usingEndpointFactory}, Conch, a protocol of one's own) works over a
-tunnel by being given a L{DialEndpoint}.
+tunnel by being given a L{DialEndpoint}.  Whatever is served through an
+L{IStreamServerEndpoint} is served at the agent's end by a L{ListenerEndpoint}.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol as TypingProtocol
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
 from zope.interface import implementer
+
+from .errors import TargetRefused
+from .interfaces import ITarget
+from .streams import Prepared, StreamProtocol, TargetAddress
 
 
 @implementer(IStreamClientEndpoint)
@@ -58,3 +72,85 @@ class DialEndpoint:
             L{RunnerAddress <helix_revdial.revdial.streams.RunnerAddress>}.
         """
         return self._dial(self.runner, self.target, self._timeout, protocolFactory)
+
+
+class Targets(TypingProtocol):
+    """Where an agent's targets are kept."""
+
+    def addTarget(self, name: str, target: ITarget) -> None:
+        """
+        Offer one more target.
+
+        @raise ValueError: There is one of that name.
+        """
+
+    def removeTarget(self, name: str) -> None:
+        """Offer a target no more."""
+
+
+@implementer(IStreamServerEndpoint)
+class ListenerEndpoint:
+    """
+    Offers a protocol as a target of the agent: every dial of its name is a
+    connection.
+    """
+
+    def __init__(self, targets: Targets, name: str) -> None:
+        """
+        @param targets: The agent's: a L{Listener
+            <helix_revdial.revdial.listener.Listener>}.
+        @param name: The target's name.
+        """
+        self._targets = targets
+        self._name = name
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """
+        @return: Fires with a port whose C{stopListening} withdraws the target.
+        """
+        try:
+            self._targets.addTarget(self._name, _FactoryTarget(protocolFactory, self._name))
+        except ValueError as error:
+            return fail(CannotListenError("revdial", self._name, error))
+        port: IListeningPort = _TargetPort(self._targets, self._name, protocolFactory)
+        port.startListening()
+        return succeed(port)
+
+
+@implementer(IListeningPort)
+class _TargetPort:
+    def __init__(self, targets: Targets, name: str, factory: IProtocolFactory) -> None:
+        self._targets = targets
+        self._name = name
+        self._factory = factory
+        self._listening = False
+
+    def startListening(self) -> None:
+        if not self._listening:
+            self._listening = True
+            self._factory.doStart()
+
+    def stopListening(self) -> Deferred[None] | None:
+        if self._listening:
+            self._listening = False
+            self._targets.removeTarget(self._name)
+            self._factory.doStop()
+        return succeed(None)
+
+    def getHost(self) -> IAddress:
+        return TargetAddress(self._name)
+
+
+@implementer(ITarget)
+class _FactoryTarget:
+    """A target that is a protocol in this process."""
+
+    def __init__(self, factory: IProtocolFactory, name: str) -> None:
+        self._factory = factory
+        self._address = TargetAddress(name)
+
+    def open(self) -> Deferred[IProtocol]:
+        protocol = self._factory.buildProtocol(self._address)
+        if protocol is None:
+            return fail(TargetRefused(f"{self._address.target} takes no connection"))
+        return succeed(StreamProtocol(Prepared(protocol), self._address))

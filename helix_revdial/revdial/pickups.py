@@ -32,8 +32,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .dials import Dial
-from .errors import DialTimeout, TunnelBroke
+from .errors import (
+    DialError,
+    DialTimeout,
+    TargetRefused,
+    TargetTimeout,
+    TooManyPendingDials,
+    TunnelBroke,
+)
 from .interfaces import ICarrierTransport
+from .messages import PickupFailed
 from .streams import RunnerAddress, Stream, StreamProtocol
 
 
@@ -203,3 +211,31 @@ class PickUp:
 
 def _word(failure: Failure) -> str:
     return failure.getErrorMessage() or failure.value.__class__.__name__
+
+
+def errorFor(message: PickupFailed) -> DialError:
+    """What a caller is told for an agent's C{pickup-failed}."""
+    text = message.err[:512] or None
+    match message.reason:
+        case "target-refused" | "unknown-target":
+            return TargetRefused(text)
+        case "target-timed-out":
+            return TargetTimeout(text)
+        case "busy":
+            return TooManyPendingDials(text, retryAfter=1.0)
+        case _:
+            # The Go agents say only that their dial-back failed.
+            return TunnelBroke(text or "the agent could not dial back")
+
+
+def targetSeconds(timing: bytes | None) -> float | None:
+    """Read a C{Revdial-Timing} header: C{target=<seconds>}."""
+    for part in (timing or b"")[:128].split(b","):
+        name, _, value = part.strip().partition(b"=")
+        if name == b"target":
+            try:
+                seconds = float(value)
+            except ValueError:
+                return None
+            return seconds if 0 <= seconds < 3600 else None
+    return None

@@ -39,7 +39,7 @@ from twisted.internet.interfaces import (
     IPushProducer,
     IReactorTime,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute, implementer
@@ -370,6 +370,18 @@ class StreamProtocol(Protocol):
         else:
             self._onFailed(failure)
         self.cut("the protocol could not be connected")
+
+
+class Prepared(Factory):
+    """A factory for the one protocol that is there already."""
+
+    noisy = False
+
+    def __init__(self, prepared: IProtocol) -> None:
+        self._prepared = prepared
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        return cast(Protocol, self._prepared)
 
 
 def _describe(reason: Failure) -> str:
