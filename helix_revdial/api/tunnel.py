@@ -192,7 +192,8 @@ def _handOver(
         return request.handOver(carrier)
     carrier = webSocketServer(
         protocol,
-        eof=words.EOF in agreed,
+        # On a control connection an empty message is nothing, whatever is agreed.
+        eof=asked.kind in _DATA and words.EOF in agreed,
         responseHeaders=headers,
         clock=services.clock,
         onFailure=failed,

@@ -36,7 +36,10 @@ def parseFeatures(values: Iterable[bytes]) -> frozenset[str]:
     @param values: The values of every C{Revdial-Features} header, in order.
     @return: The words known to this version, in lower case.
     """
-    joined = b",".join(values)[:MAX_HEADER]
+    joined = b",".join(values)
+    if len(joined) > MAX_HEADER:
+        # The word that the limit cuts through is not read as a shorter one.
+        joined = joined[:MAX_HEADER].rpartition(b",")[0]
     words = (word.strip().lower() for word in joined.decode("latin-1").split(","))
     return frozenset(word for word in words if word in ALL)
 

@@ -201,6 +201,28 @@ class TunnelTests(SynchronousTestCase):
         self.assertNotIn("revdial-features", answer.headers)
         self.assertTrue(answer.body.startswith(b'\x82\x19{"command":"keep-alive"}\n'), answer.body)
 
+    def test_emptyMessageEndsNoControlConnection(self) -> None:
+        """With eof agreed, an empty message on a WebSocket control connection is nothing."""
+        protocol, transport = self.server.connect()
+        protocol.dataReceived(
+            request(
+                "GET",
+                "/api/v1/revdial?runnerid=wolf-1",
+                self.token,
+                headers={
+                    "Connection": "Upgrade",
+                    "Upgrade": "websocket",
+                    "Sec-WebSocket-Version": "13",
+                    "Sec-WebSocket-Key": base64.b64encode(b"x" * 16).decode(),
+                    "Revdial-Features": FEATURES,
+                },
+            )
+        )
+        self.assertIn("eof", parse(transport.value()).headers["revdial-features"])
+        protocol.dataReceived(b"\x82\x80mask")
+        self.assertEqual(self.server.connections.status("wolf-1"), "connected")
+        self.assertFalse(transport.disconnecting)
+
     def test_dialAndStream(self) -> None:
         """A dial becomes a conn-ready with a ticket; the ticket's connection becomes the stream."""
         _, control = self.control()
