@@ -17,8 +17,9 @@ one on each connection, in any order and at any time.
     half-close (L{canHalfClose <helix_revdial.revdial.carrier.canHalfClose>});
     where it cannot, the other connection is closed after what was written is
     flushed.  When both directions have ended, both connections are closed, after
-    a flush.  A connection that breaks, breaks the other, so that a cut stream
-    never looks like a whole one.
+    a flush.  A connection that breaks before its peer has ended breaks the other,
+    so that a cut stream never looks like a whole one; after that, the other is
+    closed with a flush.
   - B{Linger.}  From the first end on, a pair in which nothing moves for the linger
     limit is dropped.  Before it, silence has no limit here.
 
@@ -250,11 +251,16 @@ class RelayProtocol(Protocol):
         pair, other = self._pair, self.other
         pair.ending(self)
         orderly = reason.check(error.ConnectionDone) is not None
-        if not pair.joined:
+        if not pair.joined or pair.why == LINGERED:
             pair.settle(ABANDONED, reason)
             other.drop()
-        elif orderly:
+        elif orderly or (self._readEnded and self._writeEnded):
             pair.settle(DONE, reason)
+            other.close()
+        elif self._readEnded:
+            # All that this peer had to say is on its way to the other one; what
+            # broke is only its ear.
+            pair.settle(BROKEN, reason)
             other.close()
         else:
             pair.settle(BROKEN, reason)

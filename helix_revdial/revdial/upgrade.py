@@ -32,6 +32,7 @@ from twisted.internet.interfaces import (
     IProtocol,
     IReactorTime,
     IStreamClientEndpoint,
+    IUNIXTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -117,7 +118,14 @@ class RawTransport(CarrierTransport):
             self._deliverEnd()
 
     def lost(self, reason: Failure) -> None:
-        """The connection is gone."""
+        """
+        The connection is gone.
+
+        On a unix socket Twisted calls it a loss when the peer closed first and we
+        after it: the kernel then reports a hang-up in place of room to write.
+        """
+        if self._closing and self._readEnded and IUNIXTransport.providedBy(self._transport):
+            reason = connectionDone
         self._lost(reason)
 
 

@@ -33,6 +33,7 @@ from autobahn.util import encode_truncate
 from twisted.internet import error
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IPushProducer, IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -296,10 +297,11 @@ class WebSocketTransport(CarrierTransport):
         """What the protocol on top is told, given what TCP said."""
         if self._broke is not None:
             return Failure(error.ConnectionLost(self._broke))
-        if self._peerClose is not None and not self._ourClose:
+        if self._peerClose is not None:
+            # Close frames have gone both ways: how TCP ended after them says nothing.
             code, text = self._peerClose
             if code in _ORDERLY or code >= 3000:
-                return Failure(ClosedByPeer(code, text))
+                return connectionDone if self._ourClose else Failure(ClosedByPeer(code, text))
             return Failure(error.ConnectionLost(f"the peer closed with {code} {text}".rstrip()))
         if reason.check(error.ConnectionDone) is None or self._ourClose:
             return reason

@@ -106,7 +106,7 @@ class Source:
 class CarrierCase(TestCase):
     """Starts a server and dials it, over any carrier."""
 
-    timeout = 60
+    timeout = 25
 
     def setUp(self) -> None:
         from twisted.internet import reactor
@@ -158,7 +158,6 @@ class CarrierCase(TestCase):
         port = await endpoint.listen(factory)
         self.addCleanup(port.stopListening)
         if "unix" in words:
-            self.addCleanup(Path(path).unlink, missing_ok=True)
             return CarrierURL("localhost", 80, False, "/x"), UNIXClientEndpoint(self.reactor, path)
         number = port.getHost().port
         secure = "tls" in words
@@ -258,15 +257,20 @@ class MatrixTests(CarrierCase):
                 self.assertEqual(answers.size, 7, kind)
 
     async def test_anAbortIsALossOnEveryCarrier(self) -> None:
-        """D1: A reset never looks like an end."""
+        """
+        D1: A reset never looks like an end.  (A unix socket knows no reset: raw bytes
+        over one cannot tell an abort from an end.)
+        """
         for kind in self.MATRIX:
+            if kind == "raw unix":
+                continue
             server, client = Hashing(), Hashing()
             await self.open(kind, server, client)
             client.wire.write(b"cut")
             client.wire.abortConnection()
             await client.over
             reason = await server.over
-            self.assertNotIsInstance(reason, error.ConnectionDone, kind)
+            self.assertFalse(isinstance(reason, error.ConnectionDone), kind)
 
     async def test_anUnknownAuthorityIsNotTrusted(self) -> None:
         """F8: Without the right trust root there is no connection."""
@@ -294,7 +298,7 @@ class AutobahnPeerTests(CarrierCase):
         url, _ = await self.listen([], factory)
         body = os.urandom(3 * MEGABYTE)
 
-        class Client(WebSocketClientProtocol):  # type: ignore[misc]
+        class Client(WebSocketClientProtocol):
             def onOpen(self) -> None:
                 self.sendMessage(body, isBinary=True, fragmentSize=4096)
                 self.sendMessage(body, isBinary=True)
@@ -311,7 +315,7 @@ class AutobahnPeerTests(CarrierCase):
     async def test_ourClient(self) -> None:
         """A stock server echoes our messages, and answers our close."""
 
-        class Echo(WebSocketServerProtocol):  # type: ignore[misc]
+        class Echo(WebSocketServerProtocol):
             def onMessage(self, payload: bytes, isBinary: bool) -> None:
                 self.sendMessage(payload, isBinary)
 

@@ -207,6 +207,26 @@ class EndTests(RelayCase):
         self.assertEqual(self.ends[0].why, "broken")
         self.assertTrue(self.ends[0].failure.check(error.ConnectionLost))  # type: ignore[union-attr]
 
+    def test_aBreakAfterTheEndDoesNotCutWhatCameBefore(self) -> None:
+        """
+        D3: A peer that ended in good order, and then breaks (a unix socket hangs up so),
+        does not take the bytes with it that are still on their way to the other.
+        """
+        self.relay(HalfRecorder(), HalfRecorder())
+        self.wires[1].left.pauseProducing()
+        self.one.wire.write(bytes(60_000))
+        self.one.wire.loseWriteConnection()
+        self.settle()
+        self.one.wire.abortConnection()
+        self.wires[1].left.resumeProducing()
+        self.settle()
+        self.assertEqual(len(self.two.received), 60_000)
+        self.assertIn("end", self.two.heard)
+        self.two.wire.loseConnection()
+        self.settle()
+        self.nothingIsLeft()
+        self.assertEqual(self.ends[0].why, "broken")
+
     def test_aWaitingReaderIsWokenWhenTheOtherSideDies(self) -> None:
         """D12: A peer that only waits hears of the end, without writing a byte."""
         self.relay(HalfRecorder(), Recorder())
