@@ -314,14 +314,39 @@ class ServerPath:
 
     def _serverEndpoint(self) -> IStreamClientEndpoint:
         if self._endpoint is not None:
-            return self._endpoint()
-        return endpointFor(
-            self._reactor,
-            self._server.host,
-            self._server.port,
-            self._server.secure,
-            self._tlsOptions,
+            return _Watched(self._endpoint())
+        return _Watched(
+            endpointFor(
+                self._reactor,
+                self._server.host,
+                self._server.port,
+                self._server.secure,
+                self._tlsOptions,
+            )
         )
+
+
+@implementer(IStreamClientEndpoint)
+class _Watched:
+    """
+    An endpoint whose sockets send small writes at once, and notice in time when
+    their path is gone: a stream may be idle for hours, and has no heartbeat.
+    """
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        return self._endpoint.connect(protocolFactory).addCallback(self._connected)
+
+    def _connected(self, protocol: IProtocol) -> IProtocol:
+        transport = getattr(protocol, "transport", None)
+        for option in ("setTcpNoDelay", "setTcpKeepAlive"):
+            # A unix socket has neither.
+            set_ = getattr(transport, option, None)
+            if set_ is not None:
+                set_(True)
+        return protocol
 
 
 @implementer(IStreamClientEndpoint)

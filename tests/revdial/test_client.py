@@ -73,6 +73,13 @@ class Connection(StringTransport):
     def __init__(self) -> None:
         super().__init__()
         self.open = True
+        self.options: list[str] = []
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.options.append(f"no delay {enabled}")
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self.options.append(f"keep alive {enabled}")
 
     def lose(self, error: Exception | None = None) -> None:
         if self.open:
@@ -495,6 +502,7 @@ class DataTests(PathCase):
         self.assertNoResult(connecting)
         self.server.last.answer(RAW_101)
         self.successResultOf(connecting)
+        self.assertEqual(self.server.last.options, ["no delay True", "keep alive True"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_theTargetFirst(self) -> None:
