@@ -21,6 +21,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
@@ -39,6 +40,7 @@ from .endpoints import DialEndpoint
 from .errors import (
     DialError,
     HeldByAnother,
+    NotAllowed,
     NotConnected,
     TooManyPendingDials,
     TunnelBroke,
@@ -53,6 +55,24 @@ SUPERSEDED_WAIT = 60.0
 
 CARRIER_WAIT = 15.0
 """Seconds from a pick-up to its carrier being up, at most."""
+
+
+@dataclass(eq=False)
+class _Claim:
+    """A registration that waits for its number, or for the holder to be probed."""
+
+    key: str
+    owner: str
+    credential: str
+    revoked: bool = False
+
+    def matches(self, key: str | None, owner: str | None, credential: str | None) -> bool:
+        """Whether a revocation means it too."""
+        return (
+            (key is None or key == self.key)
+            and (owner is None or owner == self.owner)
+            and (credential is None or credential == self.credential)
+        )
 
 
 class Connections:
@@ -109,6 +129,7 @@ class Connections:
         self._registrations: dict[int, Registration] = {}
         self._calls: dict[str, Call] = {}
         self._streams: dict[str, dict[str, Call]] = {}
+        self._claims: set[_Claim] = set()
         self._timer: IDelayedCall | None = None
         self._stopping = False
         self._idle: list[Deferred[None]] = []
@@ -137,13 +158,28 @@ class Connections:
         @return: Put its C{protocol} on the carrier, or C{abandon} it.
         @raise HeldByAnother: The name is another's, or its holder answered.
         @raise TooManyRunners: The table is full.
+        @raise NotAllowed: It was revoked meanwhile.
         @raise NotConnected: The server is shutting down.
         """
+        claim = _Claim(key, owner, credential)
+        self._claims.add(claim)
+        try:
+            outcome, generation = await self._claim(claim, features, peer)
+        finally:
+            self._claims.discard(claim)
+        return self._claimed(outcome, key, owner, credential, generation, features, offered, peer)
+
+    async def _claim(
+        self, claim: _Claim, features: frozenset[str], peer: str
+    ) -> tuple[Claimed, int]:
+        key, owner, credential = claim.key, claim.owner, claim.credential
         answered: bool | None = None
         generation = await self._generations()
         while True:
             if self._stopping:
                 raise NotConnected("the server is shutting down", retryAfter=1.0)
+            if claim.revoked:
+                raise NotAllowed("the credential was revoked")
             try:
                 outcome = self._table.claim(
                     key, owner, credential, generation, features, answered=answered
@@ -152,9 +188,8 @@ class Connections:
                 self._claimRefused(error, key, owner, peer, probed=answered is not None)
                 raise
             if isinstance(outcome, Claimed):
-                break
+                return outcome, generation
             answered = await self._probe(outcome)
-        return self._claimed(outcome, key, owner, credential, generation, features, offered, peer)
 
     async def _probe(self, contested: Contested) -> bool:
         holder = self._registrations.get(contested.generation)
@@ -383,6 +418,9 @@ class Connections:
         @return: How many control connections and streams were cut.
         @raise ValueError: Nothing is given.
         """
+        for claim in self._claims:
+            # What ends here may let a claim through that waits for it.
+            claim.revoked = claim.revoked or claim.matches(key, owner, credential)
         effects = self._table.revoke(key=key, owner=owner, credential=credential)
         cut = 0
         for effect in effects:

@@ -796,6 +796,17 @@ class RevokeTests(ConnectionsCase):
             other.say(Goodbye())
         self.nothingLeft()
 
+    def test_aRegistrationUnderWayIsRevokedToo(self) -> None:
+        """F3: a claim that waits for its holder's answer does not slip in behind it."""
+        for _ in range(3):
+            self.agent()
+        waiting = self.registering()
+        self.assertNoResult(waiting)
+        self.connections.revoke(credential="family:a")
+        self.failureResultOf(waiting, NotAllowed)
+        self.assertIsNone(self.connections.status("wolf-1"))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_aStreamWhoseRunnerIsGoneIsCutToo(self) -> None:
         """F3: a stream that outlived its runner's grace still belongs to the token."""
         agent = self.agent()
