@@ -188,6 +188,25 @@ class MatrixTests(CarrierCase):
         "websocket tls": False,
     }
 
+    NO_RESET = "raw unix"
+
+    def test_theTableInTheDocs(self) -> None:
+        """What the docs promise is what is proved here."""
+        docs = Path(__file__).parents[2] / "docs" / "carriers.md"
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in docs.read_text().splitlines()
+            if line.startswith(("| raw", "| websocket"))
+        ]
+        yes = {True: "yes", False: "no"}
+        self.assertEqual(
+            rows,
+            [
+                [kind, yes[half], yes[kind != self.NO_RESET], yes["websocket" in kind]]
+                for kind, half in self.MATRIX.items()
+            ],
+        )
+
     async def test_everyByteArrivesBothWays(self) -> None:
         """Chunks of all sizes, both ways at once: the hashes are equal."""
         for kind, half in self.MATRIX.items():
@@ -262,7 +281,7 @@ class MatrixTests(CarrierCase):
         over one cannot tell an abort from an end.)
         """
         for kind in self.MATRIX:
-            if kind == "raw unix":
+            if kind == self.NO_RESET:
                 continue
             server, client = Hashing(), Hashing()
             await self.open(kind, server, client)
