@@ -326,13 +326,12 @@ class WebSocketTransport(CarrierTransport):
 
     def payload(self, data: bytes) -> None:
         """Part of a message, unmasked."""
-        if self._readEnded and self.halfClose:
-            self._frames_fail("data after the end of the stream")
+        if self._readEnded and self.halfClose and not self._closing:
+            self._refuse("data after the end of the stream")
         else:
             self._deliver(data)
 
-    def _frames_fail(self, why: str) -> None:
-        self._broke = why
+    def _refuse(self, why: str) -> None:
         self._frames.sendCloseFrame(1002, why.encode("ascii"))
         self.broke(why)
 

@@ -465,6 +465,17 @@ class EndMarkTests(RawCase):
         self.serve(eof=True)
         self.refused(1002, frame(2), frame(2, b"more"))
 
+    def test_dataAfterTheEndDoesNotHoldTheSocket(self) -> None:
+        """A peer that goes on sending is dropped as soon as one that stops."""
+        self.serve(eof=True)
+        self.send(frame(2), frame(2, b"more"))
+        for _ in range(9):
+            self.clock.advance(FAIL_TIMEOUT / 8)
+            self.send(frame(2, b"and more"))
+        self.wire.settle(clock=self.clock)
+        self.assertFalse(self.wire.right.connected)
+        self.assertIsInstance(self.server.reason, error.ConnectionLost)
+
     def test_aFinIsAnEndWithoutEof(self) -> None:
         """Go's agents leave by closing TCP: after whole messages that is an end."""
         self.serve()
