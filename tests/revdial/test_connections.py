@@ -295,6 +295,7 @@ class DialTests(ConnectionsCase):
         """C1: cancelled between pick-up and carrier, the carrier is closed."""
         agent = self.agent()
         cancelled = self.dial()
+        factory = self.factory
         [ready] = agent.read()
         pickUp = agent.pickUp(ready)
         cancelled.cancel()
@@ -303,6 +304,8 @@ class DialTests(ConnectionsCase):
         carrier = MemoryCarrier().connect(pickUp.protocol)
         self.assertTrue(carrier.aborted)
         self.assertNoResult(waiting)
+        self.assertEqual(factory.addresses, [], "a caller who is gone was given a protocol")
+        self.assertEqual(self.factory.addresses, [])
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         agent.carrier.lose()
