@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
 from twisted.internet.protocol import Factory, Protocol
@@ -28,6 +29,7 @@ from helix_revdial.revdial.streams import Stream
 from tests.integration.tunnels import (
     FORMS,
     Agent,
+    AgentOf2025,
     Banner,
     Collector,
     Echo,
@@ -293,6 +295,35 @@ class ManyTests(TunnelCase):
         self.assertFalse(slow.called)
         slow.cancel()
         await self.assertFailure(slow, CancelledError)
+
+
+class OldAgentTests(TunnelCase):
+    async def connect(self, server: Server) -> AgentOf2025:
+        endpoint = HostnameEndpoint(reactor, "127.0.0.1", cast(Any, server.port.getHost()).port)
+        agent = AgentOf2025(server, Banner)
+        factory = Factory.forProtocol(lambda: agent)
+        factory.noisy = False
+        await endpoint.connect(factory)
+        self.addCleanup(lambda: cast(Any, agent.transport).abortConnection())
+        return agent
+
+    async def test_anAgentOf2025(self) -> None:
+        """It loses nothing, although a dial waits at the moment when it registers."""
+        server = self.server()
+        agent = await self.connect(server)
+        await self.status(server, "connected")
+        first = await self.dial(server)
+        self.assertEqual(await first.read(len(Banner.banner)), Banner.banner)
+        cast(Any, agent.transport).abortConnection()
+        await self.status(server, "grace")
+        waiting = Deferred.fromCoroutine(self.dial(server))
+        again = await self.connect(server)
+        second = await waiting
+        self.assertEqual(await second.read(len(Banner.banner)), Banner.banner)
+        self.assertEqual(again.swallowed, b"", "the head was not sent alone")
+        self.assertEqual([line["command"] for line in again.lines], ["keep-alive", "conn-ready"])
+        cast(Any, first.transport).abortConnection()
+        cast(Any, second.transport).abortConnection()
 
 
 class EndTests(TunnelCase):

@@ -8,6 +8,7 @@ access control; C{form} says what kind of server it plays.
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any, cast
 
 from twisted.internet import reactor as _reactor
@@ -25,6 +26,7 @@ from helix_revdial.http.response import HandedOver
 from helix_revdial.revdial.client import ControlSession, ServerPath, ServerURL
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.errors import DialError
+from helix_revdial.revdial.exchange import CarrierURL, endpointFor
 from helix_revdial.revdial.features import (
     ALL,
     EOF,
@@ -37,7 +39,7 @@ from helix_revdial.revdial.interfaces import ITarget
 from helix_revdial.revdial.listener import Listener
 from helix_revdial.revdial.requests import RequestKind, classify
 from helix_revdial.revdial.upgrade import hijackServer, rawServer
-from helix_revdial.revdial.websocket import webSocketServer
+from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
 
 reactor: Any = _reactor
 
@@ -103,7 +105,7 @@ class Server:
                 "family:a",
                 "family:a",
                 features=features,
-                offered=bool(features),
+                offered=asked.offered and self.form != "old",
                 peer=request.clientHost,
             )
         except DialError as error:
@@ -119,7 +121,7 @@ class Server:
         hijack: bool,
     ) -> HandedOver:
         headers = [(FEATURES_HEADER, formatFeatures(features))] if features else []
-        if hijack and kind is RequestKind.CONTROL_RAW:
+        if kind is RequestKind.CONTROL_HIJACK or (hijack and kind is RequestKind.CONTROL_RAW):
             return request.handOver(hijackServer(protocol, clock=reactor))
         if kind in (RequestKind.CONTROL_RAW, RequestKind.DATA_RAW):
             return request.handOver(rawServer(protocol, responseHeaders=headers, clock=reactor))
@@ -154,6 +156,59 @@ class Agent:
 
     async def stop(self) -> None:
         await self.listener.stop()
+
+
+class AgentOf2025(Protocol):
+    """
+    An agent of November 2025, as the recordings of the Go program show it: it asks
+    by the hijack form, loses every byte that comes in one segment with the
+    answer's head, reads whole lines, and dials back over WebSocket.
+
+    @ivar swallowed: What came with the head, and was lost.
+    @ivar lines: The control lines.
+    """
+
+    def __init__(self, server: Server, target: type[Protocol]) -> None:
+        self.swallowed: bytes | None = None
+        self.lines: list[dict[str, str]] = []
+        self._server = server
+        self._target = target
+        self._buffer = b""
+        self._head = b""
+
+    def connectionMade(self) -> None:
+        cast(Any, self.transport).write(
+            b"GET /api/v1/revdial?runnerid=wolf-1 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b"User-Agent: Go-http-client/1.1\r\nAuthorization: Bearer test-token\r\n"
+            b"Connection: Upgrade\r\n\r\n"
+        )
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.swallowed is None:
+            self._head += data
+            head, end, rest = self._head.partition(b"\r\n\r\n")
+            if end:
+                assert head.startswith(b"HTTP/1.1 200 OK\r\n"), head
+                self.swallowed = rest
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            self.lines.append(json.loads(line))
+            if self.lines[-1]["command"] == "conn-ready":
+                self._dialBack(self.lines[-1]["connPath"])
+
+    def _dialBack(self, connPath: str) -> None:
+        port = cast(Any, self._server.port.getHost()).port
+        url = CarrierURL(
+            "127.0.0.1", port, False, connPath.replace("/revdial", "/api/v1/revdial", 1)
+        )
+        WebSocketEndpoint(
+            reactor,
+            endpointFor(reactor, "127.0.0.1", port, False),
+            url,
+            [(b"Authorization", b"Bearer test-token")],
+            eof=False,
+        ).connect(quiet(self._target))
 
 
 class Echo(Protocol):
