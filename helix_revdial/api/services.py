@@ -34,8 +34,16 @@ class Services:
     ready: Callable[[], str] = field(default=lambda: "")
 
     def runnerOf(self, session: str) -> str:
-        """The runner that a session's desktop is reached by, now."""
-        return runnerFor(session, lambda key: self.connections.status(key) == "connected")
+        """
+        The runner that a session's desktop is reached by, now: one that is connected
+        if there is one, else one that is awaited.
+        """
+
+        def has(word: str) -> Callable[[str], bool]:
+            return lambda key: self.connections.status(key) == word
+
+        runner = runnerFor(session, has("connected"))
+        return runner if has("connected")(runner) else runnerFor(session, has("grace"))
 
 
 def cutWhatEnds(tokens: Tokens, sessions: Sessions, connections: Connections) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.config import DesktopSection, ServerConfig
@@ -187,9 +189,6 @@ class DesktopTests(SynchronousTestCase):
 
     def test_broken(self) -> None:
         """502 when the stream breaks off in the middle of the picture."""
-        from twisted.internet.error import ConnectionLost
-        from twisted.python.failure import Failure
-
         sandbox = self.sandbox()
         pending = self.ask()
         sandbox.pickUp()
@@ -202,9 +201,6 @@ class DesktopTests(SynchronousTestCase):
 
     def test_inGrace(self) -> None:
         """A dial waits for a runner in grace, and is answered when that returns."""
-        from twisted.internet.error import ConnectionLost
-        from twisted.python.failure import Failure
-
         sandbox = self.sandbox()
         sandbox.protocol.connectionLost(Failure(ConnectionLost()))
         connection = self.server.get(self.path + "/connection", self.ann).json()
@@ -220,9 +216,6 @@ class DesktopTests(SynchronousTestCase):
 
     def test_inGraceTimedOut(self) -> None:
         """503, and no 504, when the runner does not come back in the caller's time."""
-        from twisted.internet.error import ConnectionLost
-        from twisted.python.failure import Failure
-
         sandbox = self.sandbox()
         sandbox.protocol.connectionLost(Failure(ConnectionLost()))
         pending = self.ask()
@@ -241,11 +234,32 @@ class DesktopTests(SynchronousTestCase):
             self.assertEqual(connection["status"], "connected")
             self.assertEqual(connection["detail"]["carrier"], "raw")
 
+    def test_theKeyThatIsAwaited(self) -> None:
+        """
+        A dial during the grace period waits for the runner that was lost, whichever of
+        the two keys it holds; one that is connected goes before one that is awaited.
+        """
+        for prefix in ("sandbox-", "desktop-"):
+            self.setUp()
+            lost = self.sandbox(prefix)
+            lost.protocol.connectionLost(Failure(ConnectionLost()))
+            connection = self.server.get(self.path + "/connection", self.ann).json()
+            self.assertEqual(connection["runner"], prefix + self.session.id)
+            self.assertEqual(connection["status"], "grace")
+            pending = self.ask()
+            self.assertFalse(pending.answered(), f"{prefix} is awaited, but the dial failed")
+            returned = self.sandbox(prefix)
+            returned.pickUp()
+            returned.answer(PNG)
+            self.assertEqual(pending.answer().status, 200)
+        self.setUp()
+        self.sandbox("desktop-").protocol.connectionLost(Failure(ConnectionLost()))
+        self.sandbox("sandbox-")
+        connection = self.server.get(self.path + "/connection", self.ann).json()
+        self.assertEqual(connection["runner"], "sandbox-" + self.session.id)
+
     def test_callerGoesAway(self) -> None:
         """A caller that hangs up takes its dial along: nothing waits for nobody."""
-        from twisted.internet.error import ConnectionDone
-        from twisted.python.failure import Failure
-
         self.sandbox()
         pending = self.ask()
         self.assertEqual(self.server.connections.stats().pendingDialsTotal, 1)
