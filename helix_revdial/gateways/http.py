@@ -80,6 +80,7 @@ class _Tunnel:
         return self
 
     def connect(self, factory: Factory) -> Deferred[IProtocol]:
+        factory.noisy = False  # two log lines for each exchange say nothing
         connecting: Deferred[IProtocol] = self._endpoint.connect(factory)
         return connecting.addCallback(self._noted)
 

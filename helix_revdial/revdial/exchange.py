@@ -504,7 +504,9 @@ class UpgradeEndpoint:
         exchange = UpgradeExchange(
             self._clock, self._form(), factory, timeout=self._timeout, ready=self._ready
         )
-        connecting = self._endpoint.connect(Factory.forProtocol(lambda: exchange))
+        quiet = Factory.forProtocol(lambda: exchange)
+        quiet.noisy = False  # two log lines for each dial say nothing
+        connecting = self._endpoint.connect(quiet)
         connecting.addTimeout(self._timeout, self._clock, onTimeoutCancel=self._tooSlow)
         await connecting
         return await exchange.done
