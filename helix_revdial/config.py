@@ -18,7 +18,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -57,11 +57,49 @@ class ServerSection(_Section, frozen=True, rename=_snake):
     """Threads of the database pool: queries at once."""
 
 
+class TLSSection(_Section, frozen=True, rename=_snake):
+    """TLS on one door; certificates are read again when the settings are."""
+
+    certificate: str | None = None
+    """PEM file: the certificate, then the chain; the key too, where C{key} is not given."""
+
+    key: str | None = None
+    """PEM file of the private key, without a passphrase."""
+
+    directory: str | None = None
+    """Directory of certificates, of which each caller gets the one that it names (SNI)."""
+
+    minimumVersion: Literal["1.2", "1.3"] = "1.2"
+    """The oldest version of TLS that is spoken."""
+
+    clientCa: str | None = None
+    """PEM file of the authorities whose client certificates are accepted."""
+
+    clientCertificates: Literal["required", "optional"] = "required"
+    """Whether a caller must have a certificate, where C{client_ca} is given."""
+
+    mapClients: bool = False
+    """Whether a certificate says who asks, as C{[[access.client_certificate]]} has it."""
+
+
+class ProxySection(_Section, frozen=True, rename={"sources": "from"}):
+    """A door behind proxies that begin each connection with a PROXY header (v1, v2)."""
+
+    sources: tuple[str, ...]
+    """Networks or addresses of the proxies, or C{"unix"}; nobody else is let in."""
+
+
 class ListenSection(_Section, frozen=True, rename=_snake):
     """One door. Several may stand in the file, each under C{[[listen]]}."""
 
     endpoint: str = "tcp:8080:interface=127.0.0.1"
-    """A Twisted server endpoint string: C{tcp:}, C{unix:}, C{ssl:}, C{systemd:}."""
+    """A Twisted server endpoint string: C{tcp:}, C{unix:}, C{systemd:}."""
+
+    tls: TLSSection | None = None
+    """TLS; without it, plain HTTP."""
+
+    proxyProtocol: ProxySection | None = None
+    """PROXY headers; without it, a connection's address is its caller's."""
 
 
 class TunnelSection(_Section, frozen=True, rename=_snake):
@@ -112,6 +150,24 @@ class DesktopSection(_Section, frozen=True, rename=_snake):
     maxClipboardBytes: Size = 16 * 1024 * 1024
 
 
+class ClientCertificateSection(_Section, frozen=True, rename=_snake):
+    """Whose a client certificate is: exactly one of the first two keys says which."""
+
+    fingerprint: str | None = None
+    """C{sha256:…}, of the whole certificate."""
+
+    subjectAltName: str | None = None
+    """C{dns:…}, C{uri:…}, C{email:…} or C{ip:…}: a name that the certificate is for."""
+
+    kind: Literal["runner", "user"] = "runner"
+    patterns: tuple[str, ...] = ()
+    """For a runner: the keys that it may register."""
+
+    user: str | None = None
+    role: Literal["admin", "operator", "viewer"] | None = None
+    tenant: str = "default"
+
+
 class AccessSection(_Section, frozen=True, rename=_snake):
     """The first tokens."""
 
@@ -126,6 +182,9 @@ class AccessSection(_Section, frozen=True, rename=_snake):
 
     runnerTokenPatterns: tuple[str, ...] = ("wolf-*", "moonlight-*", "hydra-*")
     """What an imported C{RUNNER_TOKEN} may register."""
+
+    clientCertificate: tuple[ClientCertificateSection, ...] = ()
+    """Who asks with a client certificate and no token."""
 
 
 class ServerConfig(_Section, frozen=True, rename=_snake):
@@ -220,6 +279,17 @@ def _convert(raw: dict[str, Any], where: Any) -> ServerConfig:
 def _where(path: Path | None, text: str, place: str) -> str:
     """The file and line in which the key C{place} (C{section.key}) stands."""
     names = [re.sub(r"\[[0-9.]*\]", "", name) for name in place.split(".")]
+    while names:
+        found = _lineOf(text, names)
+        if found is not None:
+            return f"{path}, line {found}"
+        # In an inline table, a key has no line of its own.
+        names.pop()
+    return f"{path}"
+
+
+def _lineOf(text: str, names: list[str]) -> int | None:
+    """The line of a key, or the first of a table of that name."""
     table: list[str] = []
     found: int | None = None
     for number, line in enumerate(text.splitlines(), 1):
@@ -232,9 +302,8 @@ def _where(path: Path | None, text: str, place: str) -> str:
         elif key:
             parts = [part.strip("\"'") for part in key.group(1).split(".")]
             if table + parts == names:
-                found = number
-                break
-    return f"{path}" if found is None else f"{path}, line {found}"
+                return number
+    return found
 
 
 def _split(variable: str) -> tuple[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.config import ConfigError, load
+from helix_revdial.config import ConfigError, ListenSection, ProxySection, TLSSection, load
 
 
 class LoadTests(SynchronousTestCase):
@@ -63,6 +64,26 @@ class LoadTests(SynchronousTestCase):
         """A key in a list of tables is found too."""
         path = self.file('[[listen]]\nendpoint = "tcp:1"\n[[listen]]\nport = 2\n')
         self.assertIn(f"{path}, line 4: listen[1].port: unknown key", self.refused(path, {}))
+
+    def test_unknownKeyOfTLS(self) -> None:
+        """A dotted key, a table of a door and a key of an inline table are found."""
+        path = self.file('[[listen]]\nendpoint = "tcp:1"\ntls.certificat = "x"\n')
+        self.assertIn(f"{path}, line 3: listen[0].tls.certificat: ", self.refused(path, {}))
+        path = self.file('[[listen]]\nendpoint = "tcp:1"\n[listen.tls]\nky = "x"\n')
+        self.assertIn(f"{path}, line 4: listen[0].tls.ky: unknown", self.refused(path, {}))
+        path = self.file('[[listen]]\nproxy_protocol = { form = ["10.0.0.0/8"] }\n')
+        self.assertIn(f"{path}, line 2: listen[0].proxy_protocol.form", self.refused(path, {}))
+
+    def test_doors(self) -> None:
+        """TLS and PROXY headers of a door."""
+        text = (
+            '[[listen]]\nendpoint = "tcp:1"\nproxy_protocol = { from = ["10.0.0.0/8"] }\n'
+            '[listen.tls]\ncertificate = "c"\nkey = "k"\n'
+        )
+        (door,) = load(self.file(text), {}).listen
+        self.assertEqual(door.tls, TLSSection(certificate="c", key="k"))
+        self.assertEqual(door.proxyProtocol, ProxySection(("10.0.0.0/8",)))
+        self.assertEqual(door.tls and door.tls.minimumVersion, "1.2")
 
     def test_wrongTypeNamesTheLine(self) -> None:
         """A value of the wrong kind is refused with its line and what was expected."""
@@ -121,7 +142,15 @@ class LoadTests(SynchronousTestCase):
         )
         config = load(self.file(uncommented), {})
         self.assertEqual(config.tunnel, load(None, {}).tunnel)
-        import msgspec
+        for kind, prefix in (
+            (ListenSection, ""),
+            (TLSSection, "tls."),
+            (ProxySection, "proxy_protocol = { "),
+        ):
+            for field in msgspec.structs.fields(kind):
+                name = f"\n{prefix}{field.encode_name} = "
+                if field.encode_name != "tls":
+                    self.assertIn(name, "\n" + uncommented, field.encode_name)
 
         for section in msgspec.structs.fields(type(config)):
             if section.encode_name == "listen":
