@@ -127,10 +127,10 @@ class HttpSection(_Section, frozen=True, rename=_snake):
     maxConnections: Count = 20_000
     """Open connections in all, tunnels included."""
 
-    maxUnauthenticated: Count = 512
+    maxUnauthenticated: Count = 4096
     """Connections that have not yet shown a valid token, in all."""
 
-    maxUnauthenticatedPerAddress: Count = 64
+    maxUnauthenticatedPerAddress: Count = 1024
     """The same for one address."""
 
     headTimeout: Seconds = 10.0

@@ -25,7 +25,7 @@ from itertools import islice
 from math import isfinite
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, or_, select
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -280,6 +280,7 @@ class AuditLog:
         self,
         *,
         tenant: str | None = None,
+        common: bool = False,
         event: str | None = None,
         before: int | None = None,
         limit: int = 100,
@@ -288,13 +289,16 @@ class AuditLog:
         What happened, newest first.
 
         @param tenant: of this tenant only.
+        @param common: with C{tenant}: also what is of no tenant, such as a
+            token that nobody has.
         @param event: of this kind only.
         @param before: only entries whose number is smaller: for the next page.
         @param limit: how many at most, 1 to 1000.
         """
         query = select(audit).order_by(audit.c.id.desc()).limit(min(max(limit, 1), 1000))
         if tenant is not None:
-            query = query.where(audit.c.tenant == tenant)
+            mine = audit.c.tenant == tenant
+            query = query.where(or_(mine, audit.c.tenant.is_(None)) if common else mine)
         if event is not None:
             query = query.where(audit.c.event == event)
         if before is not None:

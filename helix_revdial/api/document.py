@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from helix_revdial import __version__
-from helix_revdial.api import connections, external_agents, health, sessions, tokens, tunnel
+from helix_revdial.api import audit, connections, external_agents, health, sessions, tokens, tunnel
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.problems import problemOf, retryAfter
 from helix_revdial.api.services import Services
@@ -46,6 +46,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *external_agents.operations(services),
             *sessions.operations(services),
             *tokens.operations(services),
+            *audit.operations(services),
         ],
         authenticate=authority.authenticate,
         authorise=authority.authorise,

@@ -10,6 +10,7 @@ about itself nothing but the media type reaches the caller.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from helix_revdial.api.problems import problemOf
@@ -17,6 +18,7 @@ from helix_revdial.api.services import Services
 from helix_revdial.gateways.http import Answer, AnswerTooLarge, fetch
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
+from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
 from helix_revdial.revdial.errors import DialError, DialTimeout, ReconnectTimeout
 
@@ -46,7 +48,8 @@ def operations(services: Services) -> list[Operation]:
         body: bytes | None = None,
     ) -> tuple[Answer, list[tuple[bytes, bytes]]]:
         runner = services.runnerOf(call.resource.id)
-        endpoint = services.connections.endpoint(runner, timeout=limits.requestTimeout)
+        deadline = min(limits.requestTimeout, _wait(call.request))
+        endpoint = services.connections.endpoint(runner, timeout=deadline)
         began = services.clock.seconds()
 
         def dialTimedOut() -> DialError:
@@ -60,7 +63,7 @@ def operations(services: Services) -> list[Operation]:
                 endpoint,
                 method,
                 path,
-                deadline=limits.requestTimeout,
+                deadline=deadline,
                 maxBody=maxBody,
                 headers=[(b"Content-Type", b"application/json")] if body is not None else [],
                 body=body,
@@ -146,6 +149,18 @@ def operations(services: Services) -> list[Operation]:
             tags=("external-agents",),
         ),
     ]
+
+
+_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:[,;]|$)", re.IGNORECASE)
+
+
+def _wait(request: Request) -> float:
+    """How long the caller is ready to wait: C{Prefer: wait=SECONDS} (RFC 7240, 4.3)."""
+    for value in request.headers.getAll(b"prefer"):
+        found = _WAIT.search(value)
+        if found:
+            return max(1.0, float(found[1]))
+    return float("inf")
 
 
 _PASSED_ON = {400, 404, 413, 415, 503}

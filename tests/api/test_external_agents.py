@@ -176,6 +176,16 @@ class DesktopTests(SynchronousTestCase):
         answer = pending.answer()
         self.assertEqual((answer.status, answer.json()["code"]), (504, "timed-out"))
 
+    def test_callersDeadline(self) -> None:
+        """D14: a caller that says how long it waits is answered by then."""
+        self.sandbox()
+        raw = request("GET", self.path + "/screenshot", self.ann, headers={"Prefer": "wait=3"})
+        pending = Pending(self.server, raw)
+        self.server.clock.advance(2.9)
+        self.assertFalse(pending.answered())
+        self.server.clock.advance(0.2)
+        self.assertEqual(pending.answer().json()["code"], "timed-out")
+
     def test_desktopStalls(self) -> None:
         """D14: 504 when the desktop accepts and says nothing: the deadline bounds it all."""
         sandbox = self.sandbox()

@@ -223,6 +223,20 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(self.server.get(path, self.server.user("ann")).status, 403)
         self.assertEqual(self.server.get(path).status, 401)
 
+    def test_audit(self) -> None:
+        """What was refused is listed for administrators, newest first, without secrets."""
+        root = self.server.user("root", "admin")
+        self.server.get("/api/v1/sessions", "hlx_nobody-has-this-one")
+        self.server.get("/api/v1/admin/audit", self.server.user("ann"))
+        answer = self.server.get("/api/v1/admin/audit", root)
+        events = [one["event"] for one in answer.json()["items"]]
+        self.assertEqual(events, ["forbidden", "unauthenticated"])
+        self.assertNotIn("nobody-has-this-one", answer.raw.decode())
+        only = self.server.get("/api/v1/admin/audit?event=forbidden&limit=1", root).json()["items"]
+        self.assertEqual([one["event"] for one in only], ["forbidden"])
+        other = self.server.user("eve", "admin", "other")
+        self.assertEqual(self.server.get("/api/v1/admin/audit", other).json()["items"], [])
+
     def test_health(self) -> None:
         """Both paths, open to all; not ready says why and when to ask again."""
         for path in ("/healthz", "/readyz", "/version", "/api/v1/healthz"):
