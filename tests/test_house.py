@@ -12,7 +12,18 @@ import helix_revdial
 
 PACKAGE = Path(helix_revdial.__file__).parent
 
-ALL = {"revdial", "http", "gateways", "access", "sessions", "storage", "agent", "desktop", "config"}
+ALL = {
+    "revdial",
+    "http",
+    "gateways",
+    "access",
+    "sessions",
+    "storage",
+    "agent",
+    "desktop",
+    "config",
+    "systemd",
+}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
@@ -21,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "http": set(),
     "access": {"storage"},
-    "agent": {"revdial"},
+    "systemd": set(),
+    "agent": {"revdial", "systemd"},
     "gateways": {"revdial", "http", "access"},
     "sessions": {"storage", "access"},
     "desktop": {"http"},
