@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.application.strports import service as portService
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -38,15 +36,17 @@ from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
 from helix_revdial.api.services import Services, cutWhatEnds
-from helix_revdial.config import RUNNER_TOKEN_VARIABLE, ServerConfig
+from helix_revdial.config import RUNNER_TOKEN_VARIABLE, ListenSection, ServerConfig
 from helix_revdial.http.factory import HTTPFactory
-from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.http.operations import OperationTable
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.listening.door import Door
+from helix_revdial.listening.errors import ListenError
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.sessions.sessions import Sessions
+from helix_revdial.settings import doorSettings, httpLimits
 from helix_revdial.storage.database import (
     Database,
     DatabaseUnavailable,
@@ -109,28 +109,30 @@ class ControlPlane(Service):
         self._wallClock = wallClock
         self._table: OperationTable | None = None
         self._stopping = False
-        http = config.http
         self.factory = HTTPFactory(
             self._dispatch,
             reactor,
-            HTTPLimits(
-                headTimeout=http.headTimeout,
-                idleTimeout=http.idleTimeout,
-                maxConnections=http.maxConnections,
-                maxUnauthenticated=http.maxUnauthenticated,
-                maxUnauthenticatedPerAddress=http.maxUnauthenticatedPerAddress,
-            ),
+            httpLimits(config.http),
             serverHeader=f"helix_revdial/{__version__}".encode("ascii"),
             wallClock=wallClock,
         )
         self._ports = MultiService()
-        for door in config.listen:
-            try:
-                port = portService(door.endpoint, self.factory, reactor)
-            except (ValueError, TypeError, KeyError) as error:
-                raise CannotStart(f"listen endpoint {door.endpoint!r}: {error}") from None
-            port.setName(door.endpoint)
-            port.setServiceParent(self._ports)
+        self._doors = [self._door(section) for section in config.listen]
+
+    def _door(self, section: ListenSection) -> Door:
+        identifies = section.tls is not None and section.tls.mapClients
+        try:
+            door = Door(
+                self._reactor,
+                doorSettings(section),
+                self.factory.identifying() if identifies else self.factory,
+                self.factory.admission,
+                lambda: self.factory.limits.headTimeout,
+            )
+        except ListenError as error:
+            raise CannotStart(str(error)) from None
+        door.setServiceParent(self._ports)
+        return door
 
     # Start
 
@@ -141,11 +143,11 @@ class ControlPlane(Service):
         @raise CannotStart: One of them cannot be had.
         """
         super().privilegedStartService()
-        for port in self._ports:
+        for door in self._doors:
             try:
-                port.privilegedStartService()
-            except (CannotListenError, OSError, ValueError) as error:
-                raise CannotStart(f"cannot listen on {port.name}: {error}") from None
+                door.privilegedStartService()
+            except ListenError as error:
+                raise CannotStart(str(error)) from None
 
     def startService(self) -> None:
         """
@@ -162,8 +164,8 @@ class ControlPlane(Service):
         self._assemble()
         self._ports.startService()
         super().startService()
-        for port in self._ports:
-            self._log.info("Listening on {endpoint}", endpoint=port.name)
+        for door in self._doors:
+            self._log.info("Listening on {endpoint}", endpoint=door.settings.endpoint)
 
     def _prepare(self) -> None:
         """Directory, schema and first tokens, done before the reactor runs."""

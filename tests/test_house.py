@@ -23,6 +23,8 @@ ALL = {
     "desktop",
     "config",
     "systemd",
+    "listening",
+    "settings",
 }
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,6 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "http": set(),
     "access": {"storage"},
     "systemd": set(),
+    "listening": set(),
+    "settings": {"config", "listening", "http", "access"},
     "agent": {"revdial", "systemd"},
     "gateways": {"revdial", "http", "access"},
     "sessions": {"storage", "access"},

@@ -33,6 +33,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import h11
+from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
@@ -80,8 +81,14 @@ class Phase(enum.Enum):
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class HTTPConnection(Protocol):
-    """One connection.  See the module's docstring."""
+    """
+    One connection.  See the module's docstring.
 
+    @ivar identifies: Whether the peer's TLS certificate, where there is one, has
+        been verified and says who asks.
+    """
+
+    identifies = False
     factory: HTTPFactory
     transport: Any
     _log = Logger()
@@ -166,6 +173,15 @@ class HTTPConnection(Protocol):
 
     def _peer(self) -> IAddress | None:
         return cast("IAddress | None", self.transport.getPeer())
+
+    def _peerCertificate(self) -> bytes | None:
+        if not self.identifies or not self._secure:
+            return None
+        certificate = self.transport.getPeerCertificate()
+        if certificate is None:
+            return None
+        encoded: bytes = certificate.to_cryptography().public_bytes(Encoding.DER)
+        return encoded
 
     def _releaseAdmission(self) -> None:
         address, self._admittedAs = self._admittedAs, None
@@ -358,6 +374,7 @@ class HTTPConnection(Protocol):
             body=intake.body,
             peer=self._peer(),
             secure=self._secure,
+            certificate=self._peerCertificate(),
             requestId=requestIdOf(head.headers),
             owner=self,
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
@@ -75,6 +75,18 @@ class HTTPFactory(ServerFactory):
         if self.stopping or len(self._turnedAway) >= self.limits.maxUnauthenticated:
             return None
         return HTTPConnection(self)
+
+    def identifying(self) -> IProtocolFactory:
+        """
+        The same, for a port on which TLS has verified client certificates and
+        these say who asks: its requests have them as C{certificate}.
+        """
+        return _IdentifyingFactory(self)
+
+    def setLimits(self, limits: HTTPLimits) -> None:
+        """From now on, other limits; a connection keeps those that it began with."""
+        self.limits = limits
+        self.admission.setLimits(limits)
 
     @property
     def connections(self) -> int:
@@ -167,3 +179,18 @@ class HTTPFactory(ServerFactory):
         if self._idle is not None and not self._idle.called and not self._http:
             self._stopDeadline.clear()
             self._idle.callback(None)
+
+
+class _IdentifyingFactory(ServerFactory):
+    noisy = False
+
+    def __init__(self, factory: HTTPFactory) -> None:
+        self._factory = factory
+
+    def buildProtocol(  # type: ignore[override]
+        self, addr: IAddress | None
+    ) -> HTTPConnection | None:
+        connection = self._factory.buildProtocol(addr)
+        if connection is not None:
+            connection.identifies = True
+        return connection

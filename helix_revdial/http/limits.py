@@ -95,6 +95,10 @@ class Admission:
             else:
                 del self._perAddress[address]
 
+    def setLimits(self, limits: HTTPLimits) -> None:
+        """From now on, others; who has a place keeps it."""
+        self._limits = limits
+
     @property
     def pressed(self) -> bool:
         """Whether more than half of all places are taken: idle peers wait elsewhere."""

@@ -89,6 +89,8 @@ class Request:
     @ivar peer: Whence the connection came.
     @ivar clientHost: The peer's address as text; C{"unix"} where it has none.
     @ivar secure: Whether the connection is TLS's.
+    @ivar certificate: The peer's TLS certificate (DER), where the port verifies
+        them and lets them say who asks.
     @ivar httpVersion: C{b"1.1"} or C{b"1.0"}.
     @ivar requestId: The caller's C{X-Request-Id} if that is well-formed, or a new one.
     """
@@ -107,6 +109,7 @@ class Request:
         secure: bool,
         requestId: str,
         owner: RequestOwner,
+        certificate: bytes | None = None,
     ) -> None:
         self.method = method
         self.rawTarget = rawTarget
@@ -120,6 +123,7 @@ class Request:
         host = getattr(peer, "host", None)
         self.clientHost = host if isinstance(host, str) else "unix"
         self.secure = secure
+        self.certificate = certificate
         self.requestId = requestId
         self._owner = owner
 

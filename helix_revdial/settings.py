@@ -1,0 +1,91 @@
+# -*- test-case-name: tests.test_settings -*-
+"""
+The settings in the words of the rooms: what a section of the file means to the
+room that it is about.  The rooms know no file, so this is said here.
+"""
+
+from __future__ import annotations
+
+from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
+from helix_revdial.config import ConfigError, HttpSection, ListenSection, ServerConfig, TLSSection
+from helix_revdial.http.limits import HTTPLimits
+from helix_revdial.listening.door import DoorSettings, prepare
+from helix_revdial.listening.errors import ListenError
+from helix_revdial.listening.tls import TLSSettings
+
+
+def check(config: ServerConfig) -> None:
+    """
+    Check what the file's own form does not tell: certificates, proxies, grants.
+    Opens nothing.
+
+    @raise ConfigError: With what is wrong.
+    """
+    try:
+        for section in config.listen:
+            prepare(doorSettings(section))
+    except ListenError as error:
+        raise ConfigError(str(error)) from None
+    certificateGrants(config)
+
+
+def doorSettings(section: ListenSection) -> DoorSettings:
+    """A table of C{[[listen]]}."""
+    proxies = section.proxyProtocol
+    return DoorSettings(
+        section.endpoint,
+        None if section.tls is None else _tlsSettings(section.tls),
+        None if proxies is None else proxies.sources,
+    )
+
+
+def _tlsSettings(section: TLSSection) -> TLSSettings:
+    return TLSSettings(
+        certificate=section.certificate,
+        key=section.key,
+        directory=section.directory,
+        minimumVersion=section.minimumVersion,
+        clientCA=section.clientCa,
+        clientCertificates=section.clientCertificates,
+    )
+
+
+def httpLimits(section: HttpSection) -> HTTPLimits:
+    """The C{[http]} section."""
+    return HTTPLimits(
+        headTimeout=section.headTimeout,
+        idleTimeout=section.idleTimeout,
+        maxConnections=section.maxConnections,
+        maxUnauthenticated=section.maxUnauthenticated,
+        maxUnauthenticatedPerAddress=section.maxUnauthenticatedPerAddress,
+    )
+
+
+def certificateGrants(config: ServerConfig) -> CertificateGrants:
+    """
+    The C{[[access.client_certificate]]} tables.
+
+    @raise ConfigError: One of them cannot be, or nothing could use them.
+    """
+    for section in config.listen:
+        tls = section.tls
+        if tls is not None and tls.mapClients and tls.clientCa is None:
+            raise ConfigError(
+                f"listen endpoint {section.endpoint!r}: tls.map_clients needs tls.client_ca, the "
+                "authorities whose certificates say who asks"
+            )
+    try:
+        return CertificateGrants(
+            grant(
+                fingerprint=one.fingerprint,
+                subjectAltName=one.subjectAltName,
+                kind=one.kind,
+                patterns=one.patterns,
+                user=one.user,
+                role=one.role,
+                tenant=one.tenant,
+            )
+            for one in config.access.clientCertificate
+        )
+    except GrantError as error:
+        raise ConfigError(f"access.client_certificate: {error}") from None
