@@ -13,7 +13,7 @@ upgrade that we know; 503 no room.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
@@ -34,8 +34,9 @@ from helix_revdial.revdial.websocket import webSocketServer
 
 PATH = "/api/v1/revdial"
 
-_RAW = {RequestKind.CONTROL_RAW, RequestKind.DATA_RAW}
+_RAW = {RequestKind.CONTROL_RAW, RequestKind.DATA_RAW, RequestKind.CHECK_RAW}
 _DATA = {RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET}
+_CHECK = {RequestKind.CHECK_RAW, RequestKind.CHECK_WEBSOCKET}
 
 
 def operations(services: Services) -> list[Operation]:
@@ -66,6 +67,8 @@ def operations(services: Services) -> list[Operation]:
             )
         if asked.kind in _DATA:
             return _pickUp(services, request, principal, asked)
+        if asked.kind in _CHECK:
+            return await _check(services, policy, request, principal, asked)
         return await _register(services, policy, request, principal, asked)
 
     return [
@@ -92,27 +95,9 @@ async def _register(
 ) -> HandedOver:
     key = asked.runnerId
     assert key is not None
-    try:
-        owner = await policy.registration(principal, key)
-    except NotPermitted as error:
-        services.audit.record(
-            "registration-refused",
-            subject=principal.tokenId,
-            tenant=principal.tenant,
-            runner=key,
-            peer=request.clientHost,
-        )
-        detail = f"This token may not register the runner {key}: {error}."
-        raise Problem(403, detail, code="not-allowed") from None
+    owner = await _permitted(services, policy, request, principal, key)
     agreed = asked.features
-    missing = sorted(set(services.config.tunnel.requireFeatures) - agreed)
-    if missing:
-        raise Problem(
-            403,
-            f"This server accepts only agents that offer: {', '.join(missing)}. "
-            "Install a newer agent.",
-            code="feature-required",
-        )
+    _requireFeatures(services, agreed)
     try:
         registration = await services.connections.register(
             key,
@@ -147,6 +132,69 @@ async def _register(
         raise
 
 
+async def _permitted(
+    services: Services, policy: RunnerPolicy, request: Request, principal: Principal, key: str
+) -> str:
+    """Whose the runner is once this principal has registered it; 403 where it may not."""
+    try:
+        return await policy.registration(principal, key)
+    except NotPermitted as error:
+        services.audit.record(
+            "registration-refused",
+            subject=principal.tokenId,
+            tenant=principal.tenant,
+            runner=key,
+            peer=request.clientHost,
+        )
+        detail = f"This token may not register the runner {key}: {error}."
+        raise Problem(403, detail, code="not-allowed") from None
+
+
+def _requireFeatures(services: Services, agreed: frozenset[str]) -> None:
+    missing = sorted(set(services.config.tunnel.requireFeatures) - agreed)
+    if missing:
+        raise Problem(
+            403,
+            f"This server accepts only agents that offer: {', '.join(missing)}. "
+            "Install a newer agent.",
+            code="feature-required",
+        )
+
+
+async def _check(
+    services: Services,
+    policy: RunnerPolicy,
+    request: Request,
+    principal: Principal,
+    asked: Classified,
+) -> HandedOver:
+    """All that a registration goes through, but for the registration."""
+    key = asked.runnerId
+    owner = None
+    state = b""
+    if key is not None:
+        owner = await _permitted(services, policy, request, principal, key)
+        state = (services.connections.status(key) or "free").encode("ascii")
+    _requireFeatures(services, asked.features)
+    try:
+        peer = services.connections.check(key, owner, asked.features)
+    except DialError as error:
+        raise problemOf(error, "The server" if key is None else f"Runner {key}") from None
+    try:
+        return _handOver(
+            services,
+            request,
+            asked,
+            peer,
+            asked.features,
+            lambda failure: peer.abandon(),
+            [(words.CHECK_HEADER, state)],
+        )
+    except ConnectionGone:
+        peer.abandon()
+        raise
+
+
 def _pickUp(
     services: Services, request: Request, principal: Principal, asked: Classified
 ) -> HandedOver:
@@ -175,8 +223,10 @@ def _handOver(
     protocol: IProtocol,
     agreed: frozenset[str],
     failed: Callable[[Failure], None],
+    fields: Sequence[tuple[bytes, bytes]] = (),
 ) -> HandedOver:
     headers = [(words.FEATURES_HEADER, words.formatFeatures(agreed))] if asked.offered else []
+    headers.extend(fields)
     if asked.kind in _RAW:
         carrier = rawServer(
             protocol, responseHeaders=headers, clock=services.clock, onFailure=failed

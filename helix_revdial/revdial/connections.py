@@ -34,6 +34,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .checks import MAX_CHECKS, CheckPeer
 from .dialer import PROBE, Dialer
 from .dials import Dial, DialState
 from .endpoints import DialEndpoint
@@ -130,6 +131,7 @@ class Connections:
         self._calls: dict[str, Call] = {}
         self._streams: dict[str, dict[str, Call]] = {}
         self._claims: set[_Claim] = set()
+        self._checks: set[CheckPeer] = set()
         self._timer: IDelayedCall | None = None
         self._stopping = False
         self._idle: list[Deferred[None]] = []
@@ -282,6 +284,29 @@ class Connections:
         if dial is not None:
             self._carryOut([Failed(dial, errorFor(message))])
             self._schedule()
+
+    def check(self, key: str | None, owner: str | None, features: frozenset[str]) -> CheckPeer:
+        """
+        The server's end of a check; nothing is registered and nobody disturbed.
+
+        @param key: The runner that is asked about, or C{None}.
+        @param owner: Who would hold it.
+        @param features: What both ends agreed on.
+        @return: Put it on the carrier, or C{abandon} it.
+        @raise HeldByAnother: Another owner has the name.
+        @raise TooManyPendingDials: There are too many checks.
+        @raise NotConnected: The server is shutting down.
+        """
+        if self._stopping:
+            raise NotConnected("the server is shutting down", retryAfter=1.0)
+        if len(self._checks) >= MAX_CHECKS:
+            raise TooManyPendingDials("too many checks are open", retryAfter=10.0)
+        holder = None if key is None else self._table.holder(key)
+        if holder is not None and holder.owner != owner:
+            raise HeldByAnother
+        peer = CheckPeer(self._clock, features, self._checks.discard)
+        self._checks.add(peer)
+        return peer
 
     # Callers
 
@@ -454,6 +479,8 @@ class Connections:
             await self._idleWithin(delay)
         for registration in list(self._registrations.values()):
             registration.protocol.close("shutdown")
+        for check in list(self._checks):
+            check.close("shutdown")
         for holder in self._table.holders():
             self._carryOut(self._table.revoke(key=holder.key), "shutdown")
         for streams in list(self._streams.values()):

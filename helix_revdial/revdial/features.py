@@ -25,6 +25,9 @@ TICKET_HEADER = b"Revdial-Ticket"
 TIMING_HEADER = b"Revdial-Timing"
 """On a data upgrade: C{target=<seconds>}, how long the local connection took."""
 
+CHECK_HEADER = b"Revdial-Check"
+"""On the answer to a check: C{connected}, C{grace} or C{free}, or empty."""
+
 MAX_HEADER = 1024
 """Bytes of a features header that are read; what stands beyond is ignored."""
 

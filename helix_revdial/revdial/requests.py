@@ -38,8 +38,13 @@ class RequestKind(Enum):
     DATA_RAW = auto()
     DATA_WEBSOCKET = auto()
 
+    CHECK_RAW = auto()
+    """An upgrade that registers nobody; see L{helix_revdial.revdial.checks}."""
+
+    CHECK_WEBSOCKET = auto()
+
     UPGRADE_REQUIRED = auto()
-    """None: answer C{426} with C{Upgrade: revdial, websocket}."""
+    """None of these: answer C{426} with C{Upgrade: revdial, websocket}."""
 
     BAD_RUNNER = auto()
     """A control connection without a runner key, or with a bad one: answer C{400}."""
@@ -49,7 +54,8 @@ class RequestKind(Enum):
 class Classified:
     """
     @ivar kind: The form.
-    @ivar runnerId: The runner key of a control connection, if it is good.
+    @ivar runnerId: The runner key of a control connection, if it is good; of a
+        check, C{None} where it asks about no runner.
     @ivar dialer: C{revdial.dialer} of a data connection of the old wire.
     @ivar request: C{revdial.req} of the same.
     @ivar ticket: What a data connection presents, where it does.
@@ -96,14 +102,22 @@ def classify(
             features=features,
             offered=bool(offers),
         )
-    runnerId = _only(query, "runnerid")
+    checked = [value for name, value in query if name == "revdial.check"]
+    isCheck = bool(checked) and not any(name == "runnerid" for name, _ in query)
+    if isCheck and checked == [""]:
+        kind = _CHECK.get(upgrade, RequestKind.UPGRADE_REQUIRED)
+        return Classified(kind, features=features, offered=bool(offers))
+    runnerId = _only(query, "revdial.check" if isCheck else "runnerid")
     if runnerId is None or RUNNER_KEY.fullmatch(runnerId) is None:
         return Classified(RequestKind.BAD_RUNNER, features=features, offered=bool(offers))
-    kind = _CONTROL.get(upgrade)
-    if kind is None:
+    if isCheck:
+        kind = _CHECK.get(upgrade, RequestKind.UPGRADE_REQUIRED)
+        return Classified(kind, runnerId, features=features, offered=bool(offers))
+    control = _CONTROL.get(upgrade)
+    if control is None:
         hijack = method == "GET" and not offers and _isHijack(headers)
-        kind = RequestKind.CONTROL_HIJACK if hijack else RequestKind.UPGRADE_REQUIRED
-    return Classified(kind, runnerId, features=features, offered=bool(offers))
+        control = RequestKind.CONTROL_HIJACK if hijack else RequestKind.UPGRADE_REQUIRED
+    return Classified(control, runnerId, features=features, offered=bool(offers))
 
 
 class AnswerKind(Enum):
@@ -166,7 +180,15 @@ _DATA: dict[bytes | None, RequestKind] = {
     b"revdial": RequestKind.DATA_RAW,
     b"websocket": RequestKind.DATA_WEBSOCKET,
 }
-_OVER_WEBSOCKET = {RequestKind.CONTROL_WEBSOCKET, RequestKind.DATA_WEBSOCKET}
+_CHECK: dict[bytes | None, RequestKind] = {
+    b"revdial": RequestKind.CHECK_RAW,
+    b"websocket": RequestKind.CHECK_WEBSOCKET,
+}
+_OVER_WEBSOCKET = {
+    RequestKind.CONTROL_WEBSOCKET,
+    RequestKind.DATA_WEBSOCKET,
+    RequestKind.CHECK_WEBSOCKET,
+}
 
 
 def _words(headers: Headers, wanted: bytes) -> list[bytes]:

@@ -124,6 +124,17 @@ class RefusalTests(SynchronousTestCase):
         )
         self.assertIn("tickets", self.refused(raw, 403).detail)
 
+    def test_checkIsRefusedAsARegistrationIs(self) -> None:
+        """A check asks for nothing less: 401, 403, 409, 426 and 400 as ever."""
+        check = "/api/v1/revdial?revdial.check="
+        self.refused(rawUpgrade(check + "wolf-1", "hlx_nobody"), 401)
+        self.refused(rawUpgrade(check + "moonlight-1", self.server.runner()), 403)
+        self.refused(rawUpgrade(check + "a%2Fb", self.server.runner()), 400)
+        self.refused(request("GET", check + "wolf-1", self.server.runner()), 426)
+        config = ServerConfig(tunnel=TunnelSection(requireFeatures=("pool",)))
+        self.server = Server(config)
+        self.refused(rawUpgrade(check + "wolf-1", self.server.runner()), 403)
+
     def test_refusalKeepsTheConnection(self) -> None:
         """After a refusal the connection serves the next request."""
         protocol, transport = self.server.connect()
@@ -146,6 +157,31 @@ class TunnelTests(SynchronousTestCase):
         protocol.dataReceived(rawUpgrade(f"/api/v1/revdial?runnerid={key}", token or self.token))
         self.assertEqual(transport.value()[:12], b"HTTP/1.1 101", transport.value())
         return protocol, transport
+
+    def test_checkRegistersNobody(self) -> None:
+        """
+        A check is upgraded, answered, told what the runner is, and leaves the
+        runner's own connection alone; another owner's key is refused.
+        """
+        for state in ("free", "connected"):
+            protocol, transport = self.server.connect()
+            protocol.dataReceived(rawUpgrade("/api/v1/revdial?revdial.check=wolf-1", self.token))
+            head = transport.value().partition(b"\r\n\r\n")[0].decode()
+            self.assertIn("101 Switching", head)
+            self.assertIn(f"Revdial-Check: {state}", head)
+            transport.clear()
+            protocol.dataReceived(b'{"command":"keep-alive","echo":"x"}\n')
+            self.assertEqual(transport.value(), b'{"command":"echo","echo":"x"}\n')
+            if state == "free":
+                self.assertEqual(self.server.connections.stats().activeConnections, 0)
+                _, holder = self.control()
+        self.assertEqual(self.server.connections.stats().activeConnections, 1)
+        self.assertFalse(holder.disconnecting)
+        protocol, transport = self.server.connect()
+        protocol.dataReceived(
+            rawUpgrade("/api/v1/revdial?revdial.check=wolf-1", self.server.runner("*"))
+        )
+        self.assertEqual(parse(transport.value()).status, 409)
 
     def dial(self, key: str = "wolf-1") -> tuple[Deferred[Any], Collector]:
         collector = Collector()
