@@ -25,6 +25,7 @@ ALL = {
     "systemd",
     "listening",
     "settings",
+    "telemetry",
 }
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -35,9 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "http": set(),
     "access": {"storage"},
     "systemd": set(),
+    "telemetry": set(),
     "listening": set(),
     "settings": {"config", "listening", "http", "access"},
-    "agent": {"revdial", "systemd"},
+    "agent": {"revdial", "systemd", "telemetry", "http"},
     "gateways": {"revdial", "http", "access"},
     "sessions": {"storage", "access"},
     "desktop": {"http"},

@@ -1,0 +1,552 @@
+# -*- test-case-name: tests.telemetry.test_metrics -*-
+"""
+Everything that Prometheus is told, and by what name.
+
+L{SERVER} and L{AGENT} are the tables: a metric that is not in one of them does not
+exist, and C{docs/observability.md} has the same rows.  L{ServerMetrics} and
+L{AgentMetrics} count what happens; what merely is (connections, waiting dials) is
+looked at when somebody asks, through the callable each is given.
+
+Invariants:
+
+  - A registry for each service; nothing of the process's own is shared.
+  - Label values come from the fixed words of this module, with one exception:
+    runner keys, only where the operator turned them on, and at most
+    C{maxRunners} of them.
+  - What happens for a dial costs additions: no lock, no label is looked up.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from twisted import __version__ as twistedVersion
+
+from .eventloop import LoopLag
+from .ledger import descriptorLimit, openDescriptors
+from .measures import DURATIONS, Histogram, Tally
+
+PREFIX = "helix_revdial_"
+
+MAX_RUNNERS = 1000
+"""Runners that have labels of their own, where they are turned on."""
+
+OUTCOMES = (
+    "connected",
+    "cancelled",
+    "not-connected",
+    "reconnect-timeout",
+    "busy",
+    "timed-out",
+    "target-timed-out",
+    "target-refused",
+    "broken",
+    "failed",
+)
+"""How a dial comes out: C{connected}, C{cancelled} by its caller, or the word of its error."""
+
+PHASES = ("asked", "dial_back", "target", "first_byte_out", "first_byte_in")
+
+RETURNS = ("first", "within_grace", "after_grace", "takeover")
+
+ENDS = (
+    "silence",
+    "superseded",
+    "revoked",
+    "shutdown",
+    "protocol-error",
+    "goodbye",
+    "closed",
+    "lost",
+)
+
+LIMITS = (
+    "pending_dials_per_runner",
+    "streams_per_runner",
+    "runners",
+    "connections",
+    "unauthenticated",
+    "unauthenticated_per_address",
+)
+
+STATUSES = ("2xx", "3xx", "4xx", "5xx", "handed_over", "aborted")
+
+REFUSALS = ("held", "busy", "not-connected")
+
+ATTEMPTS = ("connected", "refused", "unreachable", "timed-out", "no-token")
+
+ANSWERS = (
+    "connected",
+    "target-refused",
+    "target-timed-out",
+    "unknown-target",
+    "busy",
+    "unreachable",
+    "withdrawn",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """
+    One metric.
+
+    @ivar name: Without the prefix.
+    @ivar kind: C{"gauge"}, C{"counter"} or C{"histogram"}.
+    @ivar labels: The names of its labels.
+    @ivar meaning: One sentence, for C{HELP} and the documentation.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+    @property
+    def fullName(self) -> str:
+        """As Prometheus shows it."""
+        return PREFIX + self.name
+
+
+_G, _C, _H = "gauge", "counter", "histogram"
+
+COMMON: tuple[Row, ...] = (
+    Row("build_info", _G, ("version", "python", "twisted"), "1, with what is running."),
+    Row("open_descriptors", _G, (), "Descriptors that the process has open."),
+    Row("descriptor_limit", _G, (), "Descriptors that the process may have open."),
+    Row("event_loop_lag_seconds", _H, (), "How late the event loop was, each half second."),
+    Row("event_loop_lag_worst_seconds", _G, (), "The longest lag since the last scrape."),
+    Row("delayed_calls", _G, (), "Timers that are to come."),
+    Row("buffered_bytes", _G, ("kind",), "Bytes that wait before a socket for their peer to read."),
+    Row("log_lines_dropped_total", _C, (), "Lines of the log that nobody took in time."),
+)
+
+SERVER: tuple[Row, ...] = (
+    *COMMON,
+    Row("ready", _G, (), "1 while the server should get requests."),
+    Row(
+        "connections",
+        _G,
+        ("kind", "carrier"),
+        "Open connections: control, data, http; by what carries them.",
+    ),
+    Row("unauthenticated_connections", _G, (), "Connections whose peers have not shown a token."),
+    Row("http_requests_total", _C, ("status",), "Requests, by the class of their answer."),
+    Row("grace_entries", _G, (), "Runners that were lost and keep their names for a while."),
+    Row(
+        "runners_away",
+        _G,
+        (),
+        "Runners that were connected since the server started, and are not now.",
+    ),
+    Row(
+        "registrations_total",
+        _C,
+        ("how",),
+        "Control connections accepted: first, returned within or after grace, or taken over.",
+    ),
+    Row(
+        "registrations_refused_total", _C, ("error",), "Control connections refused, by the error."
+    ),
+    Row("control_ended_total", _C, ("reason",), "Control connections that ended, by the reason."),
+    Row(
+        "runners_gone_total",
+        _C,
+        (),
+        "Runners awaited no more: their grace ran out, they left, or were cut off.",
+    ),
+    Row("pending_dials", _G, ("state",), "Dials without a stream: for a lost runner, or asked."),
+    Row("pending_dial_oldest_seconds", _G, (), "How long the oldest of them waits."),
+    Row("dials_total", _C, ("outcome",), "Dials that are decided, by how."),
+    Row(
+        "dial_wait_seconds",
+        _H,
+        ("result",),
+        "From a dial to its stream (connected) or its error (failed).",
+    ),
+    Row(
+        "dial_phase_seconds",
+        _H,
+        ("phase",),
+        "asked: until the agent was asked; dial_back: from there to its connection; target: what "
+        "the agent's service took; first_byte_out, first_byte_in: from the connection.",
+    ),
+    Row("streams", _G, (), "Streams that are open."),
+    Row("stream_seconds", _H, (), "How long streams lived."),
+    Row(
+        "stream_bytes_total",
+        _C,
+        ("direction",),
+        "Payload of streams, from (in) and to (out) agents.",
+    ),
+    Row("limits_hit_total", _C, ("limit",), "Refusals because of a limit, by which."),
+    Row("table_entries", _G, ("table",), "Entries of each table that the server keeps in memory."),
+    Row(
+        "runner_connected", _G, ("runner",), "1 connected, 0 not; with metrics.runner_labels only."
+    ),
+    Row("runner_streams", _G, ("runner",), "Open streams; with metrics.runner_labels only."),
+    Row(
+        "runner_round_trip_seconds",
+        _G,
+        ("runner",),
+        "The last sign of life; with metrics.runner_labels only.",
+    ),
+    Row("runner_labels_omitted", _G, (), "Runners beyond the most that have labels of their own."),
+)
+
+AGENT: tuple[Row, ...] = (
+    *COMMON,
+    Row("agent_runners", _G, (), "Runners that this agent is to register."),
+    Row("agent_connected", _G, (), "Runners that are connected."),
+    Row("agent_connections", _G, ("carrier",), "Control connections, by what carries them."),
+    Row("agent_attempts_total", _C, ("outcome",), "Attempts to connect, by how they came out."),
+    Row("agent_control_ended_total", _C, ("reason",), "Control connections that ended, by reason."),
+    Row(
+        "agent_round_trip_seconds",
+        _G,
+        (),
+        "The last sign of life of the server; the slowest runner's.",
+    ),
+    Row(
+        "agent_silence_seconds",
+        _G,
+        (),
+        "Since the server was last heard; the longest of any runner.",
+    ),
+    Row("agent_dials_total", _C, ("outcome",), "Dials of the server, by how they were answered."),
+    Row("agent_dials_under_way", _G, (), "Dials that are being answered."),
+    Row("agent_dial_back_seconds", _H, (), "From the server's question to the stream."),
+    Row("agent_streams", _G, (), "Streams that are open."),
+    Row(
+        "agent_stream_bytes_total",
+        _C,
+        ("direction",),
+        "Payload of streams, from (in) and to (out) the server.",
+    ),
+)
+
+
+@dataclass
+class ProcessState:
+    """
+    What the process holds now.
+
+    @ivar delayedCalls: Timers.
+    @ivar buffered: Unsent bytes by kind of connection.
+    @ivar logDropped: Lines of the log that were dropped.
+    """
+
+    delayedCalls: int = 0
+    buffered: Mapping[str, int] = field(default_factory=dict)
+    logDropped: int = 0
+
+
+@dataclass
+class RunnerState:
+    """One runner, where runners have labels."""
+
+    key: str
+    connected: bool
+    streams: int = 0
+    roundTrip: float | None = None
+
+
+@dataclass
+class ServerState(ProcessState):
+    """
+    What the server holds now; the names are those of the metrics.
+
+    @ivar connections: By kind and carrier.
+    @ivar runners: Those that get labels; empty where labels are off.
+    """
+
+    ready: bool = False
+    connections: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    unauthenticated: int = 0
+    requests: Mapping[str, int] = field(default_factory=dict)
+    grace: int = 0
+    runnersAway: int = 0
+    pending: Mapping[str, int] = field(default_factory=dict)
+    oldestPending: float = 0.0
+    streams: int = 0
+    bytesIn: int = 0
+    bytesOut: int = 0
+    limits: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, int] = field(default_factory=dict)
+    runners: Sequence[RunnerState] = ()
+
+
+@dataclass
+class AgentState(ProcessState):
+    """What the agent holds now, over all its runners."""
+
+    runners: int = 0
+    connected: int = 0
+    carriers: Mapping[str, int] = field(default_factory=dict)
+    roundTrip: float | None = None
+    silence: float | None = None
+    dialsUnderWay: int = 0
+    streams: int = 0
+    bytesIn: int = 0
+    bytesOut: int = 0
+
+
+Sample = tuple[tuple[str, ...], float]
+
+
+class _Page(Collector):
+    """Makes the families of one table."""
+
+    def __init__(self, rows: Iterable[Row], lag: LoopLag, version: str) -> None:
+        self._rows = {row.name: row for row in rows}
+        self._lag = lag
+        self._version = version
+
+    def describe(self) -> list[Metric]:
+        """The families without samples, so that registering asks nothing of anybody."""
+        return [self._family(row) for row in self._rows.values()]
+
+    def _family(self, row: Row) -> GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily:
+        kinds = {
+            _G: GaugeMetricFamily,
+            _C: CounterMetricFamily,
+            _H: HistogramMetricFamily,
+        }
+        family: GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily = kinds[row.kind](
+            row.fullName, row.meaning, labels=row.labels
+        )
+        return family
+
+    def numbers(self, name: str, samples: Iterable[Sample]) -> Metric:
+        """A gauge or a counter."""
+        family = self._family(self._rows[name])
+        assert not isinstance(family, HistogramMetricFamily)
+        for labels, value in samples:
+            family.add_metric(labels, value)
+        return family
+
+    def number(self, name: str, value: float) -> Metric:
+        """One without labels."""
+        return self.numbers(name, [((), value)])
+
+    def words(self, name: str, counts: Iterable[tuple[str, float]]) -> Metric:
+        """One with one label."""
+        return self.numbers(name, [((word,), count) for word, count in counts])
+
+    def histogram(self, name: str, parts: Iterable[tuple[tuple[str, ...], Histogram]]) -> Metric:
+        """One histogram for each set of labels."""
+        family = self._family(self._rows[name])
+        assert isinstance(family, HistogramMetricFamily)
+        for labels, measured in parts:
+            family.add_metric(labels, measured.buckets(), measured.total)
+        return family
+
+    def process(self, state: ProcessState) -> Iterator[Metric]:
+        """What both services tell."""
+        version = (self._version, platform.python_version(), twistedVersion)
+        yield self.numbers("build_info", [(version, 1)])
+        yield self.number("open_descriptors", openDescriptors())
+        yield self.number("descriptor_limit", descriptorLimit())
+        yield self.histogram("event_loop_lag_seconds", [((), self._lag.lags)])
+        yield self.number("event_loop_lag_worst_seconds", self._lag.takeWorst())
+        yield self.number("delayed_calls", state.delayedCalls)
+        yield self.words("buffered_bytes", state.buffered.items())
+        yield self.number("log_lines_dropped_total", state.logDropped)
+
+    def collect(self) -> Iterator[Metric]:
+        raise RuntimeError("a page says what is on it")
+
+
+class ServerMetrics(_Page):
+    """
+    The server's metrics.
+
+    @ivar registry: Holds them, and those of the process.
+    """
+
+    def __init__(self, observe: Callable[[], ServerState], lag: LoopLag, version: str) -> None:
+        """
+        @param observe: Looks at what is.
+        @param lag: Of the event loop; started and stopped by its owner.
+        @param version: Of this program.
+        """
+        super().__init__(SERVER, lag, version)
+        self._observe = observe
+        self.registrations = Tally(RETURNS)
+        self.refused = Tally(REFUSALS)
+        self.ended = Tally(ENDS)
+        self.gone = 0
+        self.dials = Tally(OUTCOMES)
+        self.limits = Tally(LIMITS)
+        self.waits = {"connected": Histogram(), "failed": Histogram()}
+        self.phases = {phase: Histogram() for phase in PHASES}
+        self.lives = Histogram(DURATIONS)
+        self.registry = _registry(self)
+
+    def dialDecided(self, outcome: str, phases: Mapping[str, float]) -> None:
+        """
+        A dial, and its stream if it had one, are over.
+
+        @param outcome: One of L{OUTCOMES}.
+        @param phases: Seconds since the dial began, by the names of a stream's record.
+        """
+        self.dials.add(outcome)
+        ended = phases.get("ended", 0.0)
+        up = phases.get("dialBack")
+        asked = phases.get("asked")
+        if asked is not None:
+            self.phases["asked"].observe(asked)
+        if up is None:
+            self.waits["failed"].observe(ended)
+            return
+        self.waits["connected" if outcome == "connected" else "failed"].observe(up)
+        self.phases["dial_back"].observe(up - (asked or 0.0))
+        self.lives.observe(ended - up)
+        target = phases.get("target")
+        if target is not None:
+            self.phases["target"].observe(target)
+        out = phases.get("firstByteOut")
+        if out is not None:
+            self.phases["first_byte_out"].observe(out - up)
+        back = phases.get("firstByteIn")
+        if back is not None:
+            self.phases["first_byte_in"].observe(back - up)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of L{SERVER}."""
+        state = self._observe()
+        yield from self.process(state)
+        yield self.number("ready", int(state.ready))
+        yield self.numbers("connections", sorted(state.connections.items()))
+        yield self.number("unauthenticated_connections", state.unauthenticated)
+        yield self.words("http_requests_total", state.requests.items())
+        yield self.number("grace_entries", state.grace)
+        yield self.number("runners_away", state.runnersAway)
+        yield self.words("registrations_total", self.registrations.items())
+        yield self.words("registrations_refused_total", self.refused.items())
+        yield self.words("control_ended_total", self.ended.items())
+        yield self.number("runners_gone_total", self.gone)
+        yield self.words("pending_dials", state.pending.items())
+        yield self.number("pending_dial_oldest_seconds", state.oldestPending)
+        yield self.words("dials_total", self.dials.items())
+        yield self.histogram("dial_wait_seconds", _labelled(self.waits))
+        yield self.histogram("dial_phase_seconds", _labelled(self.phases))
+        yield self.number("streams", state.streams)
+        yield self.histogram("stream_seconds", [((), self.lives)])
+        yield self.words("stream_bytes_total", [("in", state.bytesIn), ("out", state.bytesOut)])
+        hits = dict(self.limits.items())
+        for limit, count in state.limits.items():
+            hits[limit] = hits.get(limit, 0) + count
+        yield self.words("limits_hit_total", hits.items())
+        yield self.words("table_entries", state.tables.items())
+        yield from self._runners(state.runners)
+
+    def _runners(self, runners: Sequence[RunnerState]) -> Iterator[Metric]:
+        shown = runners[:MAX_RUNNERS]
+        yield self.words("runner_connected", [(one.key, int(one.connected)) for one in shown])
+        yield self.words("runner_streams", [(one.key, one.streams) for one in shown])
+        yield self.words(
+            "runner_round_trip_seconds",
+            [(one.key, one.roundTrip) for one in shown if one.roundTrip is not None],
+        )
+        yield self.number("runner_labels_omitted", len(runners) - len(shown))
+
+
+class AgentMetrics(_Page):
+    """
+    The agent's metrics, over all its runners.
+
+    @ivar registry: Holds them, and those of the process.
+    """
+
+    def __init__(self, observe: Callable[[], AgentState], lag: LoopLag, version: str) -> None:
+        super().__init__(AGENT, lag, version)
+        self._observe = observe
+        self.attempts = Tally(ATTEMPTS)
+        self.ended = Tally((*ENDS, "held", "silent server", "left"))
+        self.dials = Tally(ANSWERS)
+        self.dialBacks = Histogram()
+        self.registry = _registry(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of L{AGENT}."""
+        state = self._observe()
+        yield from self.process(state)
+        yield self.number("agent_runners", state.runners)
+        yield self.number("agent_connected", state.connected)
+        yield self.words("agent_connections", state.carriers.items())
+        yield self.words("agent_attempts_total", self.attempts.items())
+        yield self.words("agent_control_ended_total", self.ended.items())
+        for name, value in (
+            ("agent_round_trip_seconds", state.roundTrip),
+            ("agent_silence_seconds", state.silence),
+        ):
+            yield self.numbers(name, [] if value is None else [((), value)])
+        yield self.words("agent_dials_total", self.dials.items())
+        yield self.number("agent_dials_under_way", state.dialsUnderWay)
+        yield self.histogram("agent_dial_back_seconds", [((), self.dialBacks)])
+        yield self.number("agent_streams", state.streams)
+        yield self.words(
+            "agent_stream_bytes_total", [("in", state.bytesIn), ("out", state.bytesOut)]
+        )
+
+
+def _labelled(parts: Mapping[str, Histogram]) -> list[tuple[tuple[str, ...], Histogram]]:
+    return [((word,), measured) for word, measured in parts.items()]
+
+
+def _registry(page: Collector) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(page)
+    return registry
+
+
+def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """
+    The page for a scraper.
+
+    @param accept: What its C{Accept} field says.
+    @return: The page, and its content type.
+    """
+    encode, kind = choose_encoder(accept)
+    return encode(registry), kind
+
+
+def tableText(rows: Iterable[Row]) -> str:
+    """The table of metrics as C{docs/observability.md} has it, in Markdown."""
+    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    lines.extend(
+        f"| `{row.fullName}` | {row.kind} | {', '.join(f'`{name}`' for name in row.labels)} "
+        f"| {row.meaning} |"
+        for row in rows
+    )
+    return "\n".join(lines) + "\n"
+
+
+__all__ = [
+    "AGENT",
+    "MAX_RUNNERS",
+    "SERVER",
+    "AgentMetrics",
+    "AgentState",
+    "ProcessState",
+    "Row",
+    "RunnerState",
+    "ServerMetrics",
+    "ServerState",
+    "exposition",
+    "tableText",
+]
