@@ -16,6 +16,10 @@ from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet import error
 
+from .proxies import CredentialsUnusable
+from .proxy import ProxyFailed
+from .trust import NotTrusted
+
 _NUMBERS: dict[type[BaseException], int] = {
     error.ConnectionRefusedError: errno.ECONNREFUSED,
     error.NoRouteError: errno.ENETUNREACH,
@@ -33,6 +37,8 @@ def connectReason(failed: BaseException) -> str | None:
     @return: A few words in lower case, C{"connection refused"}; C{None} when this
         is none of the errors that connections end with.
     """
+    if isinstance(failed, ProxyFailed | CredentialsUnusable | NotTrusted):
+        return str(failed)
     if isinstance(failed, error.DNSLookupError | error.UnknownHostError):
         return "the host name does not resolve"
     if isinstance(failed, VerificationError):
