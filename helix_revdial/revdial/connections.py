@@ -20,11 +20,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
@@ -50,6 +52,7 @@ from .messages import PickupFailed
 from .pickups import Call, PickUp, errorFor, targetSeconds
 from .registrations import ConnectionDetail, GraceEntry, Registration, Stats
 from .table import Claimed, Close, ConnectionTable, Contested, Effect, Failed, Gone
+from .watching import Watching
 
 SUPERSEDED_WAIT = 60.0
 """Seconds that a superseded agent is told to wait, so that two clones do not flap."""
@@ -66,6 +69,7 @@ class _Claim:
     owner: str
     credential: str
     revoked: bool = False
+    before: str | None = None
 
     def matches(self, key: str | None, owner: str | None, credential: str | None) -> bool:
         """Whether a revocation means it too."""
@@ -92,6 +96,7 @@ class Connections:
         audit: Callable[[str, dict[str, Any]], None] | None = None,
         onGone: Callable[[str, int], None] | None = None,
         onEnded: Callable[[Call], None] | None = None,
+        watching: Watching | None = None,
         gracePeriod: float = 30.0,
         maxPending: int = 100,
         dialTimeout: float = 20.0,
@@ -107,6 +112,7 @@ class Connections:
         @param onGone: Told key and generation when a runner is awaited no more.
         @param onEnded: Told each call when nothing of it is left; its
             C{stream} has the phases, the bytes and the reason.
+        @param watching: Told what cannot be seen by looking later.
         @param gracePeriod: Seconds that a lost runner keeps its name.
         @param maxPending: Dials that may wait for one runner.
         @param dialTimeout: Seconds an agent has to dial back.
@@ -119,6 +125,7 @@ class Connections:
         self._audit = audit
         self._onGone = onGone
         self._onEnded = onEnded
+        self._watching = watching if watching is not None else Watching()
         self._maxStreams = maxStreams
         self._table = ConnectionTable(
             clock,
@@ -167,9 +174,16 @@ class Connections:
         self._claims.add(claim)
         try:
             outcome, generation = await self._claim(claim, features, peer)
+        except DialError as error:
+            self._guarded(self._watching.registrationRefused, key, error)
+            raise
         finally:
             self._claims.discard(claim)
-        return self._claimed(outcome, key, owner, credential, generation, features, offered, peer)
+        registration = self._claimed(
+            outcome, key, owner, credential, generation, features, offered, peer
+        )
+        self._guarded(self._watching.registered, registration, claim.before)
+        return registration
 
     async def _claim(
         self, claim: _Claim, features: frozenset[str], peer: str
@@ -182,6 +196,7 @@ class Connections:
                 raise NotConnected("the server is shutting down", retryAfter=1.0)
             if claim.revoked:
                 raise NotAllowed("the credential was revoked")
+            claim.before = self._table.status(key)
             try:
                 outcome = self._table.claim(
                     key, owner, credential, generation, features, answered=answered
@@ -271,6 +286,7 @@ class Connections:
             reason=registration.protocol.ended or reason.getErrorMessage(),
             inGrace=inGrace,
         )
+        self._guarded(self._watching.lost, registration, *_ending(registration, reason))
         self._schedule()
         self._checkIdle()
 
@@ -311,7 +327,12 @@ class Connections:
     # Callers
 
     def endpoint(
-        self, key: str, target: str | None = None, *, timeout: float | None = None
+        self,
+        key: str,
+        target: str | None = None,
+        *,
+        timeout: float | None = None,
+        about: Mapping[str, str] | None = None,
     ) -> DialEndpoint:
         """
         A client endpoint that leads to a service beside the agent.
@@ -319,29 +340,44 @@ class Connections:
         @param key: The runner's key.
         @param target: The service's name; C{None} for the agent's default.
         @param timeout: Seconds for the whole dial, waiting for a lost runner included.
+        @param about: For the record of the stream: on whose behalf, such as the
+            C{request} and the C{trace}.
         """
-        return DialEndpoint(self.dial, key, target, timeout)
+        dial = self.dial if about is None else partial(self.dial, about=about)
+        return DialEndpoint(dial, key, target, timeout)
 
     def dial(
-        self, key: str, target: str | None, timeout: float | None, factory: IProtocolFactory
+        self,
+        key: str,
+        target: str | None,
+        timeout: float | None,
+        factory: IProtocolFactory,
+        *,
+        about: Mapping[str, str] | None = None,
     ) -> Deferred[IProtocol]:
         """
         Ask for a stream.
 
         @return: As L{DialEndpoint.connect}.
         """
+        limit = "pending_dials_per_runner"
         try:
             if self._stopping:
                 raise NotConnected("the server is shutting down", retryAfter=1.0)
             if len(self._streams.get(key, ())) >= self._maxStreams:
+                limit = "streams_per_runner"
                 raise TooManyPendingDials("max open streams exceeded", retryAfter=1.0)
             dial = self._table.dial(key, target, timeout)
-        except DialError:
+        except DialError as error:
+            hit = limit if isinstance(error, TooManyPendingDials) else None
+            self._guarded(self._watching.dialRefused, key, error, hit)
             return fail(Failure())
         try:
             call = Call(
                 self._clock, dial, factory, onCancelled=self._cancelled, onOver=self._callOver
             )
+            if about is not None:
+                call.stream.about = about
         except Exception:
             failure = Failure()
             self._table.cancel(dial)
@@ -424,6 +460,7 @@ class Connections:
                 registration.endedOut += call.stream.bytesOut
         if self._onEnded is not None:
             self._guarded(self._onEnded, call)
+        self._guarded(self._watching.ended, call)
         self._checkIdle()
 
     # The end of things
@@ -526,6 +563,7 @@ class Connections:
                 case Gone(key, generation):
                     if self._onGone is not None:
                         self._guarded(self._onGone, key, generation)
+                    self._guarded(self._watching.gone, key, generation)
 
     # The timer
 
@@ -603,6 +641,26 @@ class Connections:
             if holder.graceEnds is not None
         ]
 
+    def living(self) -> list[Call]:
+        """Every call that is not over: those that wait, and those with a stream."""
+        streams = [call for calls in self._streams.values() for call in calls.values()]
+        return [*self._calls.values(), *streams]
+
+    def sizes(self) -> dict[str, int]:
+        """How many entries there are in each table that is kept here."""
+        table = self._table.stats()
+        return {
+            "runners": table.connected + table.grace,
+            "registrations": len(self._registrations),
+            "claims": len(self._claims),
+            "dials": len(self._calls),
+            "streams": sum(len(calls) for calls in self._streams.values()),
+        }
+
+    def unsentBytes(self) -> int:
+        """Bytes of control lines that wait for agents that do not read."""
+        return sum(one.protocol.unsentBytes for one in self._registrations.values())
+
     # Within
 
     def _tell(self, event: str, **fields: Any) -> None:
@@ -615,6 +673,15 @@ class Connections:
             call(*arguments)
         except Exception:
             self._log.failure("A callback of the connections failed.")
+
+
+def _ending(registration: Registration, reason: Failure) -> tuple[str, str]:
+    """Why a control connection ended, in a word and in words."""
+    ended = registration.protocol.ended
+    if ended is not None:
+        return ended, ended
+    word = "closed" if reason.check(ConnectionDone) else "lost"
+    return word, reason.getErrorMessage() or word
 
 
 __all__ = ["ConnectionDetail", "Connections", "GraceEntry", "Registration", "Stats"]

@@ -54,6 +54,8 @@ class Call:
     @ivar result: Fires with the caller's protocol.
     @ivar owner: Who owned the generation that answered, once one did.
     @ivar credential: What registered it.
+    @ivar outcome: C{"connected"}, C{"cancelled"}, the word of the error that the
+        caller got, or C{"failed"} for an error of his own; C{None} before that.
     """
 
     _log = Logger()
@@ -77,6 +79,7 @@ class Call:
         self.result: Deferred[IProtocol] = Deferred(self._cancel)
         self.owner: str | None = None
         self.credential: str | None = None
+        self.outcome: str | None = None
         self._clock = clock
         self._factory = factory
         self._onCancelled = onCancelled
@@ -107,6 +110,8 @@ class Call:
         """The caller gets no stream."""
         if not self._fired:
             self._fired = True
+            error = failure.value
+            self.outcome = error.word if isinstance(error, DialError) else "failed"
             self.finish(_word(failure))
             self.result.errback(failure)
 
@@ -139,6 +144,7 @@ class Call:
                 self._protocol.cut("cancelled")
             return
         self._fired = True
+        self.outcome = "connected"
         self.result.callback(protocol)
 
     def ended(self, reason: Failure) -> None:
@@ -148,6 +154,7 @@ class Call:
 
     def _cancel(self, _: Deferred[IProtocol]) -> None:
         self._fired = True
+        self.outcome = "cancelled"
         if self._protocol is None:
             self._onCancelled(self)
         else:

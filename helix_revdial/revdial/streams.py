@@ -23,7 +23,7 @@ This module opens no socket and starts no timer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -92,6 +92,7 @@ class Stream:
         duration instead: how long the agent says that its target took to accept.
     @ivar generation: The registration that answered, once one did.
     @ivar reason: Why the stream ended, in words; C{None} while it has not.
+    @ivar about: On whose behalf it was dialled, as its caller said.
     """
 
     clock: IReactorTime = field(repr=False)
@@ -102,6 +103,7 @@ class Stream:
     phases: dict[str, float] = field(init=False, default_factory=dict)
     generation: int | None = field(init=False, default=None)
     reason: str | None = field(init=False, default=None)
+    about: Mapping[str, str] | None = field(init=False, default=None)
     _carrier: ICarrierTransport | None = field(init=False, default=None)
     _bytesIn: int = field(init=False, default=0)
     _bytesOut: int = field(init=False, default=0)
