@@ -152,7 +152,7 @@ def settingsOf(
 
 def _foreground(reactor: Any, settings: AgentSettings) -> Deferred[None]:
     """Run the agent until the process is told to end."""
-    service = agentService(reactor, settings)
+    service = agentService(reactor, settings, os.environ)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     service.startService()
     return Deferred()

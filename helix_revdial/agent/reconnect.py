@@ -17,6 +17,10 @@ Rules, and why:
     or an agent would hammer a server that accepts and slams.
   - A server that says when to come back is obeyed: never sooner, and spread
     over some time after, or everybody it told the same would come at once.
+  - A server that said that it leaves is about to be back, or another one stands
+    in for it: for a while the ceiling stays low, so that the runner is back
+    soon after the server is.  The wait is drawn as ever, so the agents of one
+    server come back spread.
   - An agent that was superseded waits, so that two hosts with one identity do
     not take the name from each other once a second.
 """
@@ -40,6 +44,12 @@ STABLE_AFTER = 30.0
 
 SUPERSEDED_DELAY = 30.0
 """The least wait of a superseded agent whose server named none, in seconds."""
+
+LEAVING_DELAY = 4.0
+"""What the ceiling grows to after a server said that it leaves, in seconds."""
+
+LEAVING_ATTEMPTS = 30
+"""For how many attempts it stays so low: about a minute's worth."""
 
 MIN_DELAY = 0.1
 """No wait is shorter, in seconds: a draw of nothing must not become a loop."""
@@ -80,6 +90,7 @@ class ReconnectPolicy:
         self._maxDelay = max(maxDelay, firstDelay)
         self._stableAfter = stableAfter
         self._supersededDelay = supersededDelay
+        self._awaiting = 0
         self.failures = 0
 
     def attemptFailed(self, retryAfter: float | None = None) -> float:
@@ -92,17 +103,27 @@ class ReconnectPolicy:
         return self._next(retryAfter)
 
     def connectionEnded(
-        self, held: float, *, superseded: bool = False, retryAfter: float | None = None
+        self,
+        held: float,
+        *,
+        leaving: bool = False,
+        superseded: bool = False,
+        retryAfter: float | None = None,
     ) -> float:
         """
         A registered connection is over.
 
         @param held: Seconds that it lasted.
+        @param leaving: Whether the server ended it because it goes away.
         @param superseded: Whether the server ended it for a newer connection of
             the same owner.
         @param retryAfter: What the server asked for, in seconds, if it did.
         @return: Seconds to wait before the next attempt.
         """
+        # A server that accepts and leaves again and again counts as one that slams.
+        self._awaiting = 0
+        if leaving and (held >= self._stableAfter or not self.failures):
+            self._awaiting = LEAVING_ATTEMPTS
         if held >= self._stableAfter:
             self.failures = 0
         if superseded:
@@ -113,6 +134,9 @@ class ReconnectPolicy:
         # Beyond 64 doublings the ceiling is reached whatever the first delay is,
         # and a float power would overflow in a long outage.
         ceiling = min(self._maxDelay, self._firstDelay * FACTOR ** min(self.failures, 64))
+        if self._awaiting:
+            self._awaiting -= 1
+            ceiling = min(ceiling, max(LEAVING_DELAY, self._firstDelay))
         self.failures += 1
         asked = _bounded(retryAfter)
         if asked is None:
@@ -129,6 +153,8 @@ def _bounded(retryAfter: float | None) -> float | None:
 
 __all__ = [
     "FIRST_DELAY",
+    "LEAVING_ATTEMPTS",
+    "LEAVING_DELAY",
     "MAX_DELAY",
     "MAX_RETRY_AFTER",
     "MIN_DELAY",

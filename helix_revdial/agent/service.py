@@ -20,7 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from random import SystemRandom
 from typing import Any, Protocol, cast
 
@@ -36,6 +36,8 @@ from ..revdial.client import ControlSession, Refused, ServerPath
 from ..revdial.exchange import MalformedAnswer
 from ..revdial.listener import Listener
 from ..revdial.websocket import requireNVX
+from ..systemd.signals import SecondSignal
+from ..systemd.supervision import Supervision
 from .failures import connectReason
 from .reconnect import ReconnectPolicy
 from .settings import AgentSettings
@@ -46,8 +48,8 @@ from .trust import tlsOptionsFor
 ATTEMPT_LIMIT = 45.0
 """Seconds an attempt may take, over all the carriers that it tries."""
 
-DRAIN_LIMIT = 5.0
-"""Seconds that streams get to finish when the agent stops."""
+LEAVING = ("goodbye", "shutdown")
+"""Words for the end of a connection whose server goes away."""
 
 CLOSE_LIMIT = 6.0
 """
@@ -76,6 +78,8 @@ class AgentService(Service):
     Keeps an agent connected.
 
     @ivar session: The control connection that is up, or C{None}.
+    @ivar supervision: What keeps the service manager informed, if there is one; to
+        be put here before the start.
     """
 
     _log = Logger()
@@ -88,8 +92,8 @@ class AgentService(Service):
         listener: Listener,
         policy: ReconnectPolicy,
         *,
+        signals: SecondSignal | None = None,
         attemptLimit: float = ATTEMPT_LIMIT,
-        drainLimit: float = DRAIN_LIMIT,
         closeLimit: float = CLOSE_LIMIT,
     ) -> None:
         """
@@ -98,18 +102,19 @@ class AgentService(Service):
         @param path: The way to the server.
         @param listener: Answers the server's dials.
         @param policy: How long to wait.
+        @param signals: Says when somebody does not want to wait for the end of streams.
         @param attemptLimit: Seconds that an attempt may take.
-        @param drainLimit: Seconds that streams get to finish on stop.
         @param closeLimit: Seconds that the connection gets to close on stop.
         """
         self.session: ControlSession | None = None
+        self.supervision: Supervision | None = None
         self._clock = clock
         self._settings = settings
         self._path = path
         self._listener = listener
         self._policy = policy
+        self._signals = signals
         self._attemptLimit = attemptLimit
-        self._drainLimit = drainLimit
         self._closeLimit = closeLimit
         self._loop: Deferred[None] | None = None
 
@@ -129,15 +134,30 @@ class AgentService(Service):
             # Not "warning": Twisted's older observers take that key for their own.
             self._log.warn("{advice}", advice=warning)
         self._loop = Deferred.fromCoroutine(self._run())
+        if self.supervision is not None:
+            self.supervision.started()
 
     def stopService(self) -> Deferred[None]:
         """
-        Leave: no new dials, the streams that run get a few seconds, then goodbye.
+        Leave: goodbye, so that no new dials come; then the streams that run may
+        finish within the limit of the settings, or until the next signal.
 
         @return: Fires when nothing is left.
         """
         super().stopService()
+        if self._signals is not None:
+            self._signals.arm(self._listener.hurry)
         return Deferred.fromCoroutine(self._leave())
+
+    def status(self) -> str:
+        """What the agent is doing, in a line."""
+        server, key = str(self._settings.server), self._settings.key
+        streams = self._listener.openStreams
+        if not self.running:
+            return f"leaving: {streams} streams"
+        if self.session is None:
+            return f"not connected to {server} as {key}, {streams} streams"
+        return f"connected to {server} as {key} over {self.session.carrier}, {streams} streams"
 
     async def _run(self) -> None:
         while self.running:
@@ -197,6 +217,7 @@ class AgentService(Service):
             return self._policy.attemptFailed()
 
         self.session = session
+        self._stateChanged()
         self._log.info(
             "connected as {key} to {server} over {carrier}",
             key=self._settings.key,
@@ -205,6 +226,7 @@ class AgentService(Service):
         )
         closed = await session.closed
         self.session = None
+        self._stateChanged()
         self._log.info(
             "connection to {server} ended after {held:.0f} s: {why}",
             server=server,
@@ -213,7 +235,10 @@ class AgentService(Service):
             why=closed.reason[:MAX_REASON],
         )
         return self._policy.connectionEnded(
-            closed.held, superseded=closed.reason == "superseded", retryAfter=closed.retryAfter
+            closed.held,
+            leaving=closed.reason in LEAVING,
+            superseded=closed.reason == "superseded",
+            retryAfter=closed.retryAfter,
         )
 
     async def _attempt(self) -> ControlSession:
@@ -223,16 +248,19 @@ class AgentService(Service):
         loop, self._loop = self._loop, None
         if loop is None:
             return
+        limit = self._settings.drain
+        if self.supervision is not None:
+            self.supervision.stopping(limit + self._closeLimit)
         if self._listener.openStreams:
             self._log.info(
                 "leaving: {streams} streams may finish within {limit:g} s",
                 streams=self._listener.openStreams,
-                limit=self._drainLimit,
+                limit=limit,
             )
         if self.session is None:
             loop.cancel()
-        leaving = Deferred.fromCoroutine(self._listener.stop(self._drainLimit))
-        leaving.addTimeout(self._drainLimit + self._closeLimit, self._clock)
+        leaving = Deferred.fromCoroutine(self._listener.stop(limit))
+        leaving.addTimeout(limit + self._closeLimit, self._clock)
         try:
             await leaving
         except DeferredTimeoutError:
@@ -245,14 +273,24 @@ class AgentService(Service):
             # off would look whole to the other side.
             await deferLater(self._clock, 0)
         self._log.info("stopped")
+        if self.supervision is not None:
+            self.supervision.ended()
+
+    def _stateChanged(self) -> None:
+        if self.supervision is not None:
+            self.supervision.changed()
 
 
-def agentService(reactor: Any, settings: AgentSettings) -> AgentService:
+def agentService(
+    reactor: Any, settings: AgentSettings, environment: Mapping[str, str] | None = None
+) -> AgentService:
     """
     Put an agent together.
 
     @param reactor: Opens sockets, tells the time and resolves names.
     @param settings: What the agent is told.
+    @param environment: Where a service manager says how to inform it; nobody is
+        informed if it is not given.
     @raise RuntimeError: WebSocket would run without its native code.
     """
     requireNVX()
@@ -265,13 +303,17 @@ def agentService(reactor: Any, settings: AgentSettings) -> AgentService:
         key=settings.key,
         tlsOptions=tlsOptionsFor(server.host, settings.caFile) if server.secure else None,
     )
-    return AgentService(
-        cast(IReactorTime, reactor),
+    clock = cast(IReactorTime, reactor)
+    service = AgentService(
+        clock,
         settings,
         path,
         Listener(reactor, path, targets, default=settings.default),
         ReconnectPolicy(SystemRandom().random, firstDelay=settings.reconnect),
+        signals=SecondSignal(reactor),
     )
+    service.supervision = Supervision.fromEnvironment(clock, environment or {}, service.status)
+    return service
 
 
 __all__ = ["AgentService", "agentService"]

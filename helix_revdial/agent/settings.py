@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..revdial.client import ServerURL
+from ..systemd.credentials import credentialPath
 from .reconnect import FIRST_DELAY
 from .targets import TargetAddress, parseTarget
 from .token import Secret, TokenFile, TokenSource, TokenText, TokenUnusable
 from .trust import TrustUnusable, certificatesIn
-from .vocabulary import HOST_LOCAL, SESSION_LOCAL, TWISTD, Offered, Setting
+from .vocabulary import DRAIN, HOST_LOCAL, SESSION_LOCAL, TWISTD, Offered, Setting
 
 RUNNER_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a runner may be called."""
@@ -44,6 +45,12 @@ MAX_TARGETS = 64
 
 MAX_FIRST_DELAY = 3600.0
 """The longest C{--reconnect}, in seconds."""
+
+CREDENTIAL = "token"
+"""The credential of the service manager that holds the token where no other is named."""
+
+MAX_DRAIN = 3600.0
+"""The longest C{--drain}, in seconds."""
 
 DEFAULT_TARGET = "default"
 """The name of the target that C{--local} gives."""
@@ -64,6 +71,7 @@ class AgentSettings:
     @ivar targets: The local services by name.
     @ivar default: The name of the one that a dial without a target reaches.
     @ivar reconnect: The ceiling of the first delay, in seconds.
+    @ivar drain: Seconds that streams get to finish when the agent stops.
     @ivar caFile: Certificates to trust instead of the system's.
     @ivar warnings: What works but should be changed, one line each.
     """
@@ -74,6 +82,7 @@ class AgentSettings:
     targets: Mapping[str, TargetAddress]
     default: str
     reconnect: float = FIRST_DELAY
+    drain: float = DRAIN
     caFile: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -215,9 +224,10 @@ def readSettings(
         targets = _readTargets(given, offered.local, key or "")
     except SettingsError as error:
         complaints.append(str(error))
-    reconnect = offered.reconnect
+    reconnect, drain = offered.reconnect, DRAIN
     try:
-        reconnect = _readReconnect(given, offered.reconnect)
+        reconnect = _readSeconds(given, "reconnect", offered.reconnect, MAX_FIRST_DELAY)
+        drain = _readSeconds(given, "drain", DRAIN, MAX_DRAIN, zero=True)
     except SettingsError as error:
         complaints.append(str(error))
     caFile = None
@@ -235,6 +245,7 @@ def readSettings(
         targets=MappingProxyType(targets),
         default=next(iter(targets)),
         reconnect=reconnect,
+        drain=drain,
         caFile=caFile,
         warnings=tuple(warnings),
     )
@@ -312,6 +323,9 @@ def _readToken(given: _Given, family: str, credentials: str | None) -> TokenSour
     else:
         found = given.byVariable("token")
         if not found:
+            handed = credentialPath({"CREDENTIALS_DIRECTORY": credentials or ""}, CREDENTIAL)
+            if handed is not None:
+                return TokenFile(str(handed), f"credential {CREDENTIAL}", credentials)
             raise SettingsError(given.missing("token", "token"))
         # The file first; then the token of the agent's own kind, so that a session
         # does not use the runners' token that its host happens to have set.
@@ -360,8 +374,10 @@ def _readTarget(text: str, origin: str) -> TargetAddress:
         raise SettingsError(f"{origin}: {error}") from None
 
 
-def _readReconnect(given: _Given, default: float) -> float:
-    own = given.one("reconnect")
+def _readSeconds(
+    given: _Given, about: str, default: float, most: float, *, zero: bool = False
+) -> float:
+    own = given.one(about)
     if own is None:
         return default
     text, origin = own
@@ -369,9 +385,10 @@ def _readReconnect(given: _Given, default: float) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds <= MAX_FIRST_DELAY:
+    if not (0 < seconds <= most or (zero and seconds == 0)):
+        least = "from 0" if zero else "above 0"
         raise SettingsError(
-            f"{origin}: {text[:50]!r}: a number of seconds above 0, at most {MAX_FIRST_DELAY:g}"
+            f"{origin}: {text[:50]!r}: a number of seconds {least}, at most {most:g}"
         )
     return seconds
 

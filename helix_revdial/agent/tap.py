@@ -8,6 +8,8 @@ real reactor, and only when a service is asked for.
 
 from __future__ import annotations
 
+import os
+
 from twisted.application.service import IService
 
 from .options import Options
@@ -23,7 +25,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     assert options.settings is not None, "options were not parsed"
-    return agentService(reactor, options.settings)
+    return agentService(reactor, options.settings, os.environ)
 
 
 __all__ = ["Options", "makeService"]

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from .reconnect import FIRST_DELAY, MAX_DELAY
 
+DRAIN = 30.0
+"""Seconds that streams get to finish when the agent stops."""
+
 SESSION_LOCAL = "localhost:9876"
 """The desktop service of a session."""
 
@@ -100,6 +103,13 @@ SETTINGS: tuple[Setting, ...] = (
         f"it grows to {MAX_DELAY:g}.",
     ),
     Setting(
+        "drain",
+        "drain",
+        "HELIX_AGENT_DRAIN",
+        "SECONDS",
+        f"How long streams may take to finish when the agent stops, {DRAIN:g} by default.",
+    ),
+    Setting(
         "trust",
         "ca-file",
         "HELIX_AGENT_CA_FILE",
@@ -132,4 +142,4 @@ TWISTD = Offered()
 """C{twistd helix-revdial-agent} takes everything."""
 
 
-__all__ = ["HOST_LOCAL", "SESSION_LOCAL", "SETTINGS", "TWISTD", "Offered", "Setting"]
+__all__ = ["DRAIN", "HOST_LOCAL", "SESSION_LOCAL", "SETTINGS", "TWISTD", "Offered", "Setting"]

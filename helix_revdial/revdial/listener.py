@@ -105,6 +105,7 @@ class Listener:
         self._control: AgentControl | None = None
         self._waiters: list[Deferred[Closed]] = []
         self._idle: list[Deferred[None]] = []
+        self._hurried = False
 
     @property
     def control(self) -> AgentControl | None:
@@ -169,6 +170,7 @@ class Listener:
         Leave: say goodbye, let streams finish for C{delay} seconds, cut the rest,
         and close.
         """
+        self._hurried = False
         control = self._control
         if control is not None:
             control.goodbye()
@@ -186,10 +188,20 @@ class Listener:
             answer.cancel()
         for stream in list(self._streams):
             stream.cut("the agent leaves")
-        if self._control is not None:
-            closed = self._control.whenClosed()
-            self._control.leave()
+        control = self._control
+        if control is not None:
+            closed = control.whenClosed()
+            control.leave()
+            if self._hurried:
+                control.drop("left")
             await closed
+
+    def hurry(self) -> None:
+        """Let L{stop}, which is under way, wait for nothing and nobody any more."""
+        self._hurried = True
+        self._wakeIdle()
+        if self._control is not None and self._control.ended is not None:
+            self._control.drop("left")
 
     # The control connection's events
 
@@ -232,9 +244,12 @@ class Listener:
         if answer is not None:
             self._answers.discard(answer)
         if not self._answers and not self._streams:
-            for idle in list(self._idle):
-                if not idle.called:
-                    idle.callback(None)
+            self._wakeIdle()
+
+    def _wakeIdle(self) -> None:
+        for idle in list(self._idle):
+            if not idle.called:
+                idle.callback(None)
 
 
 class _ControlFactory(Factory):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 import helix_revdial
-from helix_revdial.agent import reconnect, service, settings, targets
+from helix_revdial.agent import reconnect, service, settings, targets, vocabulary
 from helix_revdial.agent.vocabulary import SETTINGS
 from helix_revdial.revdial import listener
-from tests.needs import needsProgram
 
 ROOT = Path(helix_revdial.__file__).parent.parent
 
@@ -47,7 +43,9 @@ class DocumentationTests(SynchronousTestCase):
             f"has held for {reconnect.STABLE_AFTER:g} seconds",
             f"waits at least {reconnect.SUPERSEDED_DELAY:g} seconds",
             f"given up after {service.ATTEMPT_LIMIT:g} seconds",
-            f"for up to {service.DRAIN_LIMIT:g} seconds",
+            f"for up to `--drain` seconds ({vocabulary.DRAIN:g})",
+            f"grow to {reconnect.LEAVING_DELAY:g} seconds only, for the next "
+            f"{reconnect.LEAVING_ATTEMPTS} attempts",
             f"from the server for {listener.SILENCE:g} seconds",
         ):
             self.assertIn(words, text)
@@ -69,24 +67,3 @@ class ExampleTests(SynchronousTestCase):
         given = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
         found = settings.readSettings({}, given | {"HELIX_AGENT_TOKEN_FILE": "/x"})
         self.assertEqual(found.key, "wolf-gpu1")
-
-    @needsProgram("systemd-analyze", package="systemd")
-    def test_unit(self) -> None:
-        """systemd finds no fault with the unit, but for where twistd is on this machine."""
-        unit = (ROOT / "systemd" / "helix-revdial-agent.service").read_text(encoding="utf-8")
-        path = Path(self.mktemp()).absolute()
-        path.mkdir()
-        copy = path / "helix-revdial-agent.service"
-        copy.write_text(unit.replace("/opt/helix-revdial/bin/twistd", sys.executable))
-        program = shutil.which("systemd-analyze")
-        assert program is not None
-        done = subprocess.run(
-            [program, "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=30
-        )
-        self.assertEqual((done.stdout, done.stderr, done.returncode), ("", "", 0))
-
-    def test_unitStopsInTime(self) -> None:
-        """systemd waits longer for the agent than the agent for its streams and its server."""
-        unit = (ROOT / "systemd" / "helix-revdial-agent.service").read_text(encoding="utf-8")
-        limit = float(unit.partition("TimeoutStopSec=")[2].split()[0])
-        self.assertGreater(limit, service.DRAIN_LIMIT + service.CLOSE_LIMIT + 5)

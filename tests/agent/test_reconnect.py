@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.agent.reconnect import (
+    LEAVING_ATTEMPTS,
+    LEAVING_DELAY,
     MAX_RETRY_AFTER,
     MIN_DELAY,
     SUPERSEDED_DELAY,
@@ -113,3 +117,38 @@ class ReconnectPolicyTests(SynchronousTestCase):
                     1.0, superseded=what == "superseded", retryAfter=retryAfter
                 )
             self.assertTrue(MIN_DELAY <= wait <= MAX_RETRY_AFTER * 1.5, (what, retryAfter, wait))
+
+
+class LeavingServerTests(SynchronousTestCase):
+    """A server that said that it goes away."""
+
+    def test_staysNear(self) -> None:
+        """The ceiling stays low for a while after a goodbye, and grows again after that."""
+        policy = ReconnectPolicy(highest)
+        policy.connectionEnded(held=3600.0)
+        waits = [policy.connectionEnded(held=3600.0, leaving=True)]
+        waits += [policy.attemptFailed() for _ in range(LEAVING_ATTEMPTS)]
+        self.assertEqual(waits[:4], [1, 2, LEAVING_DELAY, LEAVING_DELAY])
+        self.assertEqual(set(waits[2:-1]), {LEAVING_DELAY})
+        self.assertEqual(waits[-1], 60.0)
+
+    def test_isSpread(self) -> None:
+        """G1: ten thousand agents that are told in one second come back over the whole ceiling."""
+        random = Random(7)
+        waits = [
+            ReconnectPolicy(random.random).connectionEnded(held=3600.0, leaving=True)
+            for _ in range(10_000)
+        ]
+        tenths = [sum(1 for wait in waits if int(wait * 10) == tenth) for tenth in range(10)]
+        self.assertLess(max(tenths), 1.5 * min(tenths[1:]) + 1000, tenths)
+
+    def test_leavesAgainAndAgain(self) -> None:
+        """E3: a server that accepts and then says goodbye at once counts as one that slams."""
+        policy = ReconnectPolicy(highest)
+        waits = [policy.connectionEnded(held=0.1, leaving=True) for _ in range(8)]
+        self.assertEqual(waits, [1, 2, 4, 8, 16, 32, 60, 60])
+
+    def test_retryAfterCounts(self) -> None:
+        """E2: what the server asked for is kept to, goodbye or not."""
+        policy = ReconnectPolicy(lowest)
+        self.assertEqual(policy.connectionEnded(held=60.0, leaving=True, retryAfter=9.0), 9.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet.address import IPv4Address
@@ -22,14 +24,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from helix_revdial.agent.reconnect import ReconnectPolicy
-from helix_revdial.agent.service import ATTEMPT_LIMIT, CLOSE_LIMIT, DRAIN_LIMIT, AgentService
+from helix_revdial.agent.service import ATTEMPT_LIMIT, CLOSE_LIMIT, AgentService
 from helix_revdial.agent.settings import AgentSettings, readSettings
 from helix_revdial.agent.token import TokenUnusable
+from helix_revdial.agent.vocabulary import DRAIN
 from helix_revdial.revdial.client import ControlSession, Refused
 from helix_revdial.revdial.exchange import MalformedAnswer
 from helix_revdial.revdial.features import ALL, formatFeatures
 from helix_revdial.revdial.interfaces import ITarget
 from helix_revdial.revdial.listener import AgentControl, Listener
+from helix_revdial.systemd.supervision import Supervision
+from tests.systemd.manager import ManagerSocket
 
 TOKEN = "hl-very-secret-0123456789"
 
@@ -148,6 +153,21 @@ class DialBack:
         return connected
 
 
+class Signals:
+    """Takes the place of the process's signals."""
+
+    def __init__(self) -> None:
+        self.hurry: list[Callable[[], None]] = []
+
+    def arm(self, hurry: Callable[[], None]) -> None:
+        self.hurry.append(hurry)
+
+    def again(self) -> None:
+        """A second signal comes."""
+        for hurry in self.hurry:
+            hurry()
+
+
 def someSettings(**flags: str) -> AgentSettings:
     """Settings of a host's agent."""
     return readSettings(
@@ -162,11 +182,14 @@ class AgentServiceTests(SynchronousTestCase):
         self.path = Path()
         self.dialBack = DialBack()
         self.draw = 1.0
+        self.signals = Signals()
         self.observer: Any = EventLoggingObserver.createWithCleanup(
             cast(Any, self), globalLogPublisher
         )
 
-    def service(self, settings: AgentSettings | None = None) -> AgentService:
+    def service(
+        self, settings: AgentSettings | None = None, supervision: Supervision | None = None
+    ) -> AgentService:
         """An agent that is started."""
         service = AgentService(
             self.clock,
@@ -174,7 +197,9 @@ class AgentServiceTests(SynchronousTestCase):
             self.path,
             Listener(self.clock, cast(Any, self.dialBack), {"default": Target()}),
             ReconnectPolicy(lambda: self.draw),
+            signals=cast(Any, self.signals),
         )
+        service.supervision = supervision
         service.startService()
         return service
 
@@ -382,7 +407,7 @@ class AgentServiceTests(SynchronousTestCase):
         self.assertIn(b'{"command":"goodbye"}\n', control.value())
         self.assertNoResult(stopping)
         self.assertFalse(control.disconnected)
-        self.clock.advance(DRAIN_LIMIT - 1)
+        self.clock.advance(DRAIN - 1)
         self.assertFalse(stream.disconnected)
         stream.lose()
         self.successResultOf(stopping)
@@ -393,9 +418,95 @@ class AgentServiceTests(SynchronousTestCase):
         service = self.service()
         stream = self.streaming(self.path.accept())
         stopping = service.stopService()
-        self.clock.advance(DRAIN_LIMIT + 0.1)
+        self.clock.advance(DRAIN + 0.1)
         self.assertTrue(stream.disconnected)
         self.successResultOf(stopping)
+
+    def test_drainOfNothing(self) -> None:
+        """G2: with a limit of zero streams are cut at once."""
+        service = self.service(someSettings(drain="0"))
+        stream = self.streaming(self.path.accept())
+        stopping = service.stopService()
+        self.clock.advance(0)
+        self.assertTrue(stream.disconnected)
+        self.successResultOf(stopping)
+
+    def test_secondSignal(self) -> None:
+        """G2: a second signal ends the wait for streams; what is cut is cut at once."""
+        service = self.service()
+        control = self.path.accept()
+        stream = self.streaming(control)
+        stopping = service.stopService()
+        self.clock.advance(1)
+        self.assertFalse(stream.disconnected)
+        self.signals.again()
+        self.clock.advance(0)
+        self.assertTrue(stream.disconnected)
+        self.assertTrue(control.disconnected)
+        self.successResultOf(stopping)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_secondSignalWhileClosing(self) -> None:
+        """G2: nor does it wait for a server that does not close."""
+        service = self.service()
+        control = self.path.accept()
+        aborted: list[bool] = []
+        control.stuck = True
+        control.abortConnection = lambda: aborted.append(True)  # type: ignore[method-assign]
+        self.assertNoResult(service.stopService())
+        self.signals.again()
+        self.assertEqual(aborted, [True])
+        control.stuck = False
+        control.lose()
+
+    def test_serverLeavesForALongTime(self) -> None:
+        """A server that said that it leaves is looked for often, for about a minute."""
+        self.service()
+        carrier = self.path.accept()
+        self.clock.advance(31)
+        carrier.on.dataReceived(b'{"command":"goodbye","delay":0}\n')
+        self.clock.advance(0)
+        self.assertLogged(": goodbye")
+        for wait in (1.0, 2.0, *[4.0] * 28):
+            self.waits(wait)
+            self.path.refuse(getConnectError((111, "x")))
+        self.waits(60.0)
+
+    def test_tellsTheServiceManager(self) -> None:
+        """systemd is told that the agent is ready, where it is connected, and that it leaves."""
+        manager = ManagerSocket(f"@helix-revdial-agent-{os.getpid()}-{id(self)}")
+        self.addCleanup(manager.close)
+        services: list[AgentService] = []
+        service = self.service(
+            supervision=Supervision.fromEnvironment(
+                self.clock, {"NOTIFY_SOCKET": manager.address}, lambda: services[0].status()
+            )
+        )
+        services.append(service)
+        self.clock.advance(0)
+        [first] = manager.messages()
+        self.assertEqual(
+            first,
+            {
+                "READY": "1",
+                "STATUS": "not connected to http://cp.example:8080 as wolf-gpu7, 0 streams",
+            },
+        )
+        control = self.path.accept()
+        self.assertEqual(
+            manager.messages(),
+            [{"STATUS": "connected to http://cp.example:8080 as wolf-gpu7 over raw, 0 streams"}],
+        )
+        stream = self.streaming(control)
+        stopping = service.stopService()
+        [leaving] = manager.messages()
+        self.assertEqual(
+            (leaving["STOPPING"], leaving["STATUS"]), ("1", "leaving: 1 streams"), leaving
+        )
+        self.assertIn("EXTEND_TIMEOUT_USEC", leaving)
+        stream.lose()
+        self.successResultOf(stopping)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopWithAServerThatDoesNotClose(self) -> None:
         """A control connection that will not end does not hold the process."""
@@ -404,7 +515,7 @@ class AgentServiceTests(SynchronousTestCase):
         carrier.stuck = True
         stopping = service.stopService()
         self.assertNoResult(stopping)
-        self.clock.advance(DRAIN_LIMIT + CLOSE_LIMIT + 0.1)
+        self.clock.advance(DRAIN + CLOSE_LIMIT + 0.1)
         self.successResultOf(stopping)
         self.assertLogged("did not close in time")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -241,6 +242,26 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertIn(f"at most {MAX_TARGETS}", self.refused(HOST, target=many))
         self.assertEqual(len(read(HOST, target=many[1:]).targets), MAX_TARGETS)
         self.assertIn("--local: ", self.refused(HOST, local="nowhere"))
+
+    def test_drain(self) -> None:
+        """The time for streams at the end is a number from 0 up to an hour; 30 s if not given."""
+        self.assertEqual(read(HOST).drain, 30.0)
+        self.assertEqual(read(HOST, drain="0").drain, 0.0)
+        self.assertEqual(read(HOST | {"HELIX_AGENT_DRAIN": "3600"}).drain, 3600.0)
+        for text in ("-1", "3601", "nan", "inf", "long"):
+            self.assertIn("--drain: ", self.refused(HOST, drain=text), text)
+
+    def test_credential(self) -> None:
+        """A credential named token is the token where no setting names one."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        (directory / "token").write_text("from-the-credential\n")
+        bare = {name: value for name, value in HOST.items() if name != "RUNNER_TOKEN"}
+        handed = {"CREDENTIALS_DIRECTORY": str(directory)}
+        settings = read(bare | handed)
+        self.assertEqual(settings.token(), "from-the-credential")
+        self.assertEqual(settings.token.origin, "credential token")
+        self.assertEqual(read(HOST | handed).token.origin, "RUNNER_TOKEN")
 
     def test_reconnect(self) -> None:
         """A number of seconds above nothing."""

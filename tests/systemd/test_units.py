@@ -1,0 +1,173 @@
+"""The units that are shipped: systemd takes them, and they say what the programs and pages say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.testing import MemoryReactor
+from twisted.trial.unittest import SynchronousTestCase
+
+import helix_revdial
+from helix_revdial.agent.service import CLOSE_LIMIT
+from helix_revdial.agent.settings import CREDENTIAL
+from helix_revdial.systemd.supervision import EXTENSION, INTERVAL
+from tests.needs import needsProgram
+
+ROOT = Path(helix_revdial.__file__).parent.parent
+UNITS = {path.name: path.read_text() for path in sorted((ROOT / "systemd").iterdir())}
+SERVICES = [name for name in UNITS if name.endswith(".service")]
+TWISTD = "/opt/helix-revdial/bin/twistd"
+
+EXPOSURE = 20
+"""What C{systemd-analyze security} may find at most, in tenths: 20 is its "OK"."""
+
+
+def values(unit: str, key: str) -> list[str]:
+    """Every value of C{key} in a unit."""
+    return re.findall(rf"^{key}=(.*(?:\\\n.*)*)$", UNITS[unit], re.MULTILINE)
+
+
+class UnitTests(SynchronousTestCase):
+    def test_all(self) -> None:
+        """The server with its socket, the agent, and the template for several agents."""
+        self.assertEqual(
+            sorted(UNITS),
+            [
+                "helix-revdial-agent.service",
+                "helix-revdial-agent@.service",
+                "helix-revdial-server.service",
+                "helix-revdial-server.socket",
+            ],
+        )
+
+    def test_notify(self) -> None:
+        """Both say when they are ready and that they live, and are not for others to speak for."""
+        for name in SERVICES:
+            self.assertEqual(values(name, "Type"), ["notify"], name)
+            self.assertEqual(values(name, "NotifyAccess"), ["main"], name)
+            [limit] = values(name, "WatchdogSec")
+            self.assertGreater(float(limit), 4 * INTERVAL)
+
+    def test_restarts(self) -> None:
+        """G5: what crashes is started again, for ever."""
+        for name in SERVICES:
+            self.assertEqual(values(name, "Restart"), ["always"], name)
+            self.assertEqual(values(name, "StartLimitIntervalSec"), ["0"], name)
+
+    def test_stopsInTime(self) -> None:
+        """
+        systemd waits for longer than it takes to ask it for more time, and than
+        it takes to close what does not close by itself.
+        """
+        for name in SERVICES:
+            [limit] = values(name, "TimeoutStopSec")
+            self.assertGreater(float(limit), EXTENSION + INTERVAL, name)
+            self.assertGreater(float(limit), CLOSE_LIMIT + 5, name)
+
+    def test_hardened(self) -> None:
+        """
+        A user of its own, no new privileges, a system that cannot be written to, limits; and
+        not the one restriction under which TLS fails in the middle of a connection.
+        """
+        for name in SERVICES:
+            for key, value in (
+                ("DynamicUser", "yes"),
+                ("NoNewPrivileges", "yes"),
+                ("ProtectSystem", "strict"),
+                ("LimitCORE", "0"),
+            ):
+                self.assertEqual(values(name, key), [value], f"{name}: {key}")
+            self.assertNotEqual(values(name, "LimitNOFILE"), [], name)
+            self.assertEqual(values(name, "MemoryDenyWriteExecute"), [], name)
+
+    def test_template(self) -> None:
+        """The template is the single agent's unit, but for whose files it takes."""
+        single = UNITS["helix-revdial-agent.service"].splitlines()
+        template = UNITS["helix-revdial-agent@.service"].splitlines()
+        changed = [line for line in template if line not in single and line[:1] not in ("#", "")]
+        self.assertEqual(
+            changed,
+            [
+                "Description=helix_revdial agent %i: offers local services to a control plane",
+                "EnvironmentFile=/etc/helix-revdial/agents/%i.env",
+                f"LoadCredential={CREDENTIAL}:/etc/helix-revdial/agents/%i.token",
+            ],
+        )
+        self.assertEqual(
+            values("helix-revdial-agent.service", "LoadCredential"),
+            [f"{CREDENTIAL}:/etc/helix-revdial/agent.token"],
+        )
+
+    def test_socket(self) -> None:
+        """The socket's name is that of the endpoint that its comment and the page give."""
+        unit = UNITS["helix-revdial-server.socket"]
+        [name] = values("helix-revdial-server.socket", "FileDescriptorName")
+        found = re.search(r'endpoint = "(systemd:[^"]*)"', unit)
+        assert found is not None
+        self.assertIn(f":name={name}", found.group(1))
+        page = (ROOT / "docs" / "operating.md").read_text()
+        self.assertTrue(found.group(1) in page, f"{found.group(1)} is not in operating.md")
+        with self.assertRaises(KeyError):
+            # It is read up to the look for a socket of that name, which is not here.
+            serverFromString(MemoryReactor(), found.group(1))
+
+    def test_pages(self) -> None:
+        """Every unit, and every file that a unit takes, is in the documentation."""
+        pages = "".join((ROOT / "docs" / page).read_text() for page in ("operating.md", "agent.md"))
+        named = set(UNITS)
+        for unit in SERVICES:
+            for key in ("EnvironmentFile", "LoadCredential"):
+                for value in values(unit, key):
+                    named.add(value.lstrip("-").rpartition(":")[2].replace("%i", "NAME"))
+        for name in sorted(named):
+            self.assertTrue(name in pages, f"{name} is on no page")
+
+    @needsProgram("systemd-analyze", package="systemd")
+    def test_verify(self) -> None:
+        """systemd finds no fault, but for where twistd is on this machine."""
+        for name, path in self.copies().items():
+            done = subprocess.run(
+                ["systemd-analyze", "verify", "--man=no", str(path)],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            self.assertEqual((done.stdout, done.stderr, done.returncode), ("", "", 0), name)
+
+    @needsProgram("systemd-analyze", package="systemd")
+    def test_security(self) -> None:
+        """systemd's own judgement of how far a unit is shut off."""
+        for name, path in self.copies().items():
+            if not name.endswith(".service"):
+                continue
+            done = subprocess.run(
+                [
+                    "systemd-analyze",
+                    "security",
+                    "--offline=yes",
+                    f"--threshold={EXPOSURE}",
+                    "--no-pager",
+                    str(path),
+                ],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def copies(self) -> dict[str, Path]:
+        """The units where they can be checked, with a program that is there."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        found = {}
+        for name, text in UNITS.items():
+            copy = directory / name
+            copy.write_text(text.replace(TWISTD, sys.executable))
+            found[name.replace("@", "@gpu1")] = directory / name.replace("@", "@gpu1")
+            if "@" in name:
+                (directory / name.replace("@", "@gpu1")).symlink_to(copy)
+        return found
