@@ -227,6 +227,7 @@ def _handOver(
 ) -> HandedOver:
     headers = [(words.FEATURES_HEADER, words.formatFeatures(agreed))] if asked.offered else []
     headers.extend(fields)
+    request.purpose = "data" if asked.kind in _DATA else "control"
     if asked.kind in _RAW:
         carrier = rawServer(
             protocol, responseHeaders=headers, clock=services.clock, onFailure=failed

@@ -127,6 +127,8 @@ class HTTPConnection(Protocol):
         self._begun = 0.0
         self._task: Deferred[None] | None = None
         self._successor: IProtocol | None = None
+        self.purpose = "http"
+        """What the connection is for, to those who count."""
 
     # Beginning and end
 
@@ -682,6 +684,7 @@ class HTTPConnection(Protocol):
             raise Problem(400, "A request that changes the protocol carries no body.")
         successor = build()
         self._successor = successor
+        self.purpose = request.purpose
         self.phase = Phase.HANDED_OVER
         self._request = None
         for deadline in (self._deadline, self._stall, self._turn):

@@ -6,7 +6,7 @@ connected, the access log and the way to stop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 
 from twisted.internet.defer import Deferred
@@ -27,6 +27,9 @@ class HTTPFactory(ServerFactory):
     @ivar dispatch: Answers requests.
     @ivar admission: The connections of strangers.
     @ivar stopping: Whether L{stop} has been called.
+    @ivar answers: How many requests were answered, by the class of the status
+        (C{"2xx"}…), C{"handed_over"} or C{"aborted"}.
+    @ivar full: How many connections were turned away since there were too many in all.
     """
 
     noisy = False
@@ -55,6 +58,8 @@ class HTTPFactory(ServerFactory):
         self.serverHeader = serverHeader
         self.admission = Admission(self.limits)
         self.stopping = False
+        self.answers: dict[str, int] = {}
+        self.full = 0
         self._log = log if log is not None else Logger(namespace="helix_revdial.http.access")
         self._wallClock = wallClock
         self._date = b""
@@ -98,7 +103,9 @@ class HTTPFactory(ServerFactory):
         @param address: See L{Admission.admit}.
         @return: Whether the connection may be served.
         """
-        if self.connections < self.limits.maxConnections and self.admission.admit(address):
+        if self.connections >= self.limits.maxConnections:
+            self.full += 1
+        elif self.admission.admit(address):
             self._http.add(connection)
             return True
         self._turnedAway.add(connection)
@@ -127,6 +134,8 @@ class HTTPFactory(ServerFactory):
 
     def logAccess(self, request: Request, status: int | str, begun: float) -> None:
         """One line per request.  The query stays out: old wires carry secrets there."""
+        word = f"{status // 100}xx" if isinstance(status, int) else status.replace(" ", "_")
+        self.answers[word] = self.answers.get(word, 0) + 1
         self._log.info(
             "{peer} {method} {path} {status} {milliseconds:.0f} ms {requestId}",
             peer=request.clientHost,
@@ -135,6 +144,7 @@ class HTTPFactory(ServerFactory):
             status=status,
             milliseconds=(self.clock.seconds() - begun) * 1000,
             requestId=request.requestId,
+            **request.logged,
         )
 
     def logRefused(self, peer: IAddress | None, status: int, why: str, requestId: str) -> None:
@@ -146,6 +156,28 @@ class HTTPFactory(ServerFactory):
             why=why,
             requestId=requestId,
         )
+
+    def descriptors(self) -> Iterator[tuple[int, str]]:
+        """
+        The descriptor of each connection, and what it is for: C{"http"}, or what its
+        request was when it was handed over.
+        """
+        for connection in (*self._http, *self._successors, *self._turnedAway):
+            try:
+                number = connection.transport.fileno()
+            except Exception:  # noqa: S112 (a transport without one)
+                continue
+            if isinstance(number, int) and number >= 0:
+                yield number, connection.purpose
+
+    def sizes(self) -> dict[str, int]:
+        """How many entries there are in each table that is kept here."""
+        return {
+            "http": len(self._http),
+            "handed_over": len(self._successors),
+            "turned_away": len(self._turnedAway),
+            "strangers": self.admission.total,
+        }
 
     def stop(self, timeout: float = 30.0) -> Deferred[None]:
         """

@@ -67,6 +67,8 @@ class Admission:
         self._perAddress: dict[str, int] = {}
         self.total = 0
         """Places taken."""
+        self.refused = {"unauthenticated": 0, "unauthenticated_per_address": 0}
+        """How many got no place, by the limit."""
 
     def admit(self, address: str) -> bool:
         """
@@ -76,10 +78,12 @@ class Admission:
             empty string (no address: a unix socket) counts towards the total only.
         """
         if self.total >= self._limits.maxUnauthenticated:
+            self.refused["unauthenticated"] += 1
             return False
         taken = self._perAddress.get(address, 0)
         if address:
             if taken >= self._limits.maxUnauthenticatedPerAddress:
+                self.refused["unauthenticated_per_address"] += 1
                 return False
             self._perAddress[address] = taken + 1
         self.total += 1

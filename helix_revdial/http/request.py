@@ -93,6 +93,8 @@ class Request:
         them and lets them say who asks.
     @ivar httpVersion: C{b"1.1"} or C{b"1.0"}.
     @ivar requestId: The caller's C{X-Request-Id} if that is well-formed, or a new one.
+    @ivar purpose: What its connection is for once it is handed over, to those who count.
+    @ivar logged: What the dispatch adds to the line in the access log.
     """
 
     def __init__(
@@ -125,6 +127,8 @@ class Request:
         self.secure = secure
         self.certificate = certificate
         self.requestId = requestId
+        self.purpose = "other"
+        self.logged: dict[str, object] = {}
         self._owner = owner
 
     def queryValue(self, name: str) -> str | None:
