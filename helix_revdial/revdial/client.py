@@ -22,11 +22,8 @@ Invariants:
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -49,6 +46,7 @@ from .exchange import (
     CarrierForm,
     CarrierURL,
     MalformedAnswer,
+    NoConnection,
     UpgradeRefused,
     endpointFor,
 )
@@ -63,6 +61,7 @@ from .features import (
 )
 from .listener import Listener
 from .messages import ConnReady
+from .refusals import Refused, refusal
 from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
 from .server_url import ServerURL
 from .upgrade import RawUpgradeEndpoint
@@ -73,27 +72,6 @@ RAW_AGAIN = 3600.0
 
 UPGRADE_TIMEOUT = 10.0
 """Seconds for a connection, and again for the answer to an upgrade."""
-
-MAX_TEXT = 300
-"""Characters of a server's explanation that are repeated."""
-
-
-class Refused(Exception):
-    """
-    The server, or something in its place, refused the control connection.
-
-    C{str} says why, for people.
-
-    @ivar status: The HTTP status.
-    @ivar text: What was said.
-    @ivar retryAfter: Seconds the server wants us to wait, or C{None}.
-    """
-
-    def __init__(self, status: int, text: str, retryAfter: float | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
-        self.retryAfter = retryAfter
 
 
 @dataclass(frozen=True)
@@ -165,6 +143,12 @@ class ServerPath:
         self._controlRawFrom = 0.0
         self._dataRawFrom = 0.0
 
+    def forget(self) -> None:
+        """
+        Try raw again: what refused it may not be on the way any more.
+        """
+        self._controlRawFrom = self._dataRawFrom = 0.0
+
     # Control
 
     async def connectControl(self, listener: Listener) -> ControlSession:
@@ -195,7 +179,9 @@ class ServerPath:
                     # The next attempt may well find another path.
                     self._controlRawFrom = 0.0
                 if kind is AnswerKind.REFUSED or not forms:
-                    raise _refusal(refused, kind, token) from None
+                    raise refusal(refused, kind, token) from None
+            except NoConnection:
+                raise
             except (MalformedAnswer, ConnectionLost, ConnectionDone, NoAnswer) as error:
                 if not forms:
                     raise
@@ -452,42 +438,6 @@ def _authorization(token: str) -> tuple[bytes, bytes]:
         return b"Authorization", b"Bearer " + token.encode("ascii")
     except UnicodeEncodeError:
         raise ValueError("the token has characters that a header cannot carry") from None
-
-
-def _refusal(refused: UpgradeRefused, kind: AnswerKind, token: str) -> Refused:
-    """What an operator reads about a refused control connection."""
-    media = (refused.header(b"content-type") or b"").decode("latin-1").partition(";")[0].strip()
-    said = ""
-    if kind is AnswerKind.REFUSED:
-        try:
-            detail = json.loads(refused.body).get("detail")
-            said = detail if isinstance(detail, str) else ""
-        except (ValueError, AttributeError):
-            said = ""
-    elif kind is AnswerKind.FRONTEND or media == "text/html":
-        said = (
-            f"a frontend answered in the API's place ({refused.status} {media}); "
-            "is the server URL right?"
-        )
-    elif media in ("text/plain", "application/json"):
-        said = refused.body.decode("utf-8", "replace")
-    said = "".join(c if c.isprintable() else " " for c in said).strip()
-    said = said.replace(token, "<hidden>")[:MAX_TEXT] if token else said[:MAX_TEXT]
-    if not said.startswith("a frontend"):
-        said = f"{refused.status} {refused.reason}".rstrip() + (f": {said}" if said else "")
-    return Refused(refused.status, said, _retryAfter(refused))
-
-
-def _retryAfter(refused: UpgradeRefused) -> float | None:
-    """A C{Retry-After} in seconds; a date is taken against the answer's own C{Date}."""
-    value = (refused.header(b"retry-after") or b"").decode("latin-1").strip()
-    if re.fullmatch(r"\d{1,6}", value):
-        return float(value)
-    try:
-        now = (refused.header(b"date") or b"").decode("latin-1")
-        return max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(now)).total_seconds())
-    except (ValueError, TypeError):
-        return None
 
 
 __all__ = ["Closed", "ControlSession", "Refused", "ServerPath", "ServerURL"]

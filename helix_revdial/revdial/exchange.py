@@ -107,6 +107,10 @@ class MalformedAnswer(Exception):
     """What came back is not an answer to the request: not HTTP, or a wrong switch."""
 
 
+class NoConnection(error.TimeoutError):
+    """No connection was made in time, so that nothing could be asked."""
+
+
 def firstHeader(headers: Headers, name: bytes) -> bytes | None:
     """The first value of the field C{name} (in lower case), or C{None}."""
     for key, value in headers:
@@ -512,4 +516,4 @@ class UpgradeEndpoint:
         return await exchange.done
 
     def _tooSlow(self, result: object, timeout: float) -> None:
-        raise error.TimeoutError(f"no connection in {timeout} s")
+        raise NoConnection(f"no connection in {timeout:g} s")
