@@ -61,23 +61,41 @@ def refusal(refused: UpgradeRefused, kind: AnswerKind, token: str) -> Refused:
     @param kind: What kind of answer it is.
     @param token: What must not be repeated.
     """
-    said = _ownWords(refused) if kind is AnswerKind.REFUSED else _seen(refused, kind)
-    if said is None:
-        media = _media(refused)
-        plain = media in ("text/plain", "application/json")
-        said = _status(refused, refused.body.decode("utf-8", "replace") if plain else "")
-    said = _clean(said, MAX_TEXT + 100)
-    if token:
-        said = said.replace(token, "<hidden>")
-    return Refused(refused.status, said, retryAfter(refused))
+    wait = retryAfter(refused)
+    # Before anything is cut, or a cut could leave a part of it.
+    refused = _without(token, refused)
+    if kind is AnswerKind.REFUSED:
+        said = _status(refused, _detail(refused).replace(token or "\0", "<hidden>"))
+    else:
+        said = _seen(refused, kind) or _status(refused, _plainText(refused))
+    return Refused(refused.status, _clean(said, MAX_TEXT + 100), wait)
 
 
-def _ownWords(refused: UpgradeRefused) -> str:
+def _without(token: str, refused: UpgradeRefused) -> UpgradeRefused:
+    """The same answer with the token replaced wherever it stands as it is."""
+    if not token:
+        return refused
+    secret = token.encode()
+    return UpgradeRefused(
+        refused.status,
+        refused.reason.replace(token, "<hidden>"),
+        tuple((name, value.replace(secret, b"<hidden>")) for name, value in refused.headers),
+        refused.body.replace(secret, b"<hidden>"),
+    )
+
+
+def _detail(refused: UpgradeRefused) -> str:
     try:
         detail = json.loads(refused.body).get("detail")
     except (ValueError, AttributeError):
-        detail = None
-    return _status(refused, detail if isinstance(detail, str) else "")
+        return ""
+    return detail if isinstance(detail, str) else ""
+
+
+def _plainText(refused: UpgradeRefused) -> str:
+    if _media(refused) not in ("text/plain", "application/json"):
+        return ""
+    return refused.body.decode("utf-8", "replace")
 
 
 def _seen(refused: UpgradeRefused, kind: AnswerKind) -> str | None:

@@ -67,6 +67,19 @@ class DiagnosisTests(SynchronousTestCase):
         said = str(refused(200, "OK", HTML, NGINX, kind=AnswerKind.FRONTEND))
         self.assertIn("in the API's place (200 text/html from nginx/1.22.1)", said)
 
+    def test_cut(self) -> None:
+        """F1: where a long text is cut, no part of the token is left."""
+        escaped = "".join(f"\\u{ord(c):04x}" for c in TOKEN)
+        for before in range(MAX_TEXT - len(TOKEN), MAX_TEXT + 1):
+            problem = b'{"detail": "%s%s"}' % (b"x" * before, escaped.encode())
+            for kind, body in (
+                (AnswerKind.OTHER, b"x" * before + TOKEN.encode()),
+                (AnswerKind.REFUSED, problem),
+            ):
+                plain = (b"content-type", b"text/plain")
+                said = str(refused(401, "No", plain, body=body, kind=kind))
+                self.assertNotIn(TOKEN[:4], said)
+
     @settings(deadline=None, max_examples=100)
     @given(
         st.sampled_from([200, 301, 400, 401, 403, 404, 426, 500, 502]),
