@@ -80,5 +80,8 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from helix_revdial.control_plane import ControlPlane
+    from helix_revdial.revdial.monotonic import useMonotonicTime
+
+    useMonotonicTime(reactor)
 
     return ControlPlane(reactor, options.config, os.environ)

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from .carrier import ClosedByPeer
 from .control import CLOSE_CODES, ControlConnection
 from .features import FEATURES_HEADER, GOODBYE, parseFeatures
+from .keepalive import KernelWatch
 from .messages import Closing, ConnReady, Goodbye, Message, PickupFailed
 
 _REASONS = {code: word for word, code in CLOSE_CODES.items()}
@@ -54,11 +55,13 @@ class Answering(TypingProtocol):
     Who answers a server's dials.
 
     @ivar pingInterval: Seconds between our signs of life.
-    @ivar silence: Seconds of silence after which a server is given up.
+    @ivar silence: Seconds without a sign of life after which a server is given up.
+    @ivar kernel: What the kernel is told about a control connection.
     """
 
     pingInterval: float
     silence: float
+    kernel: KernelWatch
 
     def controlMade(self, control: AgentControl) -> None:
         """A control connection is up."""
@@ -78,7 +81,7 @@ class AgentControl(ControlConnection):
     """
 
     def __init__(self, answering: Answering, clock: IReactorTime, offered: frozenset[str]) -> None:
-        super().__init__(clock, frozenset())
+        super().__init__(clock, frozenset(), kernel=answering.kernel)
         self._answering = answering
         self._offered = offered
         self._since = clock.seconds()

@@ -134,6 +134,11 @@ class CarrierTransport:
             self._log.failure("{protocol!r} failed to start", protocol=self._protocol)
             self.abortConnection()
 
+    @property
+    def beneath(self) -> Any:
+        """The transport that carries this one."""
+        return self._transport
+
     # What a carrier says.
 
     def _send(self, data: bytes) -> None:

@@ -42,12 +42,14 @@ from .dials import Dial, DialState
 from .endpoints import DialEndpoint
 from .errors import (
     DialError,
+    DialTimeout,
     HeldByAnother,
     NotAllowed,
     NotConnected,
     TooManyPendingDials,
     TunnelBroke,
 )
+from .keepalive import Liveness
 from .messages import PickupFailed
 from .pickups import Call, PickUp, errorFor, targetSeconds
 from .registrations import ConnectionDetail, GraceEntry, Registration, Stats
@@ -59,6 +61,9 @@ SUPERSEDED_WAIT = 60.0
 
 CARRIER_WAIT = 15.0
 """Seconds from a pick-up to its carrier being up, at most."""
+
+
+_LIVENESS = Liveness()
 
 
 @dataclass(eq=False)
@@ -102,6 +107,7 @@ class Connections:
         dialTimeout: float = 20.0,
         maxRunners: int = 10_000,
         maxStreams: int = 4096,
+        liveness: Liveness = _LIVENESS,
     ) -> None:
         """
         @param clock: Tells the time and calls later.
@@ -118,6 +124,7 @@ class Connections:
         @param dialTimeout: Seconds an agent has to dial back.
         @param maxRunners: Names that may be held.
         @param maxStreams: Streams that may be open to one runner.
+        @param liveness: How agents are watched.
         """
         self._clock = clock
         self._generations = generations
@@ -127,6 +134,8 @@ class Connections:
         self._onEnded = onEnded
         self._watching = watching if watching is not None else Watching()
         self._maxStreams = maxStreams
+        self._dialTimeout = dialTimeout
+        self._liveness = liveness
         self._table = ConnectionTable(
             clock,
             gracePeriod=gracePeriod,
@@ -235,6 +244,7 @@ class Connections:
             onPickupFailed=lambda message: self._pickupFailed(registration, message),
             onGoodbye=lambda: self._left(registration),
             onLost=lambda reason: self._lost(registration, reason),
+            liveness=self._liveness,
         )
         self._log.info(
             "Runner {runner} registered as generation {generation} from {peer}.",
@@ -429,6 +439,7 @@ class Connections:
         if registration is not None:
             call.owner = registration.owner
             call.credential = registration.credential
+            registration.protocol.dialAnswered()
         seconds = targetSeconds(timing)
         if seconds is not None:
             call.stream.phases["target"] = seconds
@@ -584,9 +595,25 @@ class Connections:
     def _expire(self) -> None:
         self._timer = None
         try:
-            self._carryOut(self._table.expire())
+            effects = self._table.expire()
+            for effect in effects:
+                if isinstance(effect, Failed) and isinstance(effect.error, DialTimeout):
+                    self._ranOut(effect.dial)
+            self._carryOut(effects)
         finally:
             self._schedule()
+
+    def _ranOut(self, dial: Dial) -> None:
+        """An agent did not dial back; it had all the time that it is given?"""
+        registration = self._registrations.get(dial.generation or 0)
+        call = self._calls.get(dial.id)
+        asked = None if call is None else call.stream.phases.get("asked")
+        if registration is None or call is None or asked is None:
+            return
+        when = call.stream.started + asked
+        # The table took the time a moment before it was noted as a phase.
+        if self._clock.seconds() - when >= self._dialTimeout * 0.95:
+            registration.protocol.dialRanOut(when)
 
     # Views
 

@@ -11,8 +11,14 @@ and L{AgentControl <helix_revdial.revdial.listener.AgentControl>}.
 
 Invariants:
 
-  - Only bytes from the peer count as life.  What we write never does: a
-    connection whose path is cut takes writes for many minutes.
+  - What we write never counts as life: a connection whose path is cut takes
+    writes for many minutes.  Where C{echo} is agreed, only the answer to a
+    question of ours counts, by its token, which nobody but the peer has seen: what
+    a middlebox says in the peer's place proves nothing, and neither do the peer's
+    own bytes, which may come while ours are lost.  Elsewhere its bytes and pongs
+    count.
+  - Questions and answers overtake lines that wait for the peer to read, so that a
+    congested connection is not taken for a dead one.
   - At most C{maxUnsent} bytes of lines wait for a peer that does not read;
     one more line drops this connection, and touches nothing else.
   - Behind L{close} and behind a fault nothing more of the peer is acted upon.
@@ -44,6 +50,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .features import ECHO
+from .keepalive import CONTROL_WATCH, KernelWatch, watchPath
 from .messages import ControlError, Echo, KeepAlive, Message, MessageReader, encode
 from .streams import IStreamTransport
 
@@ -73,6 +80,7 @@ class ControlConnection(Protocol):
 
     @ivar features: What both ends agreed on.
     @ivar lastHeard: When bytes of the peer last came, on the clock.
+    @ivar lastProof: When it last proved, on the clock, that it is there.
     @ivar roundTrip: Seconds that the last sign of life took, or C{None}.
     @ivar ended: In a word or a few, why we closed; C{None} while we have not.
     """
@@ -86,20 +94,25 @@ class ControlConnection(Protocol):
         *,
         maxUnsent: int = MAX_UNSENT,
         closeTimeout: float = CLOSE_TIMEOUT,
+        kernel: KernelWatch = CONTROL_WATCH,
     ) -> None:
         """
-        @param clock: Tells the time and calls later.
+        @param clock: Tells the time and calls later; it must not jump when
+            somebody sets the wall clock.
         @param features: What both ends agreed on.
         @param maxUnsent: Bytes of lines that may wait.
         @param closeTimeout: Seconds from L{close} to the abort.
+        @param kernel: What the kernel is told about the connection.
         """
         self.features = features
         self.lastHeard = clock.seconds()
+        self.lastProof = self.lastHeard
         self.roundTrip: float | None = None
         self.ended: str | None = None
         self._clock = clock
         self._maxUnsent = maxUnsent
         self._closeTimeout = closeTimeout
+        self._kernel = kernel
         self._reader = MessageReader()
         self._unsent: deque[bytes] = deque()
         self._unsentBytes = 0
@@ -129,10 +142,11 @@ class ControlConnection(Protocol):
     # The carrier's events
 
     def connectionMade(self) -> None:
-        self.lastHeard = self._clock.seconds()
+        self.lastHeard = self.lastProof = self._clock.seconds()
         if self.ended is not None:
             self._carrier().abortConnection()
             return
+        watchPath(self.transport, self._kernel)
         self._blocked = False
         self._carrier().registerProducer(self, True)
         self.started()
@@ -140,6 +154,8 @@ class ControlConnection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.lastHeard = self._clock.seconds()
+        if ECHO not in self.features:
+            self.lastProof = self.lastHeard
         if self.ended is not None:
             return
         try:
@@ -193,7 +209,10 @@ class ControlConnection(Protocol):
             self._log.warn("A control connection does not read; it is dropped.", peer=self._peer())
             self.drop("the peer does not read")
             return
-        self._unsent.append(line)
+        if isinstance(message, (KeepAlive, Echo)):
+            self._unsent.appendleft(line)
+        else:
+            self._unsent.append(line)
         self._unsentBytes += len(line)
 
     @property
@@ -266,17 +285,18 @@ class ControlConnection(Protocol):
 
     def watchSilence(self, limit: float) -> None:
         """
-        Drop the connection, with C{"silence"}, when the peer has not been heard
-        for more than C{limit} seconds.
+        Drop the connection, with C{"silence"}, when the peer has not proved to be
+        there for more than C{limit} seconds.
         """
 
         def check() -> None:
             self._silence = None
-            left = self.lastHeard + limit - self._clock.seconds()
+            left = self.lastProof + limit - self._clock.seconds()
             if left <= 0:
                 self._log.warn(
-                    "Nothing was heard for {limit} s; the control connection is dropped.",
+                    "No sign of life for {limit:g} s; the control connection is dropped.",
                     limit=limit,
+                    heard=self._clock.seconds() - self.lastHeard,
                     peer=self._peer(),
                 )
                 self.drop("silence")
@@ -286,7 +306,7 @@ class ControlConnection(Protocol):
         self._silence = self._clock.callLater(limit, check)
 
     def askForLife(self) -> None:
-        """L{signOfLife}, for whoever wants L{lastHeard} and L{roundTrip} kept fresh only."""
+        """L{signOfLife}, for whoever wants L{lastProof} and L{roundTrip} kept fresh only."""
         answer = self.signOfLife()
         if answer is not None:
             answer.addErrback(lambda _: None)
@@ -344,7 +364,8 @@ class ControlConnection(Protocol):
                 found = self._echoes.pop(token, None)
                 if found is not None:
                     asked, answer = found
-                    self.roundTrip = self._clock.seconds() - asked
+                    self.lastProof = self._clock.seconds()
+                    self.roundTrip = self.lastProof - asked
                     answer.callback(self.roundTrip)
             case KeepAlive(echo):
                 if echo is not None and ECHO in self.features:
@@ -353,7 +374,7 @@ class ControlConnection(Protocol):
                 self._guarded(self.messageReceived, message)
 
     def _heard(self, roundTrip: float) -> float:
-        self.lastHeard = self._clock.seconds()
+        self.lastHeard = self.lastProof = self._clock.seconds()
         self.roundTrip = roundTrip
         return roundTrip
 

@@ -6,14 +6,15 @@ A dialer is the server's protocol on a control connection.  It writes
 keep-alives, C{conn-ready}, C{goodbye} and C{closing}, and reports what the
 agent says; it owns no table, and decides nothing about who may register.
 
-Its liveness, by what the agent can do:
+Its liveness, by what the agent can do (L{Liveness} has the numbers):
 
   - C{echo} agreed: each keep-alive asks for an echo.
-  - WebSocket without C{echo} (the Go agents of 2026): a ping each 15 s.
+  - WebSocket without C{echo} (the Go agents of 2026): pings.
   - The hijacked connection of 2025: nothing comes from such an agent in its
-    whole life but C{pickup-failed}, so only TCP can notice its death.
-
-In the first two cases L{SILENCE} seconds without a byte end the connection.
+    whole life but C{pickup-failed}.  The kernel notices when its machine or its
+    path is gone; where the program is stuck, or something in between answers the
+    kernel, L{UNANSWERED} dials that run out, one after the other, without a sign
+    of the agent end the connection.
 """
 
 from __future__ import annotations
@@ -26,22 +27,19 @@ from twisted.python.failure import Failure
 
 from .control import CLOSE_TIMEOUT, MAX_UNSENT, ControlConnection
 from .features import ECHO, GOODBYE
+from .keepalive import Liveness
 from .messages import Closing, ConnReady, Goodbye, KeepAlive, Message, PickupFailed
 
-KEEP_ALIVE = 18.0
-"""Seconds between keep-alives; the agents give up after 60 s of silence."""
-
-PING = 15.0
-"""Seconds between WebSocket pings, where echoes were not agreed."""
-
-SILENCE = 60.0
-"""Seconds without a byte after which an agent that can answer is given up."""
+UNANSWERED = 2
+"""Dials in a row that a speechless agent may leave without an answer."""
 
 HAND_OVER = 15.0
 """Seconds from a registration to its carrier being up."""
 
 PROBE = 3.0
 """Seconds that the holder of a contested name has to answer."""
+
+_DEFAULT = Liveness()
 
 
 class Dialer(ControlConnection):
@@ -64,9 +62,7 @@ class Dialer(ControlConnection):
         onGoodbye: Callable[[], None],
         onLost: Callable[[Failure], None],
         onUp: Callable[[], None] | None = None,
-        keepAlive: float = KEEP_ALIVE,
-        ping: float = PING,
-        silence: float = SILENCE,
+        liveness: Liveness = _DEFAULT,
         handOver: float = HAND_OVER,
         maxUnsent: int = MAX_UNSENT,
         closeTimeout: float = CLOSE_TIMEOUT,
@@ -76,18 +72,25 @@ class Dialer(ControlConnection):
         @param onGoodbye: The agent is going away.
         @param onLost: The connection is gone, or never came; called once.
         @param onUp: The carrier is up.
+        @param liveness: How the agent is watched.
         @param handOver: Seconds in which a carrier has to come.
         """
-        super().__init__(clock, features, maxUnsent=maxUnsent, closeTimeout=closeTimeout)
+        super().__init__(
+            clock,
+            features,
+            maxUnsent=maxUnsent,
+            closeTimeout=closeTimeout,
+            kernel=liveness.kernel,
+        )
         self.generation = generation
         self.offered = offered
         self._onPickupFailed = onPickupFailed
         self._onGoodbye = onGoodbye
         self._onLost = onLost
         self._onUp = onUp
-        self._keepAliveInterval = keepAlive
-        self._pingInterval = ping
-        self._silenceLimit = silence
+        self._liveness = liveness
+        self._unanswered = 0
+        self._unansweredSince = clock.seconds()
         self._handOver: IDelayedCall | None = clock.callLater(handOver, self._noCarrier)
 
     def ask(self, ready: ConnReady) -> None:
@@ -107,6 +110,42 @@ class Dialer(ControlConnection):
         """The carrier will not come."""
         if self.transport is None:
             self.close("abandoned")
+
+    @property
+    def speechless(self) -> bool:
+        """Whether this agent answers neither echo nor ping."""
+        return ECHO not in self.features and self.carrierName != "websocket"
+
+    def dialRanOut(self, asked: float) -> None:
+        """
+        A dial that the agent had all its time for was not answered.
+
+        Dials that ran out together say no more than one of them: the next one
+        counts if the agent was asked after the last one that counted ran out.
+
+        @param asked: When the agent was asked, on the clock.
+        """
+        if not self.speechless or asked < max(self._unansweredSince, self.lastHeard):
+            return
+        self._unanswered += 1
+        self._unansweredSince = self._clock.seconds()
+        if self._unanswered >= UNANSWERED:
+            self._log.warn(
+                "An agent left {count} dials in a row without an answer; "
+                "the control connection is dropped.",
+                count=self._unanswered,
+                peer=self._peer(),
+            )
+            self.drop("unresponsive")
+
+    def dialAnswered(self) -> None:
+        """The agent picked a dial up: it is there."""
+        self._unanswered = 0
+        self._unansweredSince = self._clock.seconds()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._unanswered = 0
+        super().dataReceived(data)
 
     def probe(self, limit: float = PROBE) -> Deferred[bool]:
         """
@@ -148,14 +187,16 @@ class Dialer(ControlConnection):
 
     def started(self) -> None:
         self._stopHandOver()
+        self._unansweredSince = self._clock.seconds()
+        live = self._liveness
         if ECHO in self.features:
-            self.every(self._keepAliveInterval, self.askForLife, now=True)
-            self.watchSilence(self._silenceLimit)
+            self.every(live.ask, self.askForLife, now=True)
+            self.watchSilence(live.silence)
         else:
-            self.every(self._keepAliveInterval, lambda: self.send(KeepAlive()), now=True)
+            self.every(live.keepAlive, lambda: self.send(KeepAlive()), now=True)
             if self._carrier().carrier == "websocket":
-                self.every(self._pingInterval, self.askForLife, now=False)
-                self.watchSilence(self._silenceLimit)
+                self.every(live.ask, self.askForLife, now=False)
+                self.watchSilence(live.silence)
         if self._onUp is not None:
             self._guarded(self._onUp)
 

@@ -35,6 +35,7 @@ from .answers import Answer, DialBack
 from .endpoints import ListenerEndpoint
 from .features import ALL
 from .interfaces import ITarget
+from .keepalive import CONTROL_WATCH, KernelWatch
 from .messages import ConnReady
 from .streams import StreamProtocol
 
@@ -47,8 +48,8 @@ MAX_STREAMS = 10_000
 DIAL_BACK = 20.0
 """Seconds from C{conn-ready} to the stream."""
 
-SILENCE = 60.0
-"""Seconds without a byte of the server after which it is given up."""
+SILENCE = 40.0
+"""Seconds without a sign of life of the server after which it is given up."""
 
 PING = 15.0
 """Seconds between our signs of life."""
@@ -59,7 +60,8 @@ class Listener:
     Answers the dials of a server with local targets.
 
     @ivar pingInterval: Seconds between our signs of life.
-    @ivar silence: Seconds of silence after which a server is given up.
+    @ivar silence: Seconds without a sign of life after which a server is given up.
+    @ivar kernel: What the kernel is told about a control connection.
     """
 
     _log = Logger()
@@ -76,6 +78,7 @@ class Listener:
         dialBackTimeout: float = DIAL_BACK,
         silence: float = SILENCE,
         pingInterval: float = PING,
+        kernel: KernelWatch = CONTROL_WATCH,
     ) -> None:
         """
         @param clock: Tells the time and calls later.
@@ -85,14 +88,16 @@ class Listener:
         @param maxDials: Dial-backs under way at a time.
         @param maxStreams: Streams open at a time.
         @param dialBackTimeout: Seconds from C{conn-ready} to the stream.
-        @param silence: Seconds of silence after which a server is given up.
-        @param pingInterval: Seconds between our signs of life.
+        @param silence: Seconds without a sign of life after which a server is given up.
+        @param pingInterval: Seconds between our questions for one.
+        @param kernel: What the kernel is told about a control connection.
         @raise ValueError: C{default} is no target.
         """
         if default is not None and default not in targets:
             raise ValueError(f"the default target {default!r} is not among the targets")
         self.pingInterval = pingInterval
         self.silence = silence
+        self.kernel = kernel
         self._clock = clock
         self._dialBack = dialBack
         self._targets: dict[str, ITarget] = dict(targets)

@@ -18,7 +18,8 @@ Invariants:
     peer's end of stream, as Twisted's TCP transport does; what it had written
     is still flushed.
 
-This module opens no socket and starts no timer.
+This module opens no socket and starts no timer; whether a stream's path is still there
+is for the kernel to find out (L{helix_revdial.revdial.keepalive}).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from twisted.python.failure import Failure
 from zope.interface import Attribute, implementer
 
 from .interfaces import ICarrierTransport
+from .keepalive import DATA_WATCH, watchPath
 
 
 class IStreamTransport(ICarrierTransport, IConsumer, IPushProducer):
@@ -277,6 +279,8 @@ class StreamProtocol(Protocol):
 
     def connectionMade(self) -> None:
         carrier = cast(IStreamTransport, self.transport)
+        # A stream has no heartbeat of its own, and may be idle for hours.
+        watchPath(carrier, DATA_WATCH)
         if self._stream is not None:
             self._stream.carried(carrier)
         try:

@@ -277,7 +277,8 @@ def hijackServer(
     @return: The protocol for the connection; it gets the bytes after the request's
         head.
     """
-    date = formatdate(clock.seconds(), usegmt=True).encode("ascii")
+    # The clock is for intervals; it may have begun when the machine did.
+    date = formatdate(usegmt=True).encode("ascii")
     version = b"1.0" if http10 else b"1.1"
     lines = [b"HTTP/%s 200 OK" % version, b"Date: " + date]
     if not http10:

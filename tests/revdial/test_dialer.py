@@ -7,8 +7,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.revdial.control import MAX_UNSENT
-from helix_revdial.revdial.dialer import HAND_OVER, KEEP_ALIVE, PING, SILENCE, Dialer
+from helix_revdial.revdial.dialer import HAND_OVER, Dialer
 from helix_revdial.revdial.features import ECHO, GOODBYE
+from helix_revdial.revdial.keepalive import Liveness
 from helix_revdial.revdial.messages import (
     MAX_LINE,
     Closing,
@@ -20,6 +21,8 @@ from helix_revdial.revdial.messages import (
     encode,
 )
 from tests.revdial.carriers import MemoryCarrier
+
+KEEP_ALIVE, PING, SILENCE = Liveness().keepAlive, Liveness().ask, Liveness().silence
 
 
 class DialerCase(SynchronousTestCase):
@@ -98,7 +101,8 @@ class KeepAliveTests(DialerCase):
         self.assertEqual(dialer.lastHeard, PING)
 
     def test_silenceEndsTheConnection(self) -> None:
-        """B1: an agent that can answer, and does not, is given up after 60 s."""
+        """B1: an agent that can answer, and does not, is given up within 45 s."""
+        self.assertLessEqual(SILENCE, 45)
         for carrier, features in (
             (MemoryCarrier(), (ECHO,)),
             (MemoryCarrier("websocket", canPing=True), ()),
@@ -126,6 +130,136 @@ class KeepAliveTests(DialerCase):
         """The agents of 2025 never say a word; silence proves nothing."""
         carrier = MemoryCarrier("hijack").connect(self.dialer(offered=False))
         self.pass_(300)
+        self.assertFalse(carrier.ended)
+
+    def test_onlyTheAnswerToOurQuestionIsLife(self) -> None:
+        """
+        B2, B3: what may come from a middlebox, or from a peer that does not hear us
+        (lines, echoes of nothing, its own questions), does not put the end off.
+        """
+        dialer = self.dialer(ECHO)
+        carrier = MemoryCarrier().connect(dialer)
+        for second in range(int(SILENCE)):
+            self.assertFalse(carrier.ended, f"given up after {second} s")
+            self.clock.advance(1)
+            for line in (KeepAlive(), KeepAlive(f"q{second}"), Echo(f"q{second}")):
+                if not carrier.ended:
+                    carrier.deliver(encode(line))
+        self.assertTrue(carrier.aborted)
+        self.assertEqual(dialer.ended, "silence")
+
+    def test_tokensCannotBeForeseen(self) -> None:
+        """B3: each question has its own token, and of two connections none alike."""
+        tokens = set()
+        for _ in range(2):
+            carrier = MemoryCarrier().connect(self.dialer(ECHO))
+            self.pass_(SILENCE - 1)
+            tokens |= {m.echo for m in carrier.messages() if isinstance(m, KeepAlive)}
+            carrier.lose()
+        self.assertEqual(len(tokens), 2 * (1 + int((SILENCE - 1) / PING)))
+        self.assertTrue(all(token and len(token) >= 16 for token in tokens))
+
+    def test_aCongestedPathIsNoDeadOne(self) -> None:
+        """
+        B10: on a path that delays every answer by 24 s from one moment on the
+        connection lives, and the round trip is what it is.
+        """
+        dialer = self.dialer(ECHO)
+        carrier = MemoryCarrier().connect(dialer)
+        late: list[tuple[float, str]] = []
+        for _ in range(2 * 300):
+            for message in carrier.messages():
+                if isinstance(message, KeepAlive) and message.echo is not None:
+                    delay = 0.0 if self.clock.seconds() < 60 else 24.0
+                    late.append((self.clock.seconds() + delay, message.echo))
+            for when, token in list(late):
+                if when <= self.clock.seconds():
+                    late.remove((when, token))
+                    carrier.deliver(encode(Echo(token)))
+            self.clock.advance(0.5)
+            self.assertFalse(carrier.ended, f"given up after {self.clock.seconds()} s")
+        self.assertEqual(dialer.roundTrip, 24.0)
+
+    def test_questionsOvertakeLinesThatWait(self) -> None:
+        """B10: what proves life does not stand in line behind what the peer has to read."""
+        carrier = MemoryCarrier().connect(self.dialer(ECHO))
+        carrier.messages()
+        assert carrier.producer is not None
+        carrier.producer.pauseProducing()
+        ready = ConnReady("/revdial", "0" * 32, "t")
+        carrier.protocol.ask(ready)
+        self.pass_(PING)
+        carrier.deliver(encode(KeepAlive("yours")))
+        carrier.producer.resumeProducing()
+        answer, question, asked = carrier.messages()
+        self.assertEqual((answer, asked), (Echo("yours"), ready))
+        assert isinstance(question, KeepAlive)
+        self.assertIsNotNone(question.echo)
+
+    def test_aPeerThatDoesNotReadIsGivenUpInTimeToo(self) -> None:
+        """Questions that never went out have no answers, and the time runs."""
+        carrier = MemoryCarrier().connect(self.dialer(ECHO))
+        assert carrier.producer is not None
+        carrier.producer.pauseProducing()
+        self.pass_(SILENCE + 1)
+        self.assertTrue(carrier.aborted)
+
+
+class SpeechlessAgentTests(DialerCase):
+    """Agents of 2025, who have no way to say that they are there."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.hijacked = self.dialer(offered=False)
+        self.carrier = MemoryCarrier("hijack").connect(self.hijacked)
+        self.pass_(10)
+
+    def runOut(self, seconds: float = 20) -> None:
+        asked = self.clock.seconds()
+        self.pass_(seconds)
+        self.hijacked.dialRanOut(asked)
+
+    def test_twoDialsInARowThatRunOut(self) -> None:
+        """Two unanswered dials end the connection; grace follows, as ever."""
+        self.runOut()
+        self.assertFalse(self.carrier.ended)
+        self.runOut()
+        self.assertTrue(self.carrier.aborted)
+        self.assertEqual(self.hijacked.ended, "unresponsive")
+        self.assertEqual(len(self.losses), 1)
+
+    def test_dialsThatRunOutTogetherCountOnce(self) -> None:
+        """Ten callers at once learn no more than one of them."""
+        asked = self.clock.seconds()
+        self.pass_(20)
+        for _ in range(10):
+            self.hijacked.dialRanOut(asked)
+        self.assertFalse(self.carrier.ended)
+
+    def test_aByteInBetween(self) -> None:
+        """An agent that says pickup-failed is there."""
+        self.runOut()
+        self.carrier.deliver(encode(PickupFailed("/revdial?a", "x")))
+        self.runOut()
+        self.assertFalse(self.carrier.ended)
+
+    def test_aDialThatIsAnsweredInBetween(self) -> None:
+        """So is one that picks a dial up."""
+        self.runOut()
+        self.hijacked.dialAnswered()
+        self.runOut()
+        self.assertFalse(self.carrier.ended)
+        self.runOut()
+        self.assertTrue(self.carrier.ended)
+
+    def test_agentsThatCanSpeakAreJudgedByTheirAnswers(self) -> None:
+        """A dial that fails says nothing about an agent that answers echoes."""
+        dialer = self.dialer(ECHO)
+        carrier = MemoryCarrier().connect(dialer)
+        for _ in range(5):
+            asked = self.clock.seconds()
+            self.clock.advance(1)
+            dialer.dialRanOut(asked)
         self.assertFalse(carrier.ended)
 
 

@@ -282,9 +282,12 @@ class DialBackTests(ListenerCase):
         for accept, reason in ((False, "target-timed-out"), (True, "unreachable")):
             endpoint = self.ask()
             local = self.api.accept() if accept else None
-            self.carrier.deliver(encode(KeepAlive()))
             self.pass_(20)
-            [said] = [m for m in self.carrier.messages() if isinstance(m, PickupFailed)]
+            messages = self.carrier.messages()
+            for asked in messages:
+                if isinstance(asked, KeepAlive) and asked.echo is not None:
+                    self.carrier.deliver(encode(Echo(asked.echo)))
+            [said] = [m for m in messages if isinstance(m, PickupFailed)]
             self.assertEqual(said.reason, reason)
             self.assertEqual(endpoint.cancelled, 1)
             if local is not None:
@@ -380,21 +383,33 @@ class ControlTests(ListenerCase):
         self.assertEqual(self.carrier.messages(), [])
 
     def test_aSilentServer(self) -> None:
-        """Upstream 7: sixty seconds of silence end the connection."""
+        """Upstream 7, B1: forty seconds of silence end the connection."""
         closed = self.listener.whenClosed()
-        self.pass_(59)
+        self.pass_(39)
         self.assertNoResult(closed)
         self.pass_(2)
-        self.assertEqual(self.successResultOf(closed), Closed("silent server", None, 60.0))
+        self.assertEqual(self.successResultOf(closed), Closed("silent server", None, 40.0))
         self.assertTrue(self.carrier.aborted)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_anyByteIsLife(self) -> None:
-        """Half a line counts."""
-        self.pass_(59)
+    def test_anyByteOfAnOldServerIsLife(self) -> None:
+        """Without echo, half a line counts."""
+        self.carrier.lose()
+        self.connect(frozenset())
+        self.pass_(39)
         self.carrier.deliver(b"{")
-        self.pass_(59)
+        self.pass_(39)
         self.assertFalse(self.carrier.ended)
+
+    def test_onlyTheAnswerToOurQuestionIsLife(self) -> None:
+        """B2, B3: lines of a server that does not hear us prove nothing."""
+        for second in range(40):
+            self.assertFalse(self.carrier.ended, f"given up after {second} s")
+            self.pass_(1)
+            if not self.carrier.ended:
+                self.carrier.deliver(encode(KeepAlive(f"q{second}")))
+        self.pass_(1)
+        self.assertTrue(self.carrier.aborted)
 
     def test_closing(self) -> None:
         """The server's reason and its wish to be left alone for a while."""

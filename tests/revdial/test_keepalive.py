@@ -1,0 +1,141 @@
+"""Tests for L{helix_revdial.revdial.keepalive}."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.trial.unittest import SynchronousTestCase
+
+from helix_revdial.revdial.features import ECHO
+from helix_revdial.revdial.keepalive import (
+    CONTROL_WATCH,
+    DATA_WATCH,
+    KernelWatch,
+    Liveness,
+    socketBeneath,
+    watchPath,
+)
+from helix_revdial.revdial.streams import StreamProtocol, TargetAddress
+from helix_revdial.revdial.upgrade import RawTransport
+from tests.revdial.test_dialer import DialerCase
+
+
+class SocketTransport(StringTransport):
+    """A transport in memory that has a real socket, as Twisted's have."""
+
+    def __init__(self, handle: object) -> None:
+        super().__init__()
+        self.handle = handle
+
+    def getHandle(self) -> object:
+        return self.handle
+
+    def setTcpNoDelay(self, on: bool) -> None:
+        pass
+
+    def abortConnection(self) -> None:
+        self.loseConnection()
+
+
+class Wrapper(ProtocolWrapper):
+    """As TLS and PROXY do: has its transport beneath it, and another handle."""
+
+    def getHandle(self) -> object:
+        return object()
+
+
+class KeepAliveCase(DialerCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.socket = socket.socket()
+        self.addCleanup(self.socket.close)
+
+    def option(self, name: str, level: int = socket.IPPROTO_TCP) -> int:
+        return self.socket.getsockopt(level, getattr(socket, name))
+
+    def carrier(self, protocol: Any, wrapped: bool = True) -> RawTransport:
+        """C{protocol} on a raw carrier over, as it were, TLS over TCP."""
+        transport: Any = SocketTransport(self.socket)
+        if wrapped:
+            wrapper = Wrapper(Factory(), Protocol())  # type: ignore[arg-type]
+            wrapper.transport = transport
+            transport = wrapper
+        return RawTransport(protocol, transport, Clock(), "raw")
+
+
+class WatchPathTests(KeepAliveCase):
+    def test_controlConnections(self) -> None:
+        """The kernel probes, and limits what is unacknowledged, within ten seconds."""
+        carrier = self.carrier(self.dialer(ECHO))
+        carrier.start()
+        self.assertEqual(self.option("SO_KEEPALIVE", socket.SOL_SOCKET), 1)
+        self.assertEqual(self.option("TCP_KEEPIDLE"), CONTROL_WATCH.idle)
+        self.assertEqual(self.option("TCP_KEEPINTVL"), CONTROL_WATCH.interval)
+        self.assertEqual(self.option("TCP_USER_TIMEOUT"), 10_000)
+        watch = CONTROL_WATCH
+        self.assertLessEqual(watch.idle + watch.count * watch.interval, 10)
+
+    def test_dataConnections(self) -> None:
+        """Probes only: a reader that stops is not cut."""
+        carrier = self.carrier(StreamProtocol(Factory.forProtocol(Protocol), TargetAddress("x")))
+        carrier.start()
+        self.assertEqual(self.option("SO_KEEPALIVE", socket.SOL_SOCKET), 1)
+        self.assertEqual(self.option("TCP_KEEPIDLE"), DATA_WATCH.idle)
+        self.assertEqual(self.option("TCP_KEEPCNT"), DATA_WATCH.count)
+        self.assertEqual(self.option("TCP_USER_TIMEOUT"), 0)
+
+    def test_socketBeneath(self) -> None:
+        """A carrier, a wrapper, and both have the socket at their bottom."""
+        protocol = Protocol()
+        for wrapped in (False, True):
+            self.assertIs(socketBeneath(self.carrier(protocol, wrapped)), self.socket)
+
+    def test_otherTransportsAreLeftAlone(self) -> None:
+        """Unix sockets, closed ones, and what is no socket at all."""
+        local, other = socket.socketpair()
+        self.addCleanup(local.close)
+        self.addCleanup(other.close)
+        closed = socket.socket()
+        closed.close()
+        for transport in (
+            SocketTransport(local),
+            SocketTransport(closed),
+            SocketTransport(None),
+            StringTransport(),
+            None,
+        ):
+            self.assertFalse(watchPath(transport, CONTROL_WATCH), transport)
+
+    def test_platformsWithoutTheOptions(self) -> None:
+        """Where the platform has no such option, what there is must do."""
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"):
+            self.patch(socket, name, None)
+        self.assertTrue(watchPath(SocketTransport(self.socket), CONTROL_WATCH))
+        self.assertEqual(self.option("SO_KEEPALIVE", socket.SOL_SOCKET), 1)
+
+    def test_optionsThatTheKernelRefuses(self) -> None:
+        """An option that fails costs nothing but itself."""
+        self.assertTrue(watchPath(SocketTransport(self.socket), KernelWatch(10**6, 5, 3, 10)))
+        self.assertEqual(self.option("TCP_USER_TIMEOUT"), 10_000)
+
+
+class NumberTests(SynchronousTestCase):
+    def test_deathIsKnownWithin45Seconds(self) -> None:
+        """Silence is shorter, and two questions fit into it."""
+        live = Liveness()
+        self.assertLess(live.silence, 45)
+        self.assertGreater(live.silence, 2 * live.ask)
+
+    def test_within(self) -> None:
+        """Scaled down, the numbers stay whole seconds, and within the limit where they can."""
+        self.assertEqual(KernelWatch.within(10), KernelWatch(4, 2, 3, 10))
+        for seconds in (1, 2, 3, 5, 60):
+            watch = KernelWatch.within(seconds)
+            self.assertGreaterEqual(min(watch.idle, watch.interval), 1)
+            self.assertEqual(watch.unacknowledged, seconds)
+            self.assertLessEqual(watch.idle, seconds)
