@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,31 @@ from twisted.python.failure import Failure
 from helix_revdial import __version__
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.generations import Generations
+from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenError
 from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
 from helix_revdial.api.services import Services, cutWhatEnds
-from helix_revdial.config import RUNNER_TOKEN_VARIABLE, ListenSection, ServerConfig
-from helix_revdial.http.factory import HTTPFactory
+from helix_revdial.config import (
+    RUNNER_TOKEN_VARIABLE,
+    AccessSection,
+    ConfigError,
+    ListenSection,
+    ServerConfig,
+)
+from helix_revdial.http.factory import HTTPFactory, IdentifyingFactory
 from helix_revdial.http.operations import OperationTable
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
 from helix_revdial.listening.door import Door
-from helix_revdial.listening.errors import ListenError
+from helix_revdial.listening.errors import ListenError, NeedsRestart
+from helix_revdial.reload import HangupSignal, Reload, Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.sessions.sessions import Sessions
-from helix_revdial.settings import doorSettings, httpLimits
+from helix_revdial.settings import certificateGrants, doorSettings, httpLimits, tunnelLimits
 from helix_revdial.storage.database import (
     Database,
     DatabaseUnavailable,
@@ -96,12 +105,19 @@ class ControlPlane(Service):
         config: ServerConfig,
         environment: Mapping[str, str],
         wallClock: Callable[[], float] = time.time,
+        *,
+        reread: Callable[[], ServerConfig] | None = None,
+        signals: bool = False,
     ) -> None:
         """
         @param reactor: Threads, time and sockets.
         @param config: The settings.
         @param environment: Only looked at for an existing C{RUNNER_TOKEN}.
         @param wallClock: Seconds since 1970.
+        @param reread: Reads the settings again, as they were read for C{config}.
+        @param signals: Whether the process's signals are this service's: SIGHUP
+            reloads.
+        @raise CannotStart: The settings cannot be used.
         """
         self._reactor = reactor
         self._config = config
@@ -109,6 +125,16 @@ class ControlPlane(Service):
         self._wallClock = wallClock
         self._table: OperationTable | None = None
         self._stopping = False
+        try:
+            self._grants = certificateGrants(config)
+        except ConfigError as error:
+            raise CannotStart(str(error)) from None
+        self._reload = Reload(
+            config,
+            reread or (lambda: config),
+            (self._prepareDoors, self._prepareLimits, self._prepareAccess),
+        )
+        self._hangup = HangupSignal(reactor, self._hungUp) if signals else None
         self.factory = HTTPFactory(
             self._dispatch,
             reactor,
@@ -117,15 +143,17 @@ class ControlPlane(Service):
             wallClock=wallClock,
         )
         self._ports = MultiService()
+        self._factories: list[IdentifyingFactory] = []
         self._doors = [self._door(section) for section in config.listen]
 
     def _door(self, section: ListenSection) -> Door:
-        identifies = section.tls is not None and section.tls.mapClients
+        factory = IdentifyingFactory(self.factory, _identifies(section))
+        self._factories.append(factory)
         try:
             door = Door(
                 self._reactor,
                 doorSettings(section),
-                self.factory.identifying() if identifies else self.factory,
+                factory,
                 self.factory.admission,
                 lambda: self.factory.limits.headTimeout,
             )
@@ -164,6 +192,8 @@ class ControlPlane(Service):
         self._assemble()
         self._ports.startService()
         super().startService()
+        if self._hangup is not None:
+            self._hangup.arm()
         for door in self._doors:
             self._log.info("Listening on {endpoint}", endpoint=door.settings.endpoint)
 
@@ -179,31 +209,26 @@ class ControlPlane(Service):
             written = _now(Deferred.fromCoroutine(tokens.ensureAdmin(self._config.adminTokenPath)))
             if written is not None:
                 self._log.warn("The first admin token is in {path}", path=str(written))
-            self._importRunnerToken(tokens)
+            self._importAtStart(tokens)
         finally:
             _now(Deferred.fromCoroutine(database.close()))
 
-    def _importRunnerToken(self, tokens: Tokens) -> None:
+    def _importAtStart(self, tokens: Tokens) -> None:
+        try:
+            _now(Deferred.fromCoroutine(self._importRunnerToken(tokens, self._config.access)))
+        except (TokenConflict, TokenError) as error:
+            raise CannotStart(_notImported(error)) from None
+
+    async def _importRunnerToken(self, tokens: Tokens, access: AccessSection) -> None:
         secret = self._environment.get(RUNNER_TOKEN_VARIABLE, "")
-        access = self._config.access
         if not secret or not access.importRunnerToken:
             return
-        try:
-            record = _now(
-                Deferred.fromCoroutine(
-                    tokens.importSecret(
-                        secret,
-                        "runner",
-                        name=f"imported {RUNNER_TOKEN_VARIABLE}",
-                        patterns=access.runnerTokenPatterns,
-                    )
-                )
-            )
-        except (TokenConflict, TokenError) as error:
-            raise CannotStart(
-                f"{RUNNER_TOKEN_VARIABLE} of the environment cannot be imported: {error}. "
-                "Unset it, or set access.import_runner_token = false."
-            ) from None
+        record = await tokens.importSecret(
+            secret,
+            "runner",
+            name=f"imported {RUNNER_TOKEN_VARIABLE}",
+            patterns=access.runnerTokenPatterns,
+        )
         self._log.info(
             "The {variable} of the environment is runner token {token}",
             variable=RUNNER_TOKEN_VARIABLE,
@@ -225,10 +250,7 @@ class ControlPlane(Service):
             generations.next,
             wallClock=self._wallClock,
             audit=lambda event, fields: _record(audit, event, fields),
-            gracePeriod=config.tunnel.gracePeriod,
-            maxPending=config.tunnel.maxPendingDials,
-            dialTimeout=config.tunnel.dialTimeout,
-            maxRunners=config.tunnel.maxRunners,
+            **tunnelLimits(config.tunnel),
         )
 
         cutWhatEnds(tokens, sessions, connections)
@@ -244,8 +266,91 @@ class ControlPlane(Service):
             sessions,
             connections,
             ready=lambda: "shutting down" if self._stopping else "",
+            certificates=self._grants,
+            reload=self.reload,
         )
-        self._table = operationTable(self.services, Authority(tokens, sessions, audit))
+        self._table = operationTable(
+            self.services,
+            Authority(tokens, sessions, audit, certificate=self._principalOf),
+        )
+
+    def _principalOf(self, certificate: bytes) -> Principal | None:
+        return self.services.certificates.principalOf(certificate, self._wallClock())
+
+    # Reload
+
+    async def reload(self, by: str) -> Reloaded:
+        """
+        Read the settings and the certificates again, and take them on.
+
+        @param by: Who wants it.
+        @raise ConfigError: They are wrong; nothing has changed.
+        @raise Unreloadable: A running server cannot; nothing has changed.
+        """
+        if self._stopping or self._table is None:
+            raise Unreloadable("the server is not running")
+        done = await self._reload.run(by)
+        # What was ended in the database by other hands is noticed now, too.
+        await self._watch.look()
+        return done
+
+    def _hungUp(self) -> Deferred[None]:
+        """SIGHUP; the result is in the log."""
+
+        async def reload() -> None:
+            try:
+                await self.reload("SIGHUP")
+            except (ConfigError, Unreloadable, DatabaseUnavailable):
+                pass
+            except Exception:
+                self._log.failure("The reload failed")
+
+        return Deferred.fromCoroutine(reload())
+
+    async def _prepareDoors(self, config: ServerConfig) -> Callable[[], None]:
+        puts = []
+        for door, factory, section in zip(self._doors, self._factories, config.listen, strict=True):
+            try:
+                puts.append(door.prepare(doorSettings(section)))
+            except NeedsRestart as error:
+                raise Unreloadable(str(error)) from None
+            except ListenError as error:
+                raise ConfigError(str(error)) from None
+            puts.append(partial(setattr, factory, "identifies", _identifies(section)))
+
+        def put() -> None:
+            for each in puts:
+                each()
+
+        return put
+
+    async def _prepareLimits(self, config: ServerConfig) -> Callable[[], None]:
+        def put() -> None:
+            self._config = self.services.config = config
+            self.factory.setLimits(httpLimits(config.http))
+            self.services.connections.setLimits(**tunnelLimits(config.tunnel))
+
+        return put
+
+    async def _prepareAccess(self, config: ServerConfig) -> Callable[[], None]:
+        grants = certificateGrants(config)
+        before = self._config.access
+        if (config.access.importRunnerToken, config.access.runnerTokenPatterns) != (
+            before.importRunnerToken,
+            before.runnerTokenPatterns,
+        ):
+            try:
+                await self._importRunnerToken(self.services.tokens, config.access)
+            except (TokenConflict, TokenError) as error:
+                raise Unreloadable(_notImported(error)) from None
+
+        def put() -> None:
+            services = self.services
+            before, services.certificates = services.certificates, grants
+            for family in before.endedIn(grants):
+                services.connections.revoke(credential=family)
+
+        return put
 
     # Serve
 
@@ -271,6 +376,8 @@ class ControlPlane(Service):
 
     async def _stop(self) -> None:
         self._stopping = True
+        if self._hangup is not None:
+            self._hangup.disarm()
         for step in (
             self._ports.stopService,
             lambda: self.factory.stop(STOP_TIMEOUT),
@@ -311,3 +418,14 @@ def _now(deferred: Deferred[Any]) -> Any:
 
 def _record(audit: AuditLog, event: str, fields: dict[str, Any]) -> None:
     audit.record(event, **{"subject": fields.get("owner") or fields.get("credential"), **fields})
+
+
+def _identifies(section: ListenSection) -> bool:
+    return section.tls is not None and section.tls.mapClients
+
+
+def _notImported(error: Exception) -> str:
+    return (
+        f"{RUNNER_TOKEN_VARIABLE} of the environment cannot be imported: {error}. "
+        "Unset it, or set access.import_runner_token = false."
+    )

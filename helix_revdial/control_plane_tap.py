@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.application.service import IService
@@ -16,6 +17,7 @@ from twisted.python import usage
 
 from helix_revdial import __version__
 from helix_revdial.config import ConfigError, ServerConfig, load
+from helix_revdial.settings import check
 
 DEFAULT_FILE = Path("/etc/helix-revdial/server.toml")
 
@@ -36,6 +38,8 @@ class Options(usage.Options):
     ]
     optFlags = [["check-config", None, "check the settings, say what is wrong, and end"]]
     config: ServerConfig
+    read: Callable[[], ServerConfig]
+    """Reads the settings again, from the same file and flags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,8 +70,15 @@ class Options(usage.Options):
         path = Path(self["config"]) if self["config"] is not None else None
         if path is None and DEFAULT_FILE.exists():
             path = DEFAULT_FILE
+
+        def read() -> ServerConfig:
+            return load(path, os.environ, settings, self._listen)
+
+        self.read = read
         try:
-            self.config = load(path, os.environ, settings, self._listen)
+            self.config = read()
+            if self["check-config"]:
+                check(self.config)
         except ConfigError as error:
             raise usage.UsageError(str(error)) from None
         if self["check-config"]:
@@ -84,4 +95,4 @@ def makeService(options: Options) -> IService:
 
     useMonotonicTime(reactor)
 
-    return ControlPlane(reactor, options.config, os.environ)
+    return ControlPlane(reactor, options.config, os.environ, reread=options.read, signals=True)

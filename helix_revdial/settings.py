@@ -6,8 +6,17 @@ room that it is about.  The rooms know no file, so this is said here.
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
-from helix_revdial.config import ConfigError, HttpSection, ListenSection, ServerConfig, TLSSection
+from helix_revdial.config import (
+    ConfigError,
+    HttpSection,
+    ListenSection,
+    ServerConfig,
+    TLSSection,
+    TunnelSection,
+)
 from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.listening.door import DoorSettings, prepare
 from helix_revdial.listening.errors import ListenError
@@ -59,6 +68,25 @@ def httpLimits(section: HttpSection) -> HTTPLimits:
         maxUnauthenticated=section.maxUnauthenticated,
         maxUnauthenticatedPerAddress=section.maxUnauthenticatedPerAddress,
     )
+
+
+class TunnelLimits(TypedDict):
+    """What L{Connections} takes and can take anew."""
+
+    gracePeriod: float
+    maxPending: int
+    dialTimeout: float
+    maxRunners: int
+
+
+def tunnelLimits(section: TunnelSection) -> TunnelLimits:
+    """The C{[tunnel]} section."""
+    return {
+        "gracePeriod": section.gracePeriod,
+        "maxPending": section.maxPendingDials,
+        "dialTimeout": section.dialTimeout,
+        "maxRunners": section.maxRunners,
+    }
 
 
 def certificateGrants(config: ServerConfig) -> CertificateGrants:

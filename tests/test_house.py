@@ -25,6 +25,7 @@ ALL = {
     "systemd",
     "listening",
     "settings",
+    "reload",
     "telemetry",
 }
 
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "telemetry": set(),
     "listening": set(),
     "settings": {"config", "listening", "http", "access"},
+    "reload": {"config"},
     "agent": {"revdial", "systemd", "telemetry", "http"},
     "gateways": {"revdial", "http", "access"},
     "sessions": {"storage", "access"},

@@ -25,6 +25,9 @@ from cryptography import x509
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenError, newRecord
 
+CERTIFICATE_FAMILY = "crt_"
+"""How the families of grants begin, which are in no table of tokens."""
+
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"(dns|uri|email|ip):(\S{1,1000})")
 
@@ -72,7 +75,7 @@ def grant(
         raise GrantError(f"{names}: a client certificate's kind is runner or user")
     if kind == "runner" and user is not None:
         raise GrantError(f"{names}: only a user's certificate has a user")
-    identity = "crt_" + hashlib.sha256(f"{tenant}\n{names}".encode()).hexdigest()[:26]
+    identity = CERTIFICATE_FAMILY + hashlib.sha256(f"{tenant}\n{names}".encode()).hexdigest()[:26]
     try:
         record = newRecord(
             id=identity,

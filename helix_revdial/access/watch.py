@@ -52,9 +52,10 @@ class TokenWatch:
             self._loop.stop()
 
     def _look(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._tryToLook())
+        return Deferred.fromCoroutine(self.look())
 
-    async def _tryToLook(self) -> None:
+    async def look(self) -> None:
+        """Look now; what cannot be told is in the log."""
         try:
             await self._tokens.expiring()
         except DatabaseUnavailable as error:

@@ -8,8 +8,11 @@ Every refusal of a token that was shown goes to the audit log.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.authorization import parseAuthorization
+from helix_revdial.access.certificates import fingerprintOf
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.table import ACCESS, Decision, decide
 from helix_revdial.access.tokens import Tokens
@@ -24,21 +27,32 @@ _CHALLENGE = [(b"WWW-Authenticate", b'Bearer realm="helix"')]
 class Authority:
     """Authenticates requests and authorises calls."""
 
-    def __init__(self, tokens: Tokens, sessions: Sessions, audit: AuditLog) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        sessions: Sessions,
+        audit: AuditLog,
+        *,
+        certificate: Callable[[bytes], Principal | None] = lambda der: None,
+    ) -> None:
+        """
+        @param certificate: Whose a verified client certificate (DER) is.
+        """
         self._tokens = tokens
         self._sessions = sessions
         self._audit = audit
+        self._certificate = certificate
 
     async def authenticate(self, request: Request) -> Principal | None:
         """
-        Who asks.
+        Who asks.  An C{Authorization} header goes before a client certificate.
 
-        @return: C{None} for a request without an C{Authorization} header.
+        @return: C{None} for a request with neither.
         @raise Problem: 401 for a header that names nobody.
         """
         given = request.headers.getAll(b"authorization")
         if not given:
-            return None
+            return self._byCertificate(request)
         secret = parseAuthorization(given[0]) if len(given) == 1 else None
         if secret is None:
             raise self._unknown(
@@ -47,6 +61,19 @@ class Authority:
         principal = await self._tokens.authenticate(secret)
         if principal is None:
             raise self._unknown(request, "The token is unknown, revoked or expired.")
+        return principal
+
+    def _byCertificate(self, request: Request) -> Principal | None:
+        if request.certificate is None or _fromElsewhere(request):
+            return None
+        principal = self._certificate(request.certificate)
+        if principal is None:
+            # With what an operator needs to grant it.
+            self._audit.record(
+                "unknown-certificate",
+                subject=fingerprintOf(request.certificate),
+                peer=request.clientHost,
+            )
         return principal
 
     def _unknown(self, request: Request, detail: str) -> Problem:
@@ -94,3 +121,18 @@ class Authority:
                     f"{call.operation.summary[1:].rstrip('.')}."
                 )
                 raise Problem(403, detail, code="not-allowed")
+
+
+def _fromElsewhere(request: Request) -> bool:
+    """
+    Whether a page of another site had a browser send this.
+
+    A browser adds the user's certificate to whatever a page asks for, as it does
+    cookies; a token it does not.  So where a browser says whose page it was
+    (Fetch Metadata, C{Origin}), the certificate counts for our own only.
+    """
+    site = request.headers.get(b"sec-fetch-site")
+    if site is not None and site not in (b"same-origin", b"none"):
+        return True
+    origin = request.headers.get(b"origin")
+    return origin is not None and origin != b"https://" + (request.headers.get(b"host") or b"")

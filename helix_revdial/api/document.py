@@ -6,7 +6,16 @@ from __future__ import annotations
 import msgspec
 
 from helix_revdial import __version__
-from helix_revdial.api import audit, connections, external_agents, health, sessions, tokens, tunnel
+from helix_revdial.api import (
+    audit,
+    connections,
+    external_agents,
+    health,
+    reload,
+    sessions,
+    tokens,
+    tunnel,
+)
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.problems import problemOf, retryAfter
 from helix_revdial.api.services import Services
@@ -43,6 +52,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             ),
             *tunnel.operations(services),
             *connections.operations(services),
+            *reload.operations(services),
             *external_agents.operations(services),
             *sessions.operations(services),
             *tokens.operations(services),

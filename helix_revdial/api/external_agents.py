@@ -38,8 +38,6 @@ _PATH = "/api/v1/external-agents/{session}"
 
 def operations(services: Services) -> list[Operation]:
     """The three rows."""
-    limits = services.config.desktop
-
     async def ask(
         call: Call,
         method: bytes,
@@ -48,7 +46,7 @@ def operations(services: Services) -> list[Operation]:
         body: bytes | None = None,
     ) -> tuple[Answer, list[tuple[bytes, bytes]]]:
         runner = services.runnerOf(call.resource.id)
-        deadline = min(limits.requestTimeout, _wait(call.request))
+        deadline = min(services.config.desktop.requestTimeout, _wait(call.request))
         endpoint = services.connections.endpoint(runner, timeout=deadline)
         began = services.clock.seconds()
 
@@ -91,7 +89,8 @@ def operations(services: Services) -> list[Operation]:
         if len(query) > MAX_QUERY:
             raise Problem(400, f"The query is longer than {MAX_QUERY} bytes.")
         path = b"/screenshot" + (b"?" + query if query else b"")
-        answer, headers = await ask(call, b"GET", path, limits.maxScreenshotBytes)
+        limit = services.config.desktop.maxScreenshotBytes
+        answer, headers = await ask(call, b"GET", path, limit)
         kind = answer.contentType()
         if kind not in _MAGIC or not _MAGIC[kind](answer.body):
             raise Problem(
@@ -103,12 +102,14 @@ def operations(services: Services) -> list[Operation]:
         return Response(200, [(b"Content-Type", kind.encode()), *headers], answer.body)
 
     async def getClipboard(call: Call) -> Response:
-        answer, headers = await ask(call, b"GET", b"/clipboard", limits.maxClipboardBytes)
+        limit = services.config.desktop.maxClipboardBytes
+        answer, headers = await ask(call, b"GET", b"/clipboard", limit)
         return Response(200, [(b"Content-Type", b"application/json"), *headers], answer.body)
 
     async def setClipboard(call: Call) -> Response:
-        body = await call.request.body.read(limits.maxClipboardBytes)
-        _, headers = await ask(call, b"POST", b"/clipboard", limits.maxClipboardBytes, body)
+        limit = services.config.desktop.maxClipboardBytes
+        body = await call.request.body.read(limit)
+        _, headers = await ask(call, b"POST", b"/clipboard", limit, body)
         return Response(200, headers, b"")
 
     common = (401, 403, 404, 502, 503, 504)
@@ -142,7 +143,7 @@ def operations(services: Services) -> list[Operation]:
             run=setClipboard,
             access="session-owner",
             body=("application/json",),
-            maxBody=limits.maxClipboardBytes,
+            maxBody=services.config.desktop.maxClipboardBytes,
             media=("application/json",),
             errors=(400, 413, 415, *common),
             summary="Put something on the session's clipboard.",

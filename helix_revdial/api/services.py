@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from twisted.internet.interfaces import IReactorTime
 
 from helix_revdial.access.audit import AuditLog
+from helix_revdial.access.certificates import CERTIFICATE_FAMILY, CertificateGrants
 from helix_revdial.access.policy import runnerFor, sessionOwner
+from helix_revdial.access.principals import Principal
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.config import ServerConfig
+from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.storage.database import Database
 
 
-@dataclass(frozen=True)
+async def _noReload(by: str) -> Reloaded:
+    raise Unreloadable("this server cannot read its settings again")
+
+
+@dataclass
 class Services:
     """
+    @ivar config: The settings of now: a reload replaces them, so nobody keeps
+        what was read of them.
+    @ivar certificates: Whose client certificates are; replaced likewise.
+    @ivar reload: Reads the settings again, in somebody's name.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -32,6 +43,14 @@ class Services:
     sessions: Sessions
     connections: Connections
     ready: Callable[[], str] = field(default=lambda: "")
+    certificates: CertificateGrants = field(default_factory=CertificateGrants)
+    reload: Callable[[str], Awaitable[Reloaded]] = _noReload
+
+    def stillValid(self, principal: Principal) -> bool:
+        """Whether who was authenticated a moment ago has not lost that since."""
+        if principal.family.startswith(CERTIFICATE_FAMILY):
+            return self.certificates.stillValid(principal)
+        return self.tokens.stillValid(principal)
 
     def runnerOf(self, session: str) -> str:
         """

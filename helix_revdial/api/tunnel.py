@@ -111,7 +111,7 @@ async def _register(
         raise problemOf(error, f"Runner {key}") from None
     # What was valid when the request came may have been revoked or deleted
     # while the registration waited for its number, and that missed it.
-    if not services.tokens.stillValid(principal):
+    if not services.stillValid(principal):
         services.connections.revoke(key=key, credential=principal.family)
         raise Problem(401, "The token has been revoked.")
     session = sessionOf(key)

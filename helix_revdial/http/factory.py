@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
@@ -80,13 +80,6 @@ class HTTPFactory(ServerFactory):
         if self.stopping or len(self._turnedAway) >= self.limits.maxUnauthenticated:
             return None
         return HTTPConnection(self)
-
-    def identifying(self) -> IProtocolFactory:
-        """
-        The same, for a port on which TLS has verified client certificates and
-        these say who asks: its requests have them as C{certificate}.
-        """
-        return _IdentifyingFactory(self)
 
     def setLimits(self, limits: HTTPLimits) -> None:
         """From now on, other limits; a connection keeps those that it began with."""
@@ -213,10 +206,18 @@ class HTTPFactory(ServerFactory):
             self._idle.callback(None)
 
 
-class _IdentifyingFactory(ServerFactory):
+class IdentifyingFactory(ServerFactory):
+    """
+    The same for a port on which TLS verifies client certificates.
+
+    @ivar identifies: Whether these say who asks, so that the requests of new
+        connections have them as C{certificate}.
+    """
+
     noisy = False
 
-    def __init__(self, factory: HTTPFactory) -> None:
+    def __init__(self, factory: HTTPFactory, identifies: bool) -> None:
+        self.identifies = identifies
         self._factory = factory
 
     def buildProtocol(  # type: ignore[override]
@@ -224,5 +225,5 @@ class _IdentifyingFactory(ServerFactory):
     ) -> HTTPConnection | None:
         connection = self._factory.buildProtocol(addr)
         if connection is not None:
-            connection.identifies = True
+            connection.identifies = self.identifies
         return connection

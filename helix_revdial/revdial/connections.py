@@ -152,6 +152,17 @@ class Connections:
         self._stopping = False
         self._idle: list[Deferred[None]] = []
 
+    def setLimits(
+        self, *, gracePeriod: float, maxPending: int, dialTimeout: float, maxRunners: int
+    ) -> None:
+        """From now on, other limits; what is under way keeps the time that it had."""
+        self._table.setLimits(
+            gracePeriod=gracePeriod,
+            maxPending=maxPending,
+            dialTimeout=dialTimeout,
+            maxRunners=maxRunners,
+        )
+
     # Agents
 
     async def register(

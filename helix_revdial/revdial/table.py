@@ -126,6 +126,20 @@ class ConnectionTable:
         self._askings = Askings()
         self._deadlines: Deadlines[Dial | Runner] = Deadlines()
 
+    def setLimits(
+        self, *, gracePeriod: float, maxPending: int, dialTimeout: float, maxRunners: int
+    ) -> None:
+        """
+        From now on, others; see L{__init__}.
+
+        Who is in grace, waits or is asked already keeps the time that it had; what
+        is above a number that became smaller stays.
+        """
+        self._gracePeriod = gracePeriod
+        self._maxPending = maxPending
+        self._dialTimeout = dialTimeout
+        self._maxRunners = maxRunners
+
     # Registration
 
     def claim(
