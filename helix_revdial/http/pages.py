@@ -32,8 +32,6 @@ class Pages:
 
         @raise Problem: 404, 405, or what the page raises.
         """
-        # Nobody has to show who he is here.
-        request.authenticated()
         page = self._pages.get(request.path)
         if page is None:
             known = ", ".join(self._pages)

@@ -20,6 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -683,6 +684,18 @@ class Connections:
         """Every call that is not over: those that wait, and those with a stream."""
         streams = [call for calls in self._streams.values() for call in calls.values()]
         return [*self._calls.values(), *streams]
+
+    def carriers(self) -> dict[tuple[str, str], int]:
+        """How many connections there are: C{"control"} or C{"data"}, by their carrier."""
+        found: Counter[tuple[str, str]] = Counter(
+            ("control", one.protocol.carrierName) for one in self._registrations.values()
+        )
+        found.update(
+            ("data", call.stream.carrier or "none")
+            for calls in self._streams.values()
+            for call in calls.values()
+        )
+        return dict(found)
 
     def sizes(self) -> dict[str, int]:
         """How many entries there are in each table that is kept here."""

@@ -79,6 +79,11 @@ class LogWriter:
         self._poll.register(descriptor if self._own is None else self._own, select.POLLOUT)
 
     @property
+    def own(self) -> int | None:
+        """The descriptor that was opened here, if one was."""
+        return self._own
+
+    @property
     def held(self) -> int:
         """Bytes that wait for the reader."""
         return self._heldBytes
