@@ -18,10 +18,19 @@ from helix_revdial.http.operations import Call, Operation
 from helix_revdial.revdial.connections import ConnectionDetail, GraceEntry
 
 
+class Target(msgspec.Struct):
+    """A service beside the agent, as the agent describes it."""
+
+    name: str
+    expose: str
+    default: bool
+
+
 class Connection(msgspec.Struct):
     """
     One live control connection.  C{connected_since} is RFC 3339 in UTC;
-    C{round_trip_ms} is null where nothing was measured yet.
+    C{round_trip_ms} is null where nothing was measured yet; C{targets}, where the
+    agent says nothing of them.
     """
 
     key: str
@@ -36,6 +45,7 @@ class Connection(msgspec.Struct):
     bytes_in: int
     bytes_out: int
     pending_dials: int
+    targets: list[Target] | None
 
 
 class Grace(msgspec.Struct):
@@ -154,6 +164,9 @@ def _connection(detail: ConnectionDetail) -> Connection:
         bytes_in=detail.bytesIn,
         bytes_out=detail.bytesOut,
         pending_dials=detail.pendingDials,
+        targets=None
+        if detail.targets is None
+        else [Target(each.name, each.expose, each.default) for each in detail.targets],
     )
 
 

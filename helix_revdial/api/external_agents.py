@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from helix_revdial.access.policy import mayDial
+from helix_revdial.access.principals import Principal
 from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
 from helix_revdial.gateways.http import Answer, AnswerTooLarge, fetch
@@ -47,7 +49,13 @@ def operations(services: Services) -> list[Operation]:
     ) -> tuple[Answer, list[tuple[bytes, bytes]]]:
         runner = services.runnerOf(call.resource.id)
         deadline = min(services.config.desktop.requestTimeout, _wait(call.request))
-        endpoint = services.connections.endpoint(runner, timeout=deadline)
+        principal = call.principal
+        assert isinstance(principal, Principal)
+        endpoint = services.connections.endpoint(
+            runner,
+            timeout=deadline,
+            allow=lambda expose: mayDial(principal, runner, expose, call.resource),
+        )
         began = services.clock.seconds()
 
         def dialTimedOut() -> DialError:

@@ -106,6 +106,7 @@ async def _register(
             features=agreed,
             offered=asked.offered,
             peer=request.clientHost,
+            targets=asked.targets,
         )
     except DialError as error:
         raise problemOf(error, f"Runner {key}") from None

@@ -55,12 +55,15 @@ from .features import (
     EOF,
     FEATURES_HEADER,
     RAW,
+    TARGETS,
+    TARGETS_HEADER,
     TICKET_HEADER,
     TIMING_HEADER,
     formatFeatures,
 )
 from .listener import Listener
 from .messages import ConnReady
+from .offered import OfferedTarget, formatTargets
 from .refusals import Refused, refusal
 from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
 from .server_url import ServerURL
@@ -115,6 +118,7 @@ class ServerPath:
         key: str,
         tlsOptions: IOpenSSLClientConnectionCreator | None = None,
         features: frozenset[str] = ALL,
+        targets: Sequence[OfferedTarget] = (),
         timeout: float = UPGRADE_TIMEOUT,
         endpoint: Callable[[], IStreamClientEndpoint] | None = None,
     ) -> None:
@@ -125,6 +129,7 @@ class ServerPath:
         @param key: The runner's key.
         @param tlsOptions: Other trust than the platform's.
         @param features: What to offer.
+        @param targets: What to say of the targets, where they are offered.
         @param timeout: Seconds for a connection, and again for its answer.
         @param endpoint: Another way to the server's port than its address.
         @raise ValueError: C{key} is no runner key.
@@ -138,6 +143,7 @@ class ServerPath:
         self._key = key
         self._tlsOptions = tlsOptions
         self._features = features
+        self._targets = tuple(targets)
         self._timeout = timeout
         self._endpoint = endpoint
         self._controlRawFrom = 0.0
@@ -194,6 +200,8 @@ class ServerPath:
     ) -> ControlSession:
         url = self._server.carrierURL(f"?runnerid={self._key}")
         headers = [_authorization(token), (FEATURES_HEADER, formatFeatures(self._features))]
+        if self._targets and TARGETS in self._features:
+            headers.append((TARGETS_HEADER, formatTargets(self._targets)))
         endpoint: IStreamClientEndpoint
         if form is RequestKind.CONTROL_RAW:
             endpoint = RawUpgradeEndpoint(

@@ -52,6 +52,7 @@ from .errors import (
 )
 from .keepalive import Liveness
 from .messages import PickupFailed
+from .offered import Expose, OfferedTarget, exposeOf
 from .pickups import Call, PickUp, errorFor, targetSeconds
 from .registrations import ConnectionDetail, GraceEntry, Registration, Stats
 from .table import Claimed, Close, ConnectionTable, Contested, Effect, Failed, Gone
@@ -175,6 +176,7 @@ class Connections:
         features: frozenset[str],
         offered: bool,
         peer: str,
+        targets: tuple[OfferedTarget, ...] | None = None,
     ) -> Registration:
         """
         Give C{key} to a new control connection.
@@ -185,6 +187,7 @@ class Connections:
         @param features: What both ends agreed on.
         @param offered: Whether the agent sent a features header at all.
         @param peer: The agent's address, for people.
+        @param targets: What the agent says of its targets.
         @return: Put its C{protocol} on the carrier, or C{abandon} it.
         @raise HeldByAnother: The name is another's, or its holder answered.
         @raise TooManyRunners: The table is full.
@@ -201,7 +204,7 @@ class Connections:
         finally:
             self._claims.discard(claim)
         registration = self._claimed(
-            outcome, key, owner, credential, generation, features, offered, peer
+            outcome, key, owner, credential, generation, features, offered, peer, targets
         )
         self._guarded(self._watching.registered, registration, claim.before)
         return registration
@@ -243,10 +246,12 @@ class Connections:
         features: frozenset[str],
         offered: bool,
         peer: str,
+        targets: tuple[OfferedTarget, ...] | None,
     ) -> Registration:
         registration = Registration(
             key, owner, credential, generation, features, peer, self._wallClock()
         )
+        registration.targets = targets
         self._registrations[generation] = registration
         registration.protocol = Dialer(
             self._clock,
@@ -355,6 +360,7 @@ class Connections:
         *,
         timeout: float | None = None,
         about: Mapping[str, str] | None = None,
+        allow: Callable[[Expose], bool] | None = None,
     ) -> DialEndpoint:
         """
         A client endpoint that leads to a service beside the agent.
@@ -364,8 +370,11 @@ class Connections:
         @param timeout: Seconds for the whole dial, waiting for a lost runner included.
         @param about: For the record of the stream: on whose behalf, such as the
             C{request} and the C{trace}.
+        @param allow: Whether whoever asks may have a target that is for these;
+            asked of each generation that the dial is given to, since an agent that
+            returns may say otherwise.  C{None} allows all.
         """
-        dial = self.dial if about is None else partial(self.dial, about=about)
+        dial = partial(self.dial, about=about, allow=allow)
         return DialEndpoint(dial, key, target, timeout)
 
     def dial(
@@ -376,10 +385,13 @@ class Connections:
         factory: IProtocolFactory,
         *,
         about: Mapping[str, str] | None = None,
+        allow: Callable[[Expose], bool] | None = None,
     ) -> Deferred[IProtocol]:
         """
         Ask for a stream.
 
+        @param allow: As for L{endpoint}; C{connect} fails with L{NotAllowed} where
+            it does not.
         @return: As L{DialEndpoint.connect}.
         """
         limit = "pending_dials_per_runner"
@@ -405,6 +417,7 @@ class Connections:
             self._table.cancel(dial)
             self._schedule()
             return fail(failure)
+        call.allow = allow
         self._calls[dial.id] = call
         if dial.state is DialState.ASKED:
             self._ask(dial)
@@ -461,7 +474,13 @@ class Connections:
 
     def _ask(self, dial: Dial) -> None:
         registration = self._registrations[dial.generation or 0]
-        stream = self._calls[dial.id].stream
+        call = self._calls[dial.id]
+        if call.allow is not None and not call.allow(exposeOf(registration.targets, dial.target)):
+            self._table.cancel(dial)
+            del self._calls[dial.id]
+            call.fail(Failure(NotAllowed("the runner's target is not for this caller")))
+            return
+        stream = call.stream
         stream.generation = dial.generation
         stream.mark("asked")
         registration.protocol.ask(dial.connReady())
@@ -667,6 +686,7 @@ class Connections:
             bytesIn=registration.endedIn + sum(stream.bytesIn for stream in own),
             bytesOut=registration.endedOut + sum(stream.bytesOut for stream in own),
             pendingDials=holder.pendingDials,
+            targets=registration.targets,
         )
 
     def graceEntries(self) -> list[GraceEntry]:

@@ -25,6 +25,9 @@ TICKET_HEADER = b"Revdial-Ticket"
 TIMING_HEADER = b"Revdial-Timing"
 """On a data upgrade: C{target=<seconds>}, how long the local connection took."""
 
+TARGETS_HEADER = b"Revdial-Targets"
+"""On a control upgrade: the targets; see L{helix_revdial.revdial.offered}."""
+
 CHECK_HEADER = b"Revdial-Check"
 """On the answer to a check: C{connected}, C{grace} or C{free}, or empty."""
 

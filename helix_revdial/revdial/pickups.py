@@ -42,6 +42,7 @@ from .errors import (
 )
 from .interfaces import ICarrierTransport
 from .messages import PickupFailed
+from .offered import Expose
 from .streams import RunnerAddress, Stream, StreamProtocol
 
 
@@ -54,6 +55,8 @@ class Call:
     @ivar result: Fires with the caller's protocol.
     @ivar owner: Who owned the generation that answered, once one did.
     @ivar credential: What registered it.
+    @ivar allow: Whether the caller may have a target that is for these; C{None}
+        where he may have all.
     @ivar outcome: C{"connected"}, C{"cancelled"}, the word of the error that the
         caller got, or C{"failed"} for an error of his own; C{None} before that.
     """
@@ -79,6 +82,7 @@ class Call:
         self.result: Deferred[IProtocol] = Deferred(self._cancel)
         self.owner: str | None = None
         self.credential: str | None = None
+        self.allow: Callable[[Expose], bool] | None = None
         self.outcome: str | None = None
         self._clock = clock
         self._factory = factory

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .dialer import Dialer
+from .offered import OfferedTarget
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ConnectionDetail:
     @ivar connectedSince: Wall clock, seconds since 1970.
     @ivar lastHeard: Seconds since a byte of the agent came.
     @ivar roundTrip: Seconds, or C{None} where it was not measured.
+    @ivar targets: What the agent says of its targets, C{None} for nothing.
     @ivar openStreams: Of this runner, whichever registration answered.
     @ivar bytesIn: Payload from the agent, over the streams of this registration.
     @ivar bytesOut: Payload to the agent, likewise.
@@ -50,6 +52,7 @@ class ConnectionDetail:
     bytesIn: int
     bytesOut: int
     pendingDials: int
+    targets: tuple[OfferedTarget, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Registration:
     @ivar credential: What registered it.
     @ivar generation: Its number.
     @ivar features: What both ends agreed on.
+    @ivar targets: What the agent says of its targets, C{None} for nothing.
     @ivar peer: The agent's address, for people.
     @ivar connectedSince: Wall clock, seconds since 1970.
     @ivar protocol: What to hand the control carrier to.
@@ -94,6 +98,7 @@ class Registration:
         self.peer = peer
         self.connectedSince = connectedSince
         self.protocol: Dialer
+        self.targets: tuple[OfferedTarget, ...] | None = None
         self.endedIn = 0
         self.endedOut = 0
 

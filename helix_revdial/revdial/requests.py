@@ -18,7 +18,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from helix_revdial.revdial.features import FEATURES_HEADER, TICKET_HEADER, parseFeatures
+from helix_revdial.revdial.features import (
+    FEATURES_HEADER,
+    TARGETS,
+    TARGETS_HEADER,
+    TICKET_HEADER,
+    parseFeatures,
+)
+from helix_revdial.revdial.offered import OfferedTarget, parseTargets
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -27,6 +34,7 @@ RUNNER_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _FEATURES = FEATURES_HEADER.lower()
 _TICKET = TICKET_HEADER.lower()
+_TARGETS = TARGETS_HEADER.lower()
 
 
 class RequestKind(Enum):
@@ -62,6 +70,8 @@ class Classified:
     @ivar features: What the peer offers.
     @ivar offered: Whether it sent the features header at all: only then it
         knows our messages.
+    @ivar targets: What a control connection says of its targets; C{None} where
+        it says nothing, or does not offer C{targets}.
     """
 
     kind: RequestKind
@@ -71,6 +81,7 @@ class Classified:
     ticket: str | None = field(default=None, repr=False)
     features: frozenset[str] = frozenset()
     offered: bool = False
+    targets: tuple[OfferedTarget, ...] | None = None
 
 
 def classify(
@@ -117,7 +128,10 @@ def classify(
     if control is None:
         hijack = method == "GET" and not offers and _isHijack(headers)
         control = RequestKind.CONTROL_HIJACK if hijack else RequestKind.UPGRADE_REQUIRED
-    return Classified(control, runnerId, features=features, offered=bool(offers))
+    targets = None
+    if TARGETS in features:
+        targets = parseTargets(value for name, value in headers if name == _TARGETS)
+    return Classified(control, runnerId, features=features, offered=bool(offers), targets=targets)
 
 
 class AnswerKind(Enum):

@@ -19,11 +19,11 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
 class Sandbox:
     """An agent of ours with a desktop beside it, as bytes on the port."""
 
-    def __init__(self, server: Server, key: str, token: str) -> None:
+    def __init__(self, server: Server, key: str, token: str, **headers: str) -> None:
         self.server = server
         self.token = token
         self.protocol, self.control = server.connect()
-        self.protocol.dataReceived(rawUpgrade(f"/api/v1/revdial?runnerid={key}", token))
+        self.protocol.dataReceived(rawUpgrade(f"/api/v1/revdial?runnerid={key}", token, **headers))
         self.data: Any = None
         self.wire: Wire | None = None
 
@@ -324,6 +324,30 @@ class DesktopTests(SynchronousTestCase):
         self.assertEqual(
             statuses,
             {"owner": 200, "admin": 200, "other": 403, "tenant": 404, "runner": 403, "nobody": 401},
+        )
+
+    def test_targetForOthers(self) -> None:
+        """
+        A default target that its agent offers to the server alone, or to operators, is
+        dialled for nobody else; what counts is what the connection says that is asked.
+        """
+        key, token = f"sandbox-{self.session.id}", self.server.sessionToken(self.session)
+        for said in ("ui;expose=internal;default", "ui;expose=owner", "ui;expose=nonsense;default"):
+            sandbox = Sandbox(self.server, key, token, Revdial_Targets=said)
+            answer = self.ask().answer()
+            self.assertEqual((answer.status, answer.json()["code"]), (403, "not-allowed"), said)
+        self.assertEqual(self.server.connections.stats().pendingDialsTotal, 0)
+        sandbox.protocol.connectionLost(Failure(ConnectionLost()))
+        pending = self.ask()
+        sandbox = Sandbox(self.server, key, token, Revdial_Targets="ui;expose=owner;default")
+        sandbox.pickUp()
+        sandbox.answer(PNG)
+        self.assertEqual(pending.answer().status, 200)
+        detail = self.server.get(
+            "/api/v1/admin/revdial/status?detail=true", self.server.user("root", "admin")
+        ).json()["details"][0]
+        self.assertEqual(
+            detail["targets"], [{"name": "ui", "expose": "owner", "default": True}]
         )
 
     def test_unknownSession(self) -> None:
