@@ -38,6 +38,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .checks import MAX_CHECKS, CheckPeer
+from .departure import CLOSE_LIMIT, LEAVE_RATE, Quiet, departures
 from .dialer import PROBE, Dialer
 from .dials import Dial, DialState
 from .endpoints import DialEndpoint
@@ -152,7 +153,9 @@ class Connections:
         self._checks: set[CheckPeer] = set()
         self._timer: IDelayedCall | None = None
         self._stopping = False
-        self._idle: list[Deferred[None]] = []
+        self._settled = Quiet(clock, lambda: not self._calls)
+        self._drained = Quiet(clock, lambda: not self._calls and not self._streams)
+        self._empty = Quiet(clock, lambda: not self._registrations and not self._streams)
 
     def setLimits(
         self, *, gracePeriod: float, maxPending: int, dialTimeout: float, maxRunners: int
@@ -217,7 +220,7 @@ class Connections:
         generation = await self._generations()
         while True:
             if self._stopping:
-                raise NotConnected("the server is shutting down", retryAfter=1.0)
+                raise _shuttingDown()
             if claim.revoked:
                 raise NotAllowed("the credential was revoked")
             claim.before = self._table.status(key)
@@ -306,6 +309,9 @@ class Connections:
     def _lost(self, registration: Registration, reason: Failure) -> None:
         self._registrations.pop(registration.generation, None)
         inGrace = self._table.lost(registration.key, registration.generation)
+        if inGrace and self._stopping:
+            # It will come back to another server.
+            self._end(self._table.revoke(key=registration.key))
         self._log.info(
             "The control connection of {runner}, generation {generation}, ended: {reason}.",
             runner=registration.key,
@@ -341,7 +347,7 @@ class Connections:
         @raise NotConnected: The server is shutting down.
         """
         if self._stopping:
-            raise NotConnected("the server is shutting down", retryAfter=1.0)
+            raise _shuttingDown()
         if len(self._checks) >= MAX_CHECKS:
             raise TooManyPendingDials("too many checks are open", retryAfter=10.0)
         holder = None if key is None else self._table.holder(key)
@@ -397,7 +403,7 @@ class Connections:
         limit = "pending_dials_per_runner"
         try:
             if self._stopping:
-                raise NotConnected("the server is shutting down", retryAfter=1.0)
+                raise _shuttingDown()
             if len(self._streams.get(key, ())) >= self._maxStreams:
                 limit = "streams_per_runner"
                 raise TooManyPendingDials("max open streams exceeded", retryAfter=1.0)
@@ -469,6 +475,7 @@ class Connections:
         if seconds is not None:
             call.stream.phases["target"] = seconds
         self._streams.setdefault(dial.key, {})[dial.id] = call
+        self._settled.look()
         limit = max(0.0, min(dial.deadline - self._clock.seconds(), CARRIER_WAIT))
         return PickUp(call, call.pickedUp(limit))
 
@@ -543,53 +550,88 @@ class Connections:
         self._schedule()
         return cut
 
+    def leave(self, limit: float) -> None:
+        """
+        Take no more registrations and no more dials, fail the dials that wait for a
+        lost runner, and tell agents that understand C{goodbye} to leave, spread
+        over at most half of the time.
+
+        Dials that agents have been asked for go on, and so do streams.
+
+        @param limit: Seconds until L{stop}.
+        """
+        self._stopping = True
+        registrations = list(self._registrations.values())
+        for registration, delay in zip(
+            registrations, departures(len(registrations), limit), strict=True
+        ):
+            registration.protocol.goodbye(delay)
+        for holder in self._table.holders():
+            if holder.graceEnds is not None:
+                self._end(self._table.revoke(key=holder.key))
+        self._schedule()
+
+    async def settled(self, limit: float) -> bool:
+        """
+        Wait until every dial is picked up or over, for C{limit} seconds at most.
+
+        @return: Whether that is so.
+        """
+        return await self._settled.within(limit)
+
+    async def drained(self, limit: float) -> bool:
+        """
+        Wait until no dial is under way and no stream is open, for C{limit} seconds at most.
+
+        @return: Whether that is so.
+        """
+        return await self._drained.within(limit)
+
     async def stop(self, delay: float = 0.0) -> None:
         """
         Take no more, let what runs finish for C{delay} seconds, then end the rest.
 
-        Agents that understand C{goodbye} are told to leave, spread over the first
-        half of the time; the others are closed at its end.
+        Agents are told when to come again, spread as they would be by L{leave}.
         """
-        self._stopping = True
         if delay > 0:
-            registrations = list(self._registrations.values())
-            for place, registration in enumerate(registrations):
-                registration.protocol.goodbye(round(delay / 2 * place / len(registrations), 3))
-            await self._idleWithin(delay)
-        for registration in list(self._registrations.values()):
-            registration.protocol.close("shutdown")
+            self.leave(delay)
+            await self.drained(delay)
+        self._stopping = True
+        for place, registration in enumerate(list(self._registrations.values())):
+            registration.protocol.close("shutdown", retryAfter=round(place / LEAVE_RATE, 3) or None)
         for check in list(self._checks):
             check.close("shutdown")
         for holder in self._table.holders():
-            self._carryOut(self._table.revoke(key=holder.key), "shutdown")
+            self._end(self._table.revoke(key=holder.key))
         for streams in list(self._streams.values()):
             for call in list(streams.values()):
                 call.cut(Failure(TunnelBroke("the server is shutting down")))
         self._schedule()
-        await self._idleWithin(None)
+        if not await self._empty.within(CLOSE_LIMIT):
+            for registration in list(self._registrations.values()):
+                registration.protocol.drop("shutdown")
+            await self._empty.within(None)
 
-    async def _idleWithin(self, limit: float | None) -> None:
-        """Wait until no connection and no stream is left, for C{limit} seconds at most."""
-        if not self._busy():
-            return
-        idle: Deferred[None] = Deferred()
-        self._idle.append(idle)
-        timer = None if limit is None else self._clock.callLater(limit, idle.callback, None)
-        try:
-            await idle
-        finally:
-            self._idle.remove(idle)
-            if timer is not None and timer.active():
-                timer.cancel()
+    @property
+    def openStreams(self) -> int:
+        """Streams that are open, to all runners."""
+        return sum(len(streams) for streams in self._streams.values())
 
-    def _busy(self) -> bool:
-        return bool(self._registrations or self._streams)
+    @property
+    def dialsUnderWay(self) -> int:
+        """Dials that wait, or were asked for and are not picked up."""
+        return len(self._calls)
+
+    def _end(self, effects: Iterable[Effect]) -> None:
+        """Carry out what follows from the server's own end: a caller can try again soon."""
+        for effect in effects:
+            if isinstance(effect, Failed):
+                effect = Failed(effect.dial, _shuttingDown())
+            self._carryOut([effect], "shutdown")
 
     def _checkIdle(self) -> None:
-        if self._idle and not self._busy():
-            for idle in list(self._idle):
-                if not idle.called:
-                    idle.callback(None)
+        for quiet in (self._settled, self._drained, self._empty):
+            quiet.look()
 
     def _carryOut(self, effects: Iterable[Effect], reason: str | None = None) -> None:
         for effect in effects:
@@ -753,6 +795,10 @@ def _ending(registration: Registration, reason: Failure) -> tuple[str, str]:
         return ended, ended
     word = "closed" if reason.check(ConnectionDone) else "lost"
     return word, reason.getErrorMessage() or word
+
+
+def _shuttingDown() -> NotConnected:
+    return NotConnected("the server is shutting down", retryAfter=1.0)
 
 
 __all__ = ["ConnectionDetail", "Connections", "GraceEntry", "Registration", "Stats"]
