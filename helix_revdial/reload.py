@@ -182,11 +182,10 @@ class HangupSignal:
         self._reactor = reactor
         self._call = call
         self._install = install
-        self._before: Any = None
 
     def arm(self) -> None:
         """From now on."""
-        self._before = self._install(signal.SIGHUP, self._received)
+        self._install(signal.SIGHUP, self._received)
 
     def disarm(self) -> None:
         """No more; a late one is ignored rather than ending a process that is stopping."""

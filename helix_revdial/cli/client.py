@@ -239,6 +239,10 @@ class Client:
             await self._exchange.request("POST", "/api/v1/tokens/import", body=wanted)
         )
 
+    async def reload(self) -> Record:
+        """C{POST /api/v1/admin/reload}."""
+        return self._object(await self._exchange.request("POST", "/api/v1/admin/reload"))
+
     async def version(self) -> Record:
         """C{GET /version}."""
         return self._object(await self._exchange.request("GET", "/version"))

@@ -45,6 +45,7 @@ FAMILIES = {
     "db": ("database:database", "The server's database: migrations."),
     "desktop": ("desktop:desktop", "The service inside a sandbox: screenshot, clipboard."),
     "revdial": ("status:revdial", "The server's connections to runners (for administrators)."),
+    "server": ("server:server", "The server itself: reload its settings (for administrators)."),
     "sessions": ("sessions:sessions", "Sessions: create, list, delete."),
     "spectask": ("spectask:spectask", "Sessions and their sandboxes: self-test, screenshot, list."),
     "tokens": ("tokens:tokens", "Tokens: create, rotate, list, revoke, import."),
