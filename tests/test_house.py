@@ -27,11 +27,13 @@ ALL = {
     "settings",
     "reload",
     "telemetry",
+    "toml_settings",
 }
 
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
-    "config": set(),
+    "toml_settings": set(),
+    "config": {"toml_settings"},
     "revdial": set(),
     "storage": set(),
     "http": set(),
@@ -41,11 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "listening": set(),
     "settings": {"config", "listening", "http", "access"},
     "reload": {"config"},
-    "agent": {"revdial", "systemd", "telemetry", "http"},
+    "agent": {"revdial", "systemd", "telemetry", "http", "toml_settings"},
     "gateways": {"revdial", "http", "access"},
     "sessions": {"storage", "access"},
     "desktop": {"http"},
-    "cli": {"storage", "desktop"},
+    "cli": {"storage", "desktop", "agent", "config"},
     "api": ALL | {"api"},
     "control_plane": ALL | {"api"},
     "control_plane_tap": ALL | {"api", "control_plane"},
