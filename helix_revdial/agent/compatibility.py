@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, TextIO
 
 from twisted.internet.defer import Deferred
@@ -26,7 +27,7 @@ from twisted.logger import globalLogBeginner, textFileLogObserver
 from .service import agentService
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
-from .vocabulary import HOST_LOCAL, SESSION_LOCAL, SETTINGS, Offered, Setting
+from .vocabulary import HOST_LOCAL, SECRETS, SESSION_LOCAL, SETTINGS, Offered, Setting
 
 USAGE = 2
 """Exit status of a command that was misused, as Go's C{flag} package has it."""
@@ -40,14 +41,26 @@ class HelpWanted(Exception):
     """The command line asks for the usage text."""
 
 
+_NETWORK = ("ca-file", "pin", "client-certificate", "client-key", "proxy", "no-proxy")
+"""Flags about the network that both programs take."""
+
+
 def _some(flags: Sequence[str], variables: Sequence[str]) -> tuple[Setting, ...]:
-    """The rows of the table of settings that have these flags or these variables."""
-    return tuple(row for row in SETTINGS if row.flag in flags or row.variable in variables)
+    """
+    The rows of the table of settings that have these flags or these variables, and
+    those about the network.  A flag of the Go programs that is given twice counts
+    the second time.
+    """
+    return tuple(
+        replace(row, repeatable=False) if row.about == "server" else row
+        for row in SETTINGS
+        if row.flag in (*flags, *_NETWORK) or row.variable in variables
+    )
 
 
 REVDIAL_CLIENT = Offered(
     settings=_some(
-        ("server", "runner-id", "token", "token-file", "local", "target", "reconnect", "ca-file"),
+        ("server", "runner-id", "token", "token-file", "local", "target", "reconnect"),
         ("HELIX_SESSION_ID", "USER_API_TOKEN"),
     ),
     dashes="-",
@@ -57,7 +70,7 @@ REVDIAL_CLIENT = Offered(
 
 WOLF_REVDIAL_CLIENT = Offered(
     settings=_some(
-        ("api-url", "wolf-id", "token", "token-file", "local", "target", "reconnect", "ca-file"),
+        ("api-url", "wolf-id", "token", "token-file", "local", "target", "reconnect"),
         (),
     ),
     dashes="-",
@@ -105,7 +118,7 @@ def parseGoFlags(arguments: Sequence[str], offered: Offered) -> dict[str, str | 
             assert isinstance(known, list)
             known.append(value)
         else:
-            found[name] = Secret(value) if name == "token" else value
+            found[name] = Secret(value) if name in SECRETS else value
     if rest:
         # Go's programs overlook such words, and with them every flag behind them.
         # The word itself is not repeated: it may be a token that lost its flag.

@@ -18,7 +18,11 @@ from twisted.python import usage
 from .. import __version__
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
-from .vocabulary import SETTINGS
+from .vocabulary import SECRETS, SETTINGS, Setting
+
+
+def _meaning(row: Setting) -> str:
+    return row.meaning + (f" Or {row.variable}." if row.variable else "")
 
 
 class Options(usage.Options):
@@ -37,16 +41,11 @@ class Options(usage.Options):
     optFlags = [
         ["check-config", None, "Print the settings, without secrets, and exit: 0 usable, 1 not."]
     ]
+    optFlags += [[row.flag, None, _meaning(row)] for row in SETTINGS if row.flag and row.switch]
     optParameters = [
-        [
-            row.flag,
-            None,
-            None,
-            row.meaning + (f" Or {row.variable}." if row.variable else ""),
-            Secret if row.flag == "token" else None,
-        ]
+        [row.flag, None, None, _meaning(row), Secret if row.flag in SECRETS else None]
         for row in SETTINGS
-        if row.flag and not row.repeatable
+        if row.flag and not row.repeatable and not row.switch
     ]
 
     def __init__(
@@ -61,7 +60,9 @@ class Options(usage.Options):
         @param errors: Where it prints warnings, standard error by default.
         """
         super().__init__()
-        self["target"] = []
+        for row in SETTINGS:
+            if row.flag and row.repeatable:
+                self[row.flag] = []
         self._environment = environment
         self._output = output
         self._errors = errors
@@ -70,6 +71,18 @@ class Options(usage.Options):
     def opt_target(self, value: str) -> None:
         """NAME=ADDRESS: a named local service; repeatable. Or HELIX_AGENT_TARGETS."""
         self["target"].append(value)
+
+    def opt_api_url(self, value: str) -> None:
+        """URL of the control plane; repeatable, or separated by commas. Or HELIX_API_URL."""
+        self["api-url"].append(value)
+
+    def opt_server(self, value: str) -> None:
+        """The same, as sandboxes name it. Or HELIX_API_BASE_URL."""
+        self["server"].append(value)
+
+    def opt_pin(self, value: str) -> None:
+        """sha256/BASE64: a key that the server may have; repeatable. Or HELIX_AGENT_PINS."""
+        self["pin"].append(value)
 
     def opt_version(self) -> None:
         """Print the version and exit."""

@@ -199,11 +199,13 @@ class ProxyChoice:
     @ivar exceptions: The exceptions named with it, or those of the environment.
     @ivar environment: The environment's proxies, by C{http} and C{https}, each with
         the name of its variable.
+    @ivar visible: Whether the proxy stands in the arguments of the process.
     """
 
     named: ProxyURL | None = None
     exceptions: Exceptions = field(default_factory=lambda: Exceptions(""))
-    environment: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    environment: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    visible: bool = False
 
     def forServer(self, host: str, port: int, secure: bool) -> ProxyURL | None:
         """

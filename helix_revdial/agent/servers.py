@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -30,6 +30,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..revdial.client import Closed, ControlSession, Refused, ServerURL
+from ..revdial.exchange import NoConnection
 from ..revdial.listener import Listener
 from ..revdial.messages import ConnReady
 from .failures import connectReason
@@ -109,8 +110,8 @@ class Servers:
 
     @property
     def attemptLimit(self) -> float:
-        """Seconds that C{connectControl} takes at most."""
-        return self._limit * len(self._addresses)
+        """Seconds that C{connectControl} takes at most, and one more."""
+        return self._limit * len(self._addresses) + 1
 
     async def connectControl(self, listener: Listener) -> ControlSession:
         """
@@ -164,7 +165,10 @@ class Servers:
 
     async def _connect(self, address: _Address, listener: Listener) -> ControlSession:
         connecting = _untilCancelled(address.way.connectControl(listener))
-        return await connecting.addTimeout(self._limit, self._clock)
+        return await connecting.addTimeout(self._limit, self._clock, self._tooSlow)
+
+    def _tooSlow(self, result: object, limit: float) -> NoReturn:
+        raise NoConnection(f"no answer within {limit:g} s")
 
     def _prefer(self, address: _Address) -> None:
         """Begin with this address, and go on with those that come after it."""

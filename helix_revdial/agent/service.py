@@ -32,21 +32,19 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from .. import __version__
-from ..revdial.client import ControlSession, Refused, ServerPath
+from ..revdial.client import ControlSession, Refused, ServerURL
 from ..revdial.exchange import MalformedAnswer
 from ..revdial.listener import Listener
 from ..revdial.websocket import requireNVX
 from ..systemd.signals import SecondSignal
 from ..systemd.supervision import Supervision
 from .failures import connectReason
+from .network import serversOf
 from .reconnect import ReconnectPolicy
+from .servers import SERVER_LIMIT
 from .settings import AgentSettings
 from .targets import LocalTarget
 from .token import TokenUnusable
-from .trust import tlsOptionsFor
-
-ATTEMPT_LIMIT = 45.0
-"""Seconds an attempt may take, over all the carriers that it tries."""
 
 LEAVING = ("goodbye", "shutdown")
 """Words for the end of a connection whose server goes away."""
@@ -63,7 +61,11 @@ MAX_REASON = 200
 
 
 class ControlPath(Protocol):
-    """The way to a server; L{ServerPath} is one."""
+    """The way to the servers; L{Servers <helix_revdial.agent.servers.Servers>} is one."""
+
+    @property
+    def server(self) -> ServerURL:
+        """The address that is used, or that was tried last."""
 
     def connectControl(self, listener: Listener) -> Awaitable[ControlSession]:
         """
@@ -93,7 +95,7 @@ class AgentService(Service):
         policy: ReconnectPolicy,
         *,
         signals: SecondSignal | None = None,
-        attemptLimit: float = ATTEMPT_LIMIT,
+        attemptLimit: float = SERVER_LIMIT,
         closeLimit: float = CLOSE_LIMIT,
     ) -> None:
         """
@@ -125,7 +127,7 @@ class AgentService(Service):
             "agent {version} of {key}: server {server}, {targets}",
             version=__version__,
             key=self._settings.key,
-            server=str(self._settings.server),
+            server=", ".join(str(each) for each in self._settings.network.servers),
             targets=", ".join(
                 f"{name} at {address}" for name, address in self._settings.targets.items()
             ),
@@ -151,7 +153,7 @@ class AgentService(Service):
 
     def status(self) -> str:
         """What the agent is doing, in a line."""
-        server, key = str(self._settings.server), self._settings.key
+        server, key = str(self._path.server), self._settings.key
         streams = self._listener.openStreams
         if not self.running:
             return f"leaving: {streams} streams"
@@ -176,7 +178,6 @@ class AgentService(Service):
 
         @return: Seconds to wait before the next attempt.
         """
-        server = str(self._settings.server)
         attempt: Deferred[ControlSession] = Deferred.fromCoroutine(self._attempt())
         attempt.addTimeout(self._attemptLimit, self._clock)
         try:
@@ -185,13 +186,16 @@ class AgentService(Service):
             raise
         except Refused as refused:
             self._log.warn(
-                "refused by {server}: {why}", server=server, why=str(refused), status=refused.status
+                "refused by {server}: {why}",
+                server=self._server,
+                why=str(refused),
+                status=refused.status,
             )
             return self._policy.attemptFailed(refused.retryAfter)
         except MalformedAnswer as answer:
             self._log.warn(
                 "cannot connect to {server}: {why}",
-                server=server,
+                server=self._server,
                 why=str(answer),
             )
             return self._policy.attemptFailed()
@@ -201,7 +205,7 @@ class AgentService(Service):
         except DeferredTimeoutError:
             self._log.warn(
                 "cannot connect to {server}: no answer within {limit:g} s",
-                server=server,
+                server=self._server,
                 limit=self._attemptLimit,
             )
             return self._policy.attemptFailed()
@@ -211,9 +215,9 @@ class AgentService(Service):
                 raise CancelledError() from failed
             reason = connectReason(failed)
             if reason is None:
-                self._log.failure("cannot connect to {server}", server=server)
+                self._log.failure("cannot connect to {server}", server=self._server)
             else:
-                self._log.warn("cannot connect to {server}: {why}", server=server, why=reason)
+                self._log.warn("cannot connect to {server}: {why}", server=self._server, why=reason)
             return self._policy.attemptFailed()
 
         self.session = session
@@ -221,7 +225,7 @@ class AgentService(Service):
         self._log.info(
             "connected as {key} to {server} over {carrier}",
             key=self._settings.key,
-            server=server,
+            server=self._server,
             carrier=session.carrier,
         )
         closed = await session.closed
@@ -229,7 +233,7 @@ class AgentService(Service):
         self._stateChanged()
         self._log.info(
             "connection to {server} ended after {held:.0f} s: {why}",
-            server=server,
+            server=self._server,
             held=closed.held,
             # It may be the server's own text.
             why=closed.reason[:MAX_REASON],
@@ -240,6 +244,10 @@ class AgentService(Service):
             superseded=closed.reason == "superseded",
             retryAfter=closed.retryAfter,
         )
+
+    @property
+    def _server(self) -> str:
+        return str(self._path.server)
 
     async def _attempt(self) -> ControlSession:
         return await self._path.connectControl(self._listener)
@@ -295,14 +303,7 @@ def agentService(
     """
     requireNVX()
     targets = {name: LocalTarget(reactor, address) for name, address in settings.targets.items()}
-    server = settings.server
-    path = ServerPath(
-        reactor,
-        server,
-        settings.token,
-        key=settings.key,
-        tlsOptions=tlsOptionsFor(server.host, settings.caFile) if server.secure else None,
-    )
+    path = serversOf(reactor, settings.network, settings.token, settings.key)
     clock = cast(IReactorTime, reactor)
     service = AgentService(
         clock,
@@ -311,6 +312,7 @@ def agentService(
         Listener(reactor, path, targets, default=settings.default),
         ReconnectPolicy(SystemRandom().random, firstDelay=settings.reconnect),
         signals=SecondSignal(reactor),
+        attemptLimit=path.attemptLimit,
     )
     service.supervision = Supervision.fromEnvironment(clock, environment or {}, service.status)
     return service

@@ -28,10 +28,11 @@ from types import MappingProxyType
 
 from ..revdial.client import ServerURL
 from ..systemd.credentials import credentialPath
+from .network import NetworkSettings
+from .network_settings import networkWarnings, readNetwork
 from .reconnect import FIRST_DELAY
 from .targets import TargetAddress, parseTarget
 from .token import Secret, TokenFile, TokenSource, TokenText, TokenUnusable
-from .trust import TrustUnusable, certificatesIn
 from .vocabulary import DRAIN, HOST_LOCAL, SESSION_LOCAL, TWISTD, Offered, Setting
 
 RUNNER_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -65,33 +66,36 @@ class AgentSettings:
     """
     All that an agent needs to know.
 
-    @ivar server: The control plane.
+    @ivar network: The control plane's addresses and the way there.
     @ivar key: The runner key to register.
     @ivar token: Gives the token for each connection.
     @ivar targets: The local services by name.
     @ivar default: The name of the one that a dial without a target reaches.
     @ivar reconnect: The ceiling of the first delay, in seconds.
     @ivar drain: Seconds that streams get to finish when the agent stops.
-    @ivar caFile: Certificates to trust instead of the system's.
     @ivar warnings: What works but should be changed, one line each.
     """
 
-    server: ServerURL
+    network: NetworkSettings
     key: str
     token: TokenSource
     targets: Mapping[str, TargetAddress]
     default: str
     reconnect: float = FIRST_DELAY
     drain: float = DRAIN
-    caFile: str | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def server(self) -> ServerURL:
+        """The control plane's preferred address."""
+        return self.network.servers[0]
 
     def describe(self) -> str:
         """
         The settings for people, without secrets, as C{--check-config} prints them.
         """
         rows = [
-            ("server", str(self.server)),
+            *self.network.describe(),
             ("runner", self.key),
             ("token", f"from {self.token.origin}"),
         ]
@@ -99,7 +103,6 @@ class AgentSettings:
             note = " (default)" if name == self.default else ""
             rows.append(("target", f"{name} = {address}{note}"))
         rows.append(("reconnect", f"first after up to {self.reconnect:g} s"))
-        rows.append(("trust", self.caFile or "the system's certificate authorities"))
         return "".join(f"{name:<10} {value}\n" for name, value in rows)
 
     def checkToken(self) -> None:
@@ -140,6 +143,8 @@ class _Given:
         for row in self.rows(about):
             value = self._flags.get(row.flag) if row.flag else None
             text = value.reveal() if isinstance(value, Secret) else value
+            if text and row.repeatable and not isinstance(text, str):
+                text = ",".join(text)
             if isinstance(text, str) and text:
                 found.append((row, text))
         if len(found) > 1:
@@ -172,6 +177,16 @@ class _Given:
         for row, text in self.byVariable(about):
             return text.split(), str(row.variable)
         return (), ""
+
+    def switch(self, about: str) -> tuple[str, str] | None:
+        """The word for a flag without a value, or for its variable."""
+        for row in self.rows(about):
+            value = self._flags.get(row.flag) if row.flag else None
+            if value:
+                return (value if isinstance(value, str) else "1"), self.flagName(row)
+        for row, text in self.byVariable(about):
+            return text, str(row.variable)
+        return None
 
     def missing(self, about: str, what: str) -> str:
         flags = [self.flagName(row) for row in self.rows(about) if row.flag]
@@ -208,10 +223,11 @@ def readSettings(
         key, family = _readKey(given, warnings)
     except SettingsError as error:
         complaints.append(str(error))
-    server = None
+    network = None
     try:
-        server = _readServer(given, family)
-    except SettingsError as error:
+        network = readNetwork(given, _readServers(given, family), environment)
+        warnings.extend(networkWarnings(network, environment.get("CREDENTIALS_DIRECTORY")))
+    except ValueError as error:
         complaints.append(str(error))
     token = None
     try:
@@ -230,23 +246,17 @@ def readSettings(
         drain = _readSeconds(given, "drain", DRAIN, MAX_DRAIN, zero=True)
     except SettingsError as error:
         complaints.append(str(error))
-    caFile = None
-    try:
-        caFile = _readTrust(given)
-    except SettingsError as error:
-        complaints.append(str(error))
 
-    if complaints or key is None or server is None or token is None:
+    if complaints or key is None or network is None or token is None:
         raise SettingsError("\n".join(complaints))
     return AgentSettings(
-        server=server,
+        network=network,
         key=key,
         token=token,
         targets=MappingProxyType(targets),
         default=next(iter(targets)),
         reconnect=reconnect,
         drain=drain,
-        caFile=caFile,
         warnings=tuple(warnings),
     )
 
@@ -294,7 +304,7 @@ def _readKey(given: _Given, warnings: list[str]) -> tuple[str, str]:
     return key, "HELIX_API_BASE_URL" if ofSession else "HELIX_API_URL"
 
 
-def _readServer(given: _Given, family: str) -> ServerURL:
+def _readServers(given: _Given, family: str) -> tuple[ServerURL, ...]:
     found = given.byFlag("server")
     if found:
         row, text = found[0]
@@ -310,9 +320,11 @@ def _readServer(given: _Given, family: str) -> ServerURL:
         # What stands before the @ may be a password: it is not repeated.
         raise SettingsError(f"{origin}: a user name in the URL is not used; take it out")
     try:
-        return ServerURL.parse(text)
+        servers = [ServerURL.parse(each) for each in text.split(",") if each.strip()]
     except ValueError as error:
         raise SettingsError(f"{origin}: {error}") from None
+    # The same address twice would be tried twice.
+    return tuple(dict.fromkeys(servers))
 
 
 def _readToken(given: _Given, family: str, credentials: str | None) -> TokenSource:
@@ -391,18 +403,6 @@ def _readSeconds(
             f"{origin}: {text[:50]!r}: a number of seconds {least}, at most {most:g}"
         )
     return seconds
-
-
-def _readTrust(given: _Given) -> str | None:
-    own = given.one("trust")
-    if own is None:
-        return None
-    path, origin = own
-    try:
-        certificatesIn(path)
-    except TrustUnusable as error:
-        raise SettingsError(f"{origin}: {error}") from None
-    return path
 
 
 __all__ = [

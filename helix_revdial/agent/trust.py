@@ -483,11 +483,6 @@ class _Verifying:
         return verify
 
 
-def tlsOptionsFor(host: str, caFile: str | None) -> IOpenSSLClientConnectionCreator:
-    """How to speak TLS with C{host}, trusting C{caFile} or the system."""
-    return Trust(TrustPolicy(caFile=caFile)).towards(host)
-
-
 __all__ = [
     "NotTrusted",
     "Trust",
@@ -498,5 +493,4 @@ __all__ = [
     "formatPin",
     "parsePin",
     "pinOf",
-    "tlsOptionsFor",
 ]

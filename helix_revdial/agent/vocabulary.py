@@ -34,6 +34,7 @@ class Setting:
     @ivar value: What the value is called in a usage text.
     @ivar meaning: One sentence, for the usage text and the documentation.
     @ivar repeatable: Whether the flag may be given more than once.
+    @ivar switch: Whether the flag has no value; the variable then says 1 or 0.
     """
 
     about: str
@@ -42,6 +43,7 @@ class Setting:
     value: str
     meaning: str
     repeatable: bool = False
+    switch: bool = False
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -50,9 +52,18 @@ SETTINGS: tuple[Setting, ...] = (
         "api-url",
         "HELIX_API_URL",
         "URL",
-        "The control plane: http, https, ws or wss, with or without /api/v1/revdial.",
+        "The control plane: http, https, ws or wss, with or without /api/v1/revdial. Several "
+        "addresses, separated by commas or given one by one, are tried in turn.",
+        repeatable=True,
     ),
-    Setting("server", "server", "HELIX_API_BASE_URL", "URL", "The same, as sandboxes name it."),
+    Setting(
+        "server",
+        "server",
+        "HELIX_API_BASE_URL",
+        "URL",
+        "The same, as sandboxes name it.",
+        repeatable=True,
+    ),
     Setting("runner", "wolf-id", "WOLF_ID", "ID", "Registers the runner wolf-ID."),
     Setting("runner", None, "HELIX_SESSION_ID", "ID", "Registers the runner sandbox-ID."),
     Setting(
@@ -116,8 +127,82 @@ SETTINGS: tuple[Setting, ...] = (
         "PATH",
         "Certificates (PEM) of the authorities to trust instead of the system's.",
     ),
+    Setting(
+        "ca-directory",
+        "ca-directory",
+        "HELIX_AGENT_CA_DIRECTORY",
+        "PATH",
+        "The same from the .pem and .crt files of a directory.",
+    ),
+    Setting(
+        "pin",
+        "pin",
+        "HELIX_AGENT_PINS",
+        "sha256/BASE64",
+        "A public key that the server may have; may be given several times (the variable "
+        "separates them by spaces). Alone it stands in for an authority and the name; with "
+        "--ca-file or --ca-directory both must fit.",
+        repeatable=True,
+    ),
+    Setting(
+        "client-certificate",
+        "client-certificate",
+        "HELIX_AGENT_CLIENT_CERTIFICATE",
+        "PATH",
+        "The agent's own certificate (PEM), which it shows to the server.",
+    ),
+    Setting(
+        "client-key",
+        "client-key",
+        "HELIX_AGENT_CLIENT_KEY",
+        "PATH",
+        "Its key, mode 0600, where that is not in the same file.",
+    ),
+    Setting(
+        "insecure",
+        "insecure",
+        "HELIX_AGENT_INSECURE",
+        "",
+        "Do NOT verify the server: whoever stands in between can read the token and answer in "
+        "the server's place.",
+        switch=True,
+    ),
+    Setting(
+        "proxy",
+        "proxy",
+        "HELIX_AGENT_PROXY",
+        "URL",
+        "The HTTP proxy to go through, http://host:port or https://host:port. By default what "
+        "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say.",
+    ),
+    Setting(
+        "no-proxy",
+        "no-proxy",
+        "HELIX_AGENT_NO_PROXY",
+        "LIST",
+        "Servers that are reached without the proxy: names, addresses and ranges, separated by "
+        "commas.",
+    ),
+    Setting(
+        "proxy-credentials",
+        "proxy-credentials",
+        "HELIX_AGENT_PROXY_CREDENTIALS_FILE",
+        "PATH",
+        "A file with USER:PASSWORD for the proxy, mode 0600; read anew at each connection.",
+    ),
+    Setting(
+        "proxy-ca-file",
+        "proxy-ca-file",
+        "HELIX_AGENT_PROXY_CA_FILE",
+        "PATH",
+        "Certificates (PEM) of the authorities to trust for a proxy over TLS.",
+    ),
 )
 """Every setting of C{twistd helix-revdial-agent}."""
+
+
+SECRETS = ("token", "proxy")
+"""Flags whose value may be or hold a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,4 +227,13 @@ TWISTD = Offered()
 """C{twistd helix-revdial-agent} takes everything."""
 
 
-__all__ = ["DRAIN", "HOST_LOCAL", "SESSION_LOCAL", "SETTINGS", "TWISTD", "Offered", "Setting"]
+__all__ = [
+    "DRAIN",
+    "HOST_LOCAL",
+    "SECRETS",
+    "SESSION_LOCAL",
+    "SETTINGS",
+    "TWISTD",
+    "Offered",
+    "Setting",
+]

@@ -7,7 +7,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import helix_revdial
-from helix_revdial.agent import reconnect, service, settings, targets, vocabulary
+from helix_revdial.agent import reconnect, servers, settings, targets, vocabulary
 from helix_revdial.agent.vocabulary import SETTINGS
 from helix_revdial.revdial import listener
 
@@ -18,7 +18,7 @@ def settingsTable() -> str:
     """The table of settings for the documentation."""
     rows = ["| flag | variable | meaning |", "|---|---|---|"]
     for row in SETTINGS:
-        flag = f"`--{row.flag} {row.value}`" if row.flag else ""
+        flag = f"`--{row.flag} {row.value}".rstrip() + "`" if row.flag else ""
         variable = f"`{row.variable}`" if row.variable else ""
         rows.append(f"| {flag} | {variable} | {row.meaning} |")
     return "\n".join(rows)
@@ -42,7 +42,7 @@ class DocumentationTests(SynchronousTestCase):
             f"doubles with each failure and stops at {reconnect.MAX_DELAY:g} seconds",
             f"has held for {reconnect.STABLE_AFTER:g} seconds",
             f"waits at least {reconnect.SUPERSEDED_DELAY:g} seconds",
-            f"given up after {service.ATTEMPT_LIMIT:g} seconds",
+            f"given up after {servers.SERVER_LIMIT:g} seconds",
             f"for up to `--drain` seconds ({vocabulary.DRAIN:g})",
             f"grow to {reconnect.LEAVING_DELAY:g} seconds only, for the next "
             f"{reconnect.LEAVING_ATTEMPTS} attempts",

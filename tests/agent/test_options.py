@@ -81,7 +81,7 @@ class OptionsTests(SynchronousTestCase):
         text = " ".join(str(self.options({})).split())
         for row in SETTINGS:
             if row.flag:
-                self.assertIn(f"--{row.flag}=", text)
+                self.assertIn(f"--{row.flag}" + ("" if row.switch else "="), text)
                 self.assertIn(str(row.variable), text)
 
     def test_tokenIsHidden(self) -> None:

@@ -24,11 +24,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from helix_revdial.agent.reconnect import ReconnectPolicy
-from helix_revdial.agent.service import ATTEMPT_LIMIT, CLOSE_LIMIT, AgentService
+from helix_revdial.agent.servers import SERVER_LIMIT
+from helix_revdial.agent.service import CLOSE_LIMIT, AgentService
 from helix_revdial.agent.settings import AgentSettings, readSettings
 from helix_revdial.agent.token import TokenUnusable
 from helix_revdial.agent.vocabulary import DRAIN
-from helix_revdial.revdial.client import ControlSession, Refused
+from helix_revdial.revdial.client import ControlSession, Refused, ServerURL
 from helix_revdial.revdial.exchange import MalformedAnswer
 from helix_revdial.revdial.features import ALL, formatFeatures
 from helix_revdial.revdial.interfaces import ITarget
@@ -82,6 +83,8 @@ class Carrier(StringTransport):
 
 class Path:
     """A way to a server, whose attempts end as a test says."""
+
+    server = ServerURL.parse("http://cp.example:8080")
 
     def __init__(self) -> None:
         self.attempts: list[Deferred[ControlSession]] = []
@@ -352,7 +355,7 @@ class AgentServiceTests(SynchronousTestCase):
         """An attempt without an end is given up."""
         self.service()
         self.path.attempts.clear()
-        self.clock.advance(ATTEMPT_LIMIT)
+        self.clock.advance(SERVER_LIMIT)
         self.assertEqual(self.path.cancelled, 1)
         self.assertLogged("no answer within 45 s")
         self.waits(1.0)

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from helix_revdial.agent.settings import MAX_TARGETS, AgentSettings, SettingsError, readSettings
 from helix_revdial.agent.targets import HostPort, SocketPath
 from helix_revdial.agent.token import Secret
+from helix_revdial.agent.trust import TrustPolicy
 from helix_revdial.agent.vocabulary import SETTINGS, Offered
 from helix_revdial.revdial.client import ServerURL
 
@@ -61,7 +62,7 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertEqual(dict(settings.targets), {"default": HostPort("localhost", 8080)})
         self.assertEqual(settings.default, "default")
         self.assertEqual(settings.reconnect, 1.0)
-        self.assertIsNone(settings.caFile)
+        self.assertEqual(settings.network.trust, TrustPolicy())
         self.assertEqual(settings.warnings, ())
 
     def test_session(self) -> None:
