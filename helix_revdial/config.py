@@ -140,6 +140,13 @@ class HttpSection(_Section, frozen=True, rename=_snake):
     """Seconds that a kept-alive connection may be idle between requests."""
 
 
+class DrainSection(_Section, frozen=True, rename=_snake):
+    """How the server leaves when it is told to stop."""
+
+    timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
+    """Seconds that requests and streams under way have to finish; 0 cuts them at once."""
+
+
 class DesktopSection(_Section, frozen=True, rename=_snake):
     """Screenshots and clipboards of sessions."""
 
@@ -195,6 +202,7 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     tunnel: TunnelSection = TunnelSection()
     http: HttpSection = HttpSection()
     desktop: DesktopSection = DesktopSection()
+    drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()
 
     @property

@@ -8,7 +8,8 @@ tokens.  Whatever of it fails ends the process with one line that says why; a
 server never runs half.  What is prepared is done in the starting thread, before
 the reactor runs; afterwards no query is on the reactor's thread.
 
-Stop: ports first, then tunnels, then what they were counted and recorded in.
+Stop: as L{Drain <helix_revdial.drain.Drain>} has it, then the tunnels that are
+left, then what they were counted and recorded in.
 
 The rooms are tied together here and nowhere else: a token that ends cuts what
 it holds, a session that is deleted cuts its tunnel, and what the connections
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -45,6 +46,7 @@ from helix_revdial.config import (
     ListenSection,
     ServerConfig,
 )
+from helix_revdial.drain import Drain
 from helix_revdial.http.factory import HTTPFactory, IdentifyingFactory
 from helix_revdial.http.operations import OperationTable
 from helix_revdial.http.problem import Problem
@@ -63,9 +65,20 @@ from helix_revdial.storage.database import (
     openDatabase,
 )
 from helix_revdial.storage.threads import SameThread
+from helix_revdial.systemd.credentials import CredentialUnusable, readCredential
+from helix_revdial.systemd.signals import SecondSignal
+from helix_revdial.systemd.supervision import Supervision
 
-STOP_TIMEOUT = 5.0
-"""Seconds that requests under way have to finish when the server stops."""
+STOP_TIMEOUT = 10.0
+"""Seconds, beyond those for what may finish, in which a server that stops is gone."""
+
+RUNNER_CREDENTIAL = "runner-token"
+"""The credential of the service manager that stands in for C{RUNNER_TOKEN}."""
+
+_RUNNER_ORIGIN = f"{RUNNER_TOKEN_VARIABLE} of the environment"
+
+ADMIN_CREDENTIAL = "admin-token"
+"""The credential of the service manager that is imported as an admin's token."""
 
 
 class CannotStart(SystemExit):
@@ -93,6 +106,7 @@ class ControlPlane(Service):
 
     @ivar services: What the operations work with, once started.
     @ivar factory: The HTTP server's factory.
+    @ivar supervision: What keeps the service manager informed.
     """
 
     _log = Logger()
@@ -112,11 +126,12 @@ class ControlPlane(Service):
         """
         @param reactor: Threads, time and sockets.
         @param config: The settings.
-        @param environment: Only looked at for an existing C{RUNNER_TOKEN}.
+        @param environment: Looked at for an existing C{RUNNER_TOKEN}, and for what
+            a service manager hands over.
         @param wallClock: Seconds since 1970.
         @param reread: Reads the settings again, as they were read for C{config}.
         @param signals: Whether the process's signals are this service's: SIGHUP
-            reloads.
+            reloads, a second SIGTERM does not wait.
         @raise CannotStart: The settings cannot be used.
         """
         self._reactor = reactor
@@ -135,6 +150,8 @@ class ControlPlane(Service):
             (self._prepareDoors, self._prepareLimits, self._prepareAccess),
         )
         self._hangup = HangupSignal(reactor, self._hungUp) if signals else None
+        self._second = SecondSignal(reactor) if signals else None
+        self.supervision = Supervision.fromEnvironment(reactor, environment, self._describe)
         self.factory = HTTPFactory(
             self._dispatch,
             reactor,
@@ -196,6 +213,15 @@ class ControlPlane(Service):
             self._hangup.arm()
         for door in self._doors:
             self._log.info("Listening on {endpoint}", endpoint=door.settings.endpoint)
+        self.supervision.started()
+
+    def _describe(self) -> str:
+        """The server's state in a line, for the service manager."""
+        if self._table is None:
+            return "starting"
+        connections = self.services.connections
+        runners, streams = connections.stats().activeConnections, connections.openStreams
+        return f"{'stopping: ' if self._stopping else ''}{runners} runners, {streams} streams"
 
     def _prepare(self) -> None:
         """Directory, schema and first tokens, done before the reactor runs."""
@@ -206,6 +232,7 @@ class ControlPlane(Service):
                 _now(Deferred.fromCoroutine(database.upgrade()))
             _now(Deferred.fromCoroutine(database.checkRevision()))
             tokens = Tokens(database, self._reactor, self._wallClock)
+            self._importAdminToken(tokens)
             written = _now(Deferred.fromCoroutine(tokens.ensureAdmin(self._config.adminTokenPath)))
             if written is not None:
                 self._log.warn("The first admin token is in {path}", path=str(written))
@@ -213,15 +240,37 @@ class ControlPlane(Service):
         finally:
             _now(Deferred.fromCoroutine(database.close()))
 
+    def _importAdminToken(self, tokens: Tokens) -> None:
+        try:
+            secret = readCredential(self._environment, ADMIN_CREDENTIAL)
+            if secret is None:
+                return
+            importing = tokens.importSecret(
+                secret, "user", name=f"credential {ADMIN_CREDENTIAL}", user="admin", role="admin"
+            )
+            _now(Deferred.fromCoroutine(importing))
+        except CredentialUnusable as error:
+            raise CannotStart(str(error)) from None
+        except (TokenConflict, TokenError) as error:
+            raise CannotStart(f"credential {ADMIN_CREDENTIAL}: {error}") from None
+
     def _importAtStart(self, tokens: Tokens) -> None:
         try:
             _now(Deferred.fromCoroutine(self._importRunnerToken(tokens, self._config.access)))
+        except CredentialUnusable as error:
+            raise CannotStart(str(error)) from None
         except (TokenConflict, TokenError) as error:
             raise CannotStart(_notImported(error)) from None
 
     async def _importRunnerToken(self, tokens: Tokens, access: AccessSection) -> None:
-        secret = self._environment.get(RUNNER_TOKEN_VARIABLE, "")
-        if not secret or not access.importRunnerToken:
+        if not access.importRunnerToken:
+            return
+        origin = _RUNNER_ORIGIN
+        secret = self._environment.get(RUNNER_TOKEN_VARIABLE)
+        if not secret:
+            origin = f"credential {RUNNER_CREDENTIAL}"
+            secret = readCredential(self._environment, RUNNER_CREDENTIAL)
+        if not secret:
             return
         record = await tokens.importSecret(
             secret,
@@ -230,8 +279,8 @@ class ControlPlane(Service):
             patterns=access.runnerTokenPatterns,
         )
         self._log.info(
-            "The {variable} of the environment is runner token {token}",
-            variable=RUNNER_TOKEN_VARIABLE,
+            "The {origin} is runner token {token}",
+            origin=origin,
             token=record.id,
             patterns=list(access.runnerTokenPatterns),
         )
@@ -289,7 +338,11 @@ class ControlPlane(Service):
         """
         if self._stopping or self._table is None:
             raise Unreloadable("the server is not running")
-        done = await self._reload.run(by)
+        self.supervision.reloading()
+        try:
+            done = await self._reload.run(by)
+        finally:
+            self.supervision.reloaded()
         # What was ended in the database by other hands is noticed now, too.
         await self._watch.look()
         return done
@@ -341,7 +394,7 @@ class ControlPlane(Service):
         ):
             try:
                 await self._importRunnerToken(self.services.tokens, config.access)
-            except (TokenConflict, TokenError) as error:
+            except (TokenConflict, TokenError, CredentialUnusable) as error:
                 raise Unreloadable(_notImported(error)) from None
 
         def put() -> None:
@@ -368,7 +421,7 @@ class ControlPlane(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Take no more, let requests under way finish, end the tunnels, write what
+        Take no more, let what is under way finish, end the tunnels, write what
         is still to be written.
         """
         super().stopService()
@@ -378,9 +431,16 @@ class ControlPlane(Service):
         self._stopping = True
         if self._hangup is not None:
             self._hangup.disarm()
+        limit = self._config.drain.timeout
+        self.supervision.stopping(limit + STOP_TIMEOUT)
+        if self._table is not None:
+            drain = Drain(self._reactor, self.factory, self.services.connections, self._closePorts)
+            if self._second is not None:
+                self._second.arm(drain.hurry)
+            await drain.run(limit)
         for step in (
-            self._ports.stopService,
-            lambda: self.factory.stop(STOP_TIMEOUT),
+            self._closePorts,
+            lambda: self.factory.stop(0),
             *self._stopAssembled(),
         ):
             # One step that fails must not keep the others from their work.
@@ -388,6 +448,10 @@ class ControlPlane(Service):
                 await _awaitable(step())
             except Exception:
                 self._log.failure("A step of the shutdown failed")
+        self.supervision.ended()
+
+    def _closePorts(self) -> Deferred[Any]:
+        return maybeDeferred(self._ports.stopService)
 
     def _stopAssembled(self) -> list[Callable[[], Any]]:
         if self._table is None:
@@ -426,6 +490,6 @@ def _identifies(section: ListenSection) -> bool:
 
 def _notImported(error: Exception) -> str:
     return (
-        f"{RUNNER_TOKEN_VARIABLE} of the environment cannot be imported: {error}. "
-        "Unset it, or set access.import_runner_token = false."
+        f"{_RUNNER_ORIGIN} (or credential {RUNNER_CREDENTIAL}) cannot be imported: {error}. "
+        "Take it away, or set access.import_runner_token = false."
     )

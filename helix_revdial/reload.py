@@ -39,6 +39,7 @@ RELOADABLE = frozenset(
         "desktop.request_timeout",
         "desktop.max_screenshot_bytes",
         "desktop.max_clipboard_bytes",
+        "drain.timeout",
         "access.import_runner_token",
         "access.runner_token_patterns",
         "access.client_certificate",

@@ -178,7 +178,8 @@ class HTTPFactory(ServerFactory):
 
         Connections that were handed over are their successors' business.
 
-        @param timeout: Seconds after which what still runs is cut off.
+        @param timeout: Seconds after which what still runs is cut off; a later
+            call sets it anew.
         @return: Fires when no HTTP connection is left.
         """
         self.stopping = True
@@ -188,6 +189,8 @@ class HTTPFactory(ServerFactory):
                 connection.stop()
             self._stopDeadline.set(timeout, self._stopNow)
             self._checkIdle()
+        elif not self._idle.called:
+            self._stopDeadline.set(timeout, self._stopNow)
         result: Deferred[None] = Deferred()
 
         def pass_(value: None) -> None:
