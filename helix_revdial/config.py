@@ -194,6 +194,36 @@ class AccessSection(_Section, frozen=True, rename=_snake):
     """Who asks with a client certificate and no token."""
 
 
+class MetricsSection(_Section, frozen=True, rename=_snake):
+    """Metrics for Prometheus, on a door of their own that asks nobody who he is."""
+
+    listen: str | None = None
+    """A Twisted server endpoint string; without it there is no such door."""
+
+    runnerLabels: bool = False
+    """Whether runners have metrics of their own, with their keys for labels."""
+
+
+class LoggingSection(_Section, frozen=True, rename=_snake):
+    """The log on standard output."""
+
+    format: Literal["text", "json"] = "text"
+    """C{json}: one JSON object a line."""
+
+    level: Literal["debug", "info", "warn", "error", "critical"] = "info"
+    """What is below it is left out."""
+
+    streams: bool = True
+    """Whether each dial gets a line when it, and its stream, are over."""
+
+
+class TracingSection(_Section, frozen=True, rename=_snake):
+    """Spans for OpenTelemetry."""
+
+    otlp: bool = False
+    """Whether they are sent (by OTLP over HTTP; the C{OTEL_} variables say where to)."""
+
+
 class ServerConfig(_Section, frozen=True, rename=_snake):
     """All the settings of C{twistd helix-revdial-server}."""
 
@@ -204,6 +234,9 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     desktop: DesktopSection = DesktopSection()
     drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()
+    metrics: MetricsSection = MetricsSection()
+    logging: LoggingSection = LoggingSection()
+    tracing: TracingSection = TracingSection()
 
     @property
     def databaseURL(self) -> str:

@@ -38,7 +38,9 @@ from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
+from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.services import Services, cutWhatEnds
+from helix_revdial.api.tracing import traced
 from helix_revdial.config import (
     RUNNER_TOKEN_VARIABLE,
     AccessSection,
@@ -65,6 +67,7 @@ from helix_revdial.storage.database import (
     openDatabase,
 )
 from helix_revdial.storage.threads import SameThread
+from helix_revdial.telemetry.log_writer import LogWriter
 from helix_revdial.systemd.credentials import CredentialUnusable, readCredential
 from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.supervision import Supervision
@@ -106,6 +109,7 @@ class ControlPlane(Service):
 
     @ivar services: What the operations work with, once started.
     @ivar factory: The HTTP server's factory.
+    @ivar metrics: What makes the server seen.
     @ivar supervision: What keeps the service manager informed.
     """
 
@@ -122,6 +126,7 @@ class ControlPlane(Service):
         *,
         reread: Callable[[], ServerConfig] | None = None,
         signals: bool = False,
+        logWriter: LogWriter | None = None,
     ) -> None:
         """
         @param reactor: Threads, time and sockets.
@@ -129,6 +134,7 @@ class ControlPlane(Service):
         @param environment: Looked at for an existing C{RUNNER_TOKEN}, and for what
             a service manager hands over.
         @param wallClock: Seconds since 1970.
+        @param logWriter: What the log is written by, where it is ours.
         @param reread: Reads the settings again, as they were read for C{config}.
         @param signals: Whether the process's signals are this service's: SIGHUP
             reloads, a second SIGTERM does not wait.
@@ -162,6 +168,10 @@ class ControlPlane(Service):
         self._ports = MultiService()
         self._factories: list[IdentifyingFactory] = []
         self._doors = [self._door(section) for section in config.listen]
+        try:
+            self.metrics = MetricsService(reactor, config, wallClock, logWriter)
+        except ConfigError as error:
+            raise CannotStart(str(error)) from None
 
     def _door(self, section: ListenSection) -> Door:
         factory = IdentifyingFactory(self.factory, _identifies(section))
@@ -188,7 +198,7 @@ class ControlPlane(Service):
         @raise CannotStart: One of them cannot be had.
         """
         super().privilegedStartService()
-        for door in self._doors:
+        for door in (*self._doors, self.metrics):
             try:
                 door.privilegedStartService()
             except ListenError as error:
@@ -208,6 +218,7 @@ class ControlPlane(Service):
             raise CannotStart(f"database: {error}") from None
         self._assemble()
         self._ports.startService()
+        self.metrics.startService()
         super().startService()
         if self._hangup is not None:
             self._hangup.arm()
@@ -299,9 +310,11 @@ class ControlPlane(Service):
             generations.next,
             wallClock=self._wallClock,
             audit=lambda event, fields: _record(audit, event, fields),
+            watching=self.metrics.observation,
             **tunnelLimits(config.tunnel),
         )
 
+        self.metrics.observation.watch(connections, self.factory, self._unready)
         cutWhatEnds(tokens, sessions, connections)
         self._watch = TokenWatch(tokens, clock)
         self._watch.start()
@@ -314,7 +327,8 @@ class ControlPlane(Service):
             audit,
             sessions,
             connections,
-            ready=lambda: "shutting down" if self._stopping else "",
+            self.metrics.observation,
+            ready=self._unready,
             certificates=self._grants,
             reload=self.reload,
         )
@@ -407,11 +421,15 @@ class ControlPlane(Service):
 
     # Serve
 
+    def _unready(self) -> str:
+        """Why the server should get no requests now."""
+        return "shutting down" if self._stopping else ""
+
     async def _dispatch(self, request: Request) -> Response | HandedOver:
         if self._table is None:
             raise Problem(503, "The server is starting.", headers=[(b"Retry-After", b"1")])
         try:
-            return await self._table(request)
+            return await traced(request, self._table, self.metrics.observation.spans)
         except DatabaseUnavailable as error:
             problem = translate(error)
             assert problem is not None
@@ -462,6 +480,7 @@ class ControlPlane(Service):
             lambda: Deferred.fromCoroutine(services.connections.stop()),
             lambda: Deferred.fromCoroutine(services.audit.stop()),
             lambda: Deferred.fromCoroutine(services.database.close()),
+            self.metrics.stopService,
         ]
 
 

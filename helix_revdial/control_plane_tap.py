@@ -18,6 +18,8 @@ from twisted.python import usage
 from helix_revdial import __version__
 from helix_revdial.config import ConfigError, ServerConfig, load
 from helix_revdial.settings import check
+from helix_revdial.telemetry.log_writer import LogWriter
+from helix_revdial.telemetry.logs import chooseObserver
 
 DEFAULT_FILE = Path("/etc/helix-revdial/server.toml")
 
@@ -38,6 +40,7 @@ class Options(usage.Options):
     ]
     optFlags = [["check-config", None, "check the settings, say what is wrong, and end"]]
     config: ServerConfig
+    logWriter: LogWriter | None = None
     read: Callable[[], ServerConfig]
     """Reads the settings again, from the same file and flags."""
 
@@ -84,6 +87,8 @@ class Options(usage.Options):
         if self["check-config"]:
             sys.stdout.write(f"{path or 'settings'}: ok\n")
             sys.exit(0)
+        logging = self.config.logging
+        self.logWriter = chooseObserver(self.parent, logging.format, logging.level)
 
 
 def makeService(options: Options) -> IService:
@@ -95,4 +100,4 @@ def makeService(options: Options) -> IService:
 
     useMonotonicTime(reactor)
 
-    return ControlPlane(reactor, options.config, os.environ, reread=options.read, signals=True)
+    return ControlPlane(reactor, options.config, os.environ, reread=options.read, signals=True, logWriter=options.logWriter)

@@ -13,6 +13,7 @@ from helix_revdial.api import (
     health,
     reload,
     sessions,
+    streams,
     tokens,
     tunnel,
 )
@@ -52,6 +53,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             ),
             *tunnel.operations(services),
             *connections.operations(services),
+            *streams.operations(services),
             *reload.operations(services),
             *external_agents.operations(services),
             *sessions.operations(services),

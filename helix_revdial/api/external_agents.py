@@ -15,8 +15,10 @@ from collections.abc import Mapping
 
 from helix_revdial.access.policy import mayDial
 from helix_revdial.access.principals import Principal
+from helix_revdial.api.observation import aboutOf
 from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
+from helix_revdial.api.tracing import traceOf
 from helix_revdial.gateways.http import Answer, AnswerTooLarge, fetch
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
@@ -48,15 +50,20 @@ def operations(services: Services) -> list[Operation]:
         body: bytes | None = None,
     ) -> tuple[Answer, list[tuple[bytes, bytes]]]:
         runner = services.runnerOf(call.resource.id)
+        trace = traceOf(call.request)
         deadline = min(services.config.desktop.requestTimeout, _wait(call.request))
         principal = call.principal
         assert isinstance(principal, Principal)
         endpoint = services.connections.endpoint(
             runner,
             timeout=deadline,
+            about=aboutOf(call.request.requestId, trace),
             allow=lambda expose: mayDial(principal, runner, expose, call.resource),
         )
         began = services.clock.seconds()
+        fields = trace.child().headers()
+        if body is not None:
+            fields.append((b"Content-Type", b"application/json"))
 
         def dialTimedOut() -> DialError:
             if services.connections.status(runner) == "connected":
@@ -71,7 +78,7 @@ def operations(services: Services) -> list[Operation]:
                 path,
                 deadline=deadline,
                 maxBody=maxBody,
-                headers=[(b"Content-Type", b"application/json")] if body is not None else [],
+                headers=fields,
                 body=body,
                 dialTimedOut=dialTimedOut,
             )

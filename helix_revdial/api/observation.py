@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -39,7 +40,12 @@ from helix_revdial.telemetry.ledger import (
 )
 from helix_revdial.telemetry.lifelines import Lifeline, Lifelines
 from helix_revdial.telemetry.log_writer import LogWriter
-from helix_revdial.telemetry.metrics import MAX_RUNNERS, RunnerState, ServerMetrics, ServerState
+from helix_revdial.telemetry.metrics import (
+    MAX_RUNNERS,
+    RunnerState,
+    ServerMetrics,
+    ServerState,
+)
 from helix_revdial.telemetry.traces import Spans, TraceContext
 
 PENDING = {DialState.WAITING: "waiting", DialState.ASKED: "asked"}
@@ -231,7 +237,7 @@ class Observation(Watching):
             target=stream.target,
             generation=stream.generation,
             startedAt=self._wallClock() - (self._reactor.seconds() - stream.started),
-            phases=stream.phases if state == "ended" else dict(stream.phases),
+            phases=dict(stream.phases),
             state=state,
             outcome=call.outcome,
             reason=stream.reason,
@@ -322,7 +328,7 @@ class Observation(Watching):
         return known
 
     def _buffered(self, known: Mapping[int, str] | None = None) -> dict[str, int]:
-        waiting = getattr(self._reactor, "getWriters", list)()
+        waiting: list[Any] = getattr(self._reactor, "getWriters", list)()
         kinds = known if known is not None else (self._known() if waiting else {})
         found = unsentBytes(waiting, kinds)
         if self._connections is not None:
@@ -332,7 +338,7 @@ class Observation(Watching):
     def ledger(self) -> Ledger:
         """Who owns what, now."""
         known = self._known()
-        delayed = getattr(self._reactor, "getDelayedCalls", list)()
+        delayed: list[Any] = getattr(self._reactor, "getDelayedCalls", list)()
         pending: dict[str, int] = {}
         streams = 0
         if self._connections is not None:
@@ -372,4 +378,18 @@ def _parent(about: Mapping[str, str]) -> TraceContext | None:
     return TraceContext(about["trace"], about["span"], "sampled" in about)
 
 
-__all__ = ["Ledger", "Observation", "aboutOf"]
+def databaseFiles(url: str) -> Callable[[str], str | None]:
+    """
+    Tells the files of an SQLite database.
+
+    @param url: The database's.
+    """
+    scheme, _, path = url.partition(":///")
+    if not scheme.startswith("sqlite") or not path:
+        return lambda file: None
+    name = os.path.realpath(path)
+    names = {name, f"{name}-wal", f"{name}-shm", f"{name}-journal"}
+    return lambda file: "database" if file in names else None
+
+
+__all__ = ["Ledger", "Observation", "aboutOf", "databaseFiles"]

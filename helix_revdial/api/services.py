@@ -12,6 +12,7 @@ from helix_revdial.access.certificates import CERTIFICATE_FAMILY, CertificateGra
 from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.tokens import Tokens
+from helix_revdial.api.observation import Observation
 from helix_revdial.config import ServerConfig
 from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
@@ -29,6 +30,7 @@ class Services:
     @ivar config: The settings of now: a reload replaces them, so nobody keeps
         what was read of them.
     @ivar certificates: Whose client certificates are; replaced likewise.
+    @ivar observation: What watches the server.
     @ivar reload: Reads the settings again, in somebody's name.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
@@ -42,6 +44,7 @@ class Services:
     audit: AuditLog
     sessions: Sessions
     connections: Connections
+    observation: Observation
     ready: Callable[[], str] = field(default=lambda: "")
     certificates: CertificateGrants = field(default_factory=CertificateGrants)
     reload: Callable[[str], Awaitable[Reloaded]] = _noReload

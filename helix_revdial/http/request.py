@@ -95,6 +95,7 @@ class Request:
     @ivar requestId: The caller's C{X-Request-Id} if that is well-formed, or a new one.
     @ivar purpose: What its connection is for once it is handed over, to those who count.
     @ivar logged: What the dispatch adds to the line in the access log.
+    @ivar trace: What the dispatch keeps of the trace that the request is part of.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Request:
         self.requestId = requestId
         self.purpose = "other"
         self.logged: dict[str, object] = {}
+        self.trace: object = None
         self._owner = owner
 
     def queryValue(self, name: str) -> str | None:

@@ -17,7 +17,9 @@ from helix_revdial.access.audit import AuditEntry, AuditLog
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable
+from helix_revdial.api.observation import Observation
 from helix_revdial.api.services import Services, cutWhatEnds
+from helix_revdial.api.tracing import traced
 from helix_revdial.config import ServerConfig
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.revdial.connections import Connections
@@ -87,11 +89,13 @@ class Server:
         self.sessions = Sessions(database, self.clock, self.wallClock)
         self.audit = AuditLog(database, self.clock, self.wallClock)
         generations = count(1)
+        self.observation = Observation(self.clock, self.wallClock, "1.2.3")
         self.connections = Connections(
             self.clock,
             lambda: succeed(next(generations)),
             wallClock=self.wallClock,
             audit=lambda event, fields: self.audit.record(event, **fields),
+            watching=self.observation,
         )
         cutWhatEnds(self.tokens, self.sessions, self.connections)
         self.notReady = ""
@@ -104,12 +108,16 @@ class Server:
             self.audit,
             self.sessions,
             self.connections,
+            self.observation,
             ready=lambda: self.notReady,
         )
         self.table = operationTable(
             self.services, Authority(self.tokens, self.sessions, self.audit)
         )
-        self.factory = HTTPFactory(self.table, self.clock, wallClock=self.wallClock)
+        self.factory = HTTPFactory(
+            lambda request: traced(request, self.table), self.clock, wallClock=self.wallClock
+        )
+        self.observation.watch(self.connections, self.factory, lambda: self.notReady)
 
     def wallClock(self) -> float:
         return NOW + self.clock.seconds() - 1000
