@@ -67,10 +67,10 @@ from helix_revdial.storage.database import (
     openDatabase,
 )
 from helix_revdial.storage.threads import SameThread
-from helix_revdial.telemetry.log_writer import LogWriter
 from helix_revdial.systemd.credentials import CredentialUnusable, readCredential
 from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.supervision import Supervision
+from helix_revdial.telemetry.log_writer import LogWriter
 
 STOP_TIMEOUT = 10.0
 """Seconds, beyond those for what may finish, in which a server that stops is gone."""

@@ -100,4 +100,11 @@ def makeService(options: Options) -> IService:
 
     useMonotonicTime(reactor)
 
-    return ControlPlane(reactor, options.config, os.environ, reread=options.read, signals=True, logWriter=options.logWriter)
+    return ControlPlane(
+        reactor,
+        options.config,
+        os.environ,
+        reread=options.read,
+        signals=True,
+        logWriter=options.logWriter,
+    )

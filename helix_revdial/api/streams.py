@@ -203,7 +203,7 @@ def operations(services: Services) -> list[Operation]:
             access="admin",
             response=LedgerRecord,
             errors=(401, 403),
-            summary="What the server holds: descriptors, timers, dials, buffers, each by its owner.",
+            summary="What the server holds: descriptors, timers, dials and buffers, by owner.",
             tags=("admin",),
         ),
     ]
