@@ -9,8 +9,9 @@ disturbs nobody.
 The options are those of Twisted's L{CertificateOptions
 <twisted.internet.ssl.CertificateOptions>}: TLS 1.2 at least, ciphers with
 forward secrecy, no compression (it would tell secrets by their length), no
-session tickets.  No protocol is offered by ALPN: what is spoken is HTTP/1.1,
-which is what its absence means.
+session tickets.  But for the choice of an application protocol (RFC 7301): there
+a caller that offers any is answered with none, which OpenSSL takes for a fault
+and ends the connection; so browsers could not come.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -32,6 +33,8 @@ from zope.interface import implementer
 from helix_revdial.listening import certificates
 from helix_revdial.listening.certificates import Certified
 from helix_revdial.listening.errors import ListenError
+
+HTTP = b"http/1.1"
 
 _MINIMUM = {"1.2": TLSVersion.TLSv1_2, "1.3": TLSVersion.TLSv1_3}
 
@@ -133,6 +136,7 @@ def _context(
 ) -> SSL.Context:
     try:
         context = options.getContext()
+        context.set_alpn_select_callback(_protocolOf)
         for authority in authorities:
             # Told to the caller, so that one with several certificates can choose.
             context.add_client_ca(authority)
@@ -142,6 +146,13 @@ def _context(
             "key long enough and its signature of today?"
         ) from None
     return context
+
+
+def _protocolOf(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    """
+    HTTP/1.1, which is what no protocol at all means, too.
+    """
+    return HTTP if HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def _reason(error: Exception) -> str:
