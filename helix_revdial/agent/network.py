@@ -17,7 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from ..revdial.client import ServerPath, ServerURL
+from ..revdial.offered import OfferedTarget
 from .failures import connectReason
 from .proxies import CredentialsFile, ProxyChoice, ProxyURL
 from .proxy import ProxyEndpoint
@@ -69,7 +70,11 @@ class NetworkSettings:
 
 
 def serversOf(
-    reactor: Any, settings: NetworkSettings, token: Callable[[], str], key: str
+    reactor: Any,
+    settings: NetworkSettings,
+    token: Callable[[], str],
+    key: str,
+    targets: Sequence[OfferedTarget] = (),
 ) -> Servers:
     """
     The way to the servers.
@@ -77,6 +82,7 @@ def serversOf(
     @param reactor: Opens sockets, resolves names and tells the time.
     @param token: Gives the token, at each attempt.
     @param key: The runner's key.
+    @param targets: What the servers are told of its targets.
     @raise TrustUnusable: A file of certificates cannot be used.
     """
     trust = Trust(settings.trust)
@@ -87,7 +93,8 @@ def serversOf(
         if proxy is not None and proxy.secure and proxyTrust is None:
             proxyTrust = Trust(settings.proxyTrust)
         endpoint = _endpoints(reactor, server, trust, proxy, settings.proxyCredentials, proxyTrust)
-        ways.append((server, ServerPath(reactor, server, token, key=key, endpoint=endpoint)))
+        path = ServerPath(reactor, server, token, key=key, endpoint=endpoint, targets=targets)
+        ways.append((server, path))
     return Servers(cast(IReactorTime, reactor), ways)
 
 

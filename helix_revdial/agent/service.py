@@ -75,6 +75,25 @@ class ControlPath(Protocol):
         """
 
 
+class Informed(Protocol):
+    """
+    Who wants to know how an agent is: L{Supervision
+    <helix_revdial.systemd.supervision.Supervision>} is one.
+    """
+
+    def started(self) -> None:
+        """It runs."""
+
+    def changed(self) -> None:
+        """It does something else now."""
+
+    def stopping(self, limit: float) -> None:
+        """It leaves, within so many seconds."""
+
+    def ended(self) -> None:
+        """It is done."""
+
+
 class AgentService(Service):
     """
     Keeps an agent connected.
@@ -109,7 +128,7 @@ class AgentService(Service):
         @param closeLimit: Seconds that the connection gets to close on stop.
         """
         self.session: ControlSession | None = None
-        self.supervision: Supervision | None = None
+        self.supervision: Informed | None = None
         self._clock = clock
         self._settings = settings
         self._path = path
@@ -290,7 +309,11 @@ class AgentService(Service):
 
 
 def agentService(
-    reactor: Any, settings: AgentSettings, environment: Mapping[str, str] | None = None
+    reactor: Any,
+    settings: AgentSettings,
+    environment: Mapping[str, str] | None = None,
+    *,
+    signals: SecondSignal | None = None,
 ) -> AgentService:
     """
     Put an agent together.
@@ -299,19 +322,27 @@ def agentService(
     @param settings: What the agent is told.
     @param environment: Where a service manager says how to inform it; nobody is
         informed if it is not given.
+    @param signals: What notices the second signal, where agents share a process.
     @raise RuntimeError: WebSocket would run without its native code.
     """
     requireNVX()
     targets = {name: LocalTarget(reactor, address) for name, address in settings.targets.items()}
-    path = serversOf(reactor, settings.network, settings.token, settings.key)
+    path = serversOf(reactor, settings.network, settings.token, settings.key, settings.offered)
     clock = cast(IReactorTime, reactor)
     service = AgentService(
         clock,
         settings,
         path,
-        Listener(reactor, path, targets, default=settings.default),
+        Listener(
+            reactor,
+            path,
+            targets,
+            default=settings.default,
+            maxDials=settings.maxDials,
+            maxStreams=settings.maxStreams,
+        ),
         ReconnectPolicy(SystemRandom().random, firstDelay=settings.reconnect),
-        signals=SecondSignal(reactor),
+        signals=signals or SecondSignal(reactor),
         attemptLimit=path.attemptLimit,
     )
     service.supervision = Supervision.fromEnvironment(clock, environment or {}, service.status)

@@ -23,10 +23,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ..revdial.client import ServerURL
+from ..revdial.listener import MAX_DIALS, MAX_STREAMS
+from ..revdial.offered import Expose, OfferedTarget
 from ..systemd.credentials import credentialPath
 from .network import NetworkSettings
 from .network_settings import networkWarnings, readNetwork
@@ -72,6 +74,10 @@ class AgentSettings:
     @ivar targets: The local services by name.
     @ivar default: The name of the one that a dial without a target reaches.
     @ivar reconnect: The ceiling of the first delay, in seconds.
+    @ivar expose: Whom each target is for, by name; the session's owner, where it
+        does not say.
+    @ivar maxDials: Dials that may be under way at a time.
+    @ivar maxStreams: Streams that may be open at a time.
     @ivar drain: Seconds that streams get to finish when the agent stops.
     @ivar warnings: What works but should be changed, one line each.
     """
@@ -84,11 +90,22 @@ class AgentSettings:
     reconnect: float = FIRST_DELAY
     drain: float = DRAIN
     warnings: tuple[str, ...] = ()
+    expose: Mapping[str, Expose] = field(default_factory=dict)
+    maxDials: int = MAX_DIALS
+    maxStreams: int = MAX_STREAMS
 
     @property
     def server(self) -> ServerURL:
         """The control plane's preferred address."""
         return self.network.servers[0]
+
+    @property
+    def offered(self) -> tuple[OfferedTarget, ...]:
+        """What the server is told of the targets."""
+        return tuple(
+            OfferedTarget(name, self.expose.get(name, "owner"), name == self.default)
+            for name in self.targets
+        )
 
     def describe(self) -> str:
         """
@@ -100,7 +117,10 @@ class AgentSettings:
             ("token", f"from {self.token.origin}"),
         ]
         for name, address in self.targets.items():
-            note = " (default)" if name == self.default else ""
+            notes = ["default"] if name == self.default else []
+            if name in self.expose:
+                notes.append(f"for {self.expose[name]}")
+            note = f" ({', '.join(notes)})" if notes else ""
             rows.append(("target", f"{name} = {address}{note}"))
         rows.append(("reconnect", f"first after up to {self.reconnect:g} s"))
         return "".join(f"{name:<10} {value}\n" for name, value in rows)
@@ -136,7 +156,7 @@ class _Given:
         return (row for row in self._offered.settings if row.about == about)
 
     def flagName(self, row: Setting) -> str:
-        return f"{self._offered.dashes}{row.flag}"
+        return self._offered.spelled.get(row.flag or "") or f"{self._offered.dashes}{row.flag}"
 
     def byFlag(self, about: str) -> list[tuple[Setting, str]]:
         found = []

@@ -9,7 +9,8 @@ C{docs/agent.md} are made from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .reconnect import FIRST_DELAY, MAX_DELAY
 
@@ -212,6 +213,7 @@ class Offered:
 
     @ivar settings: The rows.
     @ivar dashes: What stands before a flag.
+    @ivar spelled: Flags that the program writes in another way altogether.
     @ivar local: The default of C{--local} whatever the runner, if the program
         has one.
     @ivar reconnect: The default of C{--reconnect}, in seconds.
@@ -219,6 +221,7 @@ class Offered:
 
     settings: tuple[Setting, ...] = SETTINGS
     dashes: str = "--"
+    spelled: Mapping[str, str] = field(default_factory=dict)
     local: str | None = None
     reconnect: float = FIRST_DELAY
 
