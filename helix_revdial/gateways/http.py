@@ -123,24 +123,24 @@ class _Body(Protocol):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
+        # One block: thousands of small ones would leave the process with holes that
+        # it cannot give back.
+        self._content = bytearray()
         self._over = False
         self.finished: Deferred[bytes] = Deferred(lambda _: self._end(Failure(TunnelBroke())))
 
     def dataReceived(self, data: bytes) -> None:
         if self._over:
             return
-        self._size += len(data)
-        self._parts.append(data)
-        if self._size > self._limit:
+        self._content += data
+        if len(self._content) > self._limit:
             self._end(Failure(AnswerTooLarge(self._limit)))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # An answer delimited by the end of the connection is how HTTP/1.0
         # servers answer: the tunnel says by its kind of end whether it is whole.
         if reason.check(ResponseDone, PotentialDataLoss):
-            self._end(b"".join(self._parts))
+            self._end(bytes(self._content))
         else:
             self._end(reason)
 
@@ -148,7 +148,7 @@ class _Body(Protocol):
         if self._over:
             return
         self._over = True
-        self._parts.clear()
+        self._content = bytearray()
         if isinstance(result, Failure):
             assert self.transport is not None
             self.transport.loseConnection()
