@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twisted.application.service import MultiService, Service
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from helix_revdial import __version__
@@ -70,7 +70,7 @@ from helix_revdial.storage.threads import SameThread
 from helix_revdial.systemd.credentials import CredentialUnusable, readCredential
 from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.supervision import Supervision
-from helix_revdial.telemetry.log_writer import LogWriter
+from helix_revdial.telemetry.logs import LoggingService
 
 STOP_TIMEOUT = 10.0
 """Seconds, beyond those for what may finish, in which a server that stops is gone."""
@@ -103,7 +103,7 @@ class CannotStart(SystemExit):
         return self.text
 
 
-class ControlPlane(Service):
+class ControlPlane(LoggingService):
     """
     The long-lived service behind C{twistd helix-revdial-server}.
 
@@ -126,7 +126,7 @@ class ControlPlane(Service):
         *,
         reread: Callable[[], ServerConfig] | None = None,
         signals: bool = False,
-        logWriter: LogWriter | None = None,
+        logObserver: ILogObserver | None = None,
     ) -> None:
         """
         @param reactor: Threads, time and sockets.
@@ -134,7 +134,7 @@ class ControlPlane(Service):
         @param environment: Looked at for an existing C{RUNNER_TOKEN}, and for what
             a service manager hands over.
         @param wallClock: Seconds since 1970.
-        @param logWriter: What the log is written by, where it is ours.
+        @param logObserver: How C{twistd} is to log.
         @param reread: Reads the settings again, as they were read for C{config}.
         @param signals: Whether the process's signals are this service's: SIGHUP
             reloads, a second SIGTERM does not wait.
@@ -168,8 +168,9 @@ class ControlPlane(Service):
         self._ports = MultiService()
         self._factories: list[IdentifyingFactory] = []
         self._doors = [self._door(section) for section in config.listen]
+        self.logObserver = logObserver
         try:
-            self.metrics = MetricsService(reactor, config, wallClock, logWriter)
+            self.metrics = MetricsService(reactor, config, wallClock, self.logWriter)
         except ConfigError as error:
             raise CannotStart(str(error)) from None
 

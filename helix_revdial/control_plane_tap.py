@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from twisted.application.service import IService
+from twisted.logger import ILogObserver
 from twisted.python import usage
 
 from helix_revdial import __version__
 from helix_revdial.config import ConfigError, ServerConfig, load
 from helix_revdial.settings import check
-from helix_revdial.telemetry.log_writer import LogWriter
 from helix_revdial.telemetry.logs import chooseObserver
 
 DEFAULT_FILE = Path("/etc/helix-revdial/server.toml")
@@ -40,7 +40,7 @@ class Options(usage.Options):
     ]
     optFlags = [["check-config", None, "check the settings, say what is wrong, and end"]]
     config: ServerConfig
-    logWriter: LogWriter | None = None
+    logObserver: ILogObserver | None = None
     read: Callable[[], ServerConfig]
     """Reads the settings again, from the same file and flags."""
 
@@ -88,7 +88,7 @@ class Options(usage.Options):
             sys.stdout.write(f"{path or 'settings'}: ok\n")
             sys.exit(0)
         logging = self.config.logging
-        self.logWriter = chooseObserver(self.parent, logging.format, logging.level)
+        self.logObserver = chooseObserver(self.parent, logging.format, logging.level)
 
 
 def makeService(options: Options) -> IService:
@@ -106,5 +106,5 @@ def makeService(options: Options) -> IService:
         os.environ,
         reread=options.read,
         signals=True,
-        logWriter=options.logWriter,
+        logObserver=options.logObserver,
     )

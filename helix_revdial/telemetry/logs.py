@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
 
+from twisted.application.service import Service
 from twisted.logger import (
     FileLogObserver,
     ILogObserver,
@@ -35,6 +36,7 @@ from twisted.logger import (
     formatEvent,
     formatEventAsClassicLogText,
 )
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
@@ -298,18 +300,18 @@ def textObserver() -> LineObserver:
 
 def chooseObserver(
     runner: MutableMapping[str, Any] | None, form: str, level: str = "info"
-) -> LogWriter | None:
+) -> ILogObserver | None:
     """
-    Have the program that runs us log in our way.
+    The observer by which the program that runs us is to log.
 
-    To be called while its command line is read, since it starts its log next.  What
-    its own flags say (C{--logger}, C{--syslog}, and for text C{--logfile}) is left
-    alone.
+    To be called while its command line is read.  What its own flags say
+    (C{--logger}, C{--syslog}, and for text C{--logfile}) is left alone.
 
     @param runner: The options of C{twistd} or C{twist}, or C{None}.
     @param form: C{"json"} or C{"text"}.
     @param level: One of L{LEVELS}.
-    @return: The writer, where there is one.
+    @return: For L{LoggingService}; C{None} where there is nothing to do, and with
+        C{twist}, which has been told already.
     """
     if runner is None:
         return None
@@ -317,26 +319,45 @@ def chooseObserver(
         if form == "json":
             observer = observerFor(form, level)
             runner["fileLogObserverFactory"] = lambda file: observer
-            return observer.writer
         return None
     if runner.get("logger") is not None or runner.get("syslog") or "logger" not in runner:
         return None
     path = runner.get("logfile")
     if path not in (None, "", "-"):
         if form == "json":
-            runner["logger"] = lambda: FileLogObserver(LogFile.fromFullPath(path), eventAsJSON)
+            return FileLogObserver(LogFile.fromFullPath(path), eventAsJSON)
         return None
-    if not runner.get("nodaemon"):
-        return None
-    observer = observerFor(form, level)
-    runner["logger"] = lambda: observer
-    return observer.writer
+    return observerFor(form, level) if runner.get("nodaemon") else None
+
+
+class LoggingService(Service):
+    """
+    A service that brings the log's observer along, as an application does
+    (C{application.setComponent(ILogObserver, …)}): C{twistd} gives its application to
+    the service before it begins to log.
+
+    @ivar logObserver: The observer; C{None} leaves the choice to C{twistd}.
+    """
+
+    logObserver: ILogObserver | None = None
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Belong to C{parent}, and log in our way if it is an application."""
+        if self.logObserver is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.logObserver)
+        super().setServiceParent(parent)
+
+    @property
+    def logWriter(self) -> LogWriter | None:
+        """What the log is written by, where it is ours."""
+        return self.logObserver.writer if isinstance(self.logObserver, LineObserver) else None
 
 
 __all__ = [
     "LEVELS",
     "MAX_LINE",
     "LineObserver",
+    "LoggingService",
     "chooseObserver",
     "eventAsJSON",
     "eventAsLine",
