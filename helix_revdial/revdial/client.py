@@ -23,7 +23,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -223,7 +223,13 @@ class ServerPath:
             )
         protocol = await endpoint.connect(listener.controlFactory(self._features))
         control = cast(AgentControl, protocol)
-        return ControlSession(control.features, control.carrierName, control.whenClosed(), control)
+
+        def withoutToken(closed: Closed) -> Closed:
+            # The reason may be the server's own text.
+            return replace(closed, reason=closed.reason.replace(token or "\0", "<hidden>"))
+
+        closed = control.whenClosed().addCallback(withoutToken)
+        return ControlSession(control.features, control.carrierName, closed, control)
 
     def _rememberRawRefused(self, refused: UpgradeRefused) -> None:
         if refused.status >= 500:

@@ -426,6 +426,14 @@ class ControlTests(PathCase):
         self.assertNotIn(TOKEN, str(refused))
         self.assertNotIn("\x1b", str(refused))
 
+    def test_anEndNeverQuotesTheToken(self) -> None:
+        """F1: nor does what a server says when it ends a connection."""
+        connecting = self.connect()
+        self.server.last.answer(RAW_101)
+        session = self.successResultOf(connecting)
+        self.server.last.answer(encode(Closing(f"bad token {TOKEN}")))
+        self.assertEqual(self.successResultOf(session.closed).reason, "bad token <hidden>")
+
     def test_retryAfterAsADate(self) -> None:
         """HTTP allows a date; it is taken against the server's own clock."""
         for value, seconds in (
