@@ -39,6 +39,9 @@ _OTHERS_WORK = {
 }
 """Endpoints that do, with less care, what a door does itself."""
 
+BACKLOG = 1024
+"""Connections that wait to be accepted, unless the endpoint says otherwise."""
+
 
 @dataclass(frozen=True)
 class DoorSettings:
@@ -126,7 +129,7 @@ class Door(Service):
         if unix_socket.addressOf(description) is not None:
             description = unix_socket.withoutLock(description)
         try:
-            endpoint: Any = serverFromString(self._reactor, description)
+            endpoint: Any = serverFromString(self._reactor, _withBacklog(description))
         except Exception as error:
             # Whatever a parser, perhaps of a plugin, makes of a description.
             raise ListenError(
@@ -252,6 +255,19 @@ class Door(Service):
     def _complain(self, prepared: Prepared) -> None:
         for complaint in () if prepared.tls is None else prepared.tls.complaints:
             self._log.warn("{complaint}", complaint=complaint)
+
+
+def _withBacklog(description: str) -> str:
+    """
+    A description with room for a crowd that connects at once.
+
+    Where the queue is full the kernel drops a newcomer's SYN, and he tries again
+    a second later: with Twisted's 50 places one address's storm delays everybody.
+    """
+    kind, _, rest = description.partition(":")
+    if kind not in ("tcp", "tcp6", "unix") or ":backlog=" in rest:
+        return description
+    return f"{description}:backlog={BACKLOG}"
 
 
 def _explained(error: Exception, description: str) -> str:
