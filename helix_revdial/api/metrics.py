@@ -32,6 +32,10 @@ STOP_TIMEOUT = 2.0
 """Seconds for the last scrape to end, and for the last spans to be sent."""
 
 
+_UNHEARD = Logger("helix_revdial.api.metrics", observer=lambda event: None)
+"""For the lines about each scrape, which nobody needs."""
+
+
 class MetricsService(Service):
     """
     Watches one server.
@@ -73,7 +77,10 @@ class MetricsService(Service):
             files=databaseFiles(config.databaseURL),
         )
         self.factory = HTTPFactory(
-            Pages(metricsPages(self.observation)), reactor, wallClock=wallClock
+            Pages(metricsPages(self.observation)),
+            reactor,
+            log=_UNHEARD,
+            wallClock=wallClock,
         )
         self.door: Door | None = None
         if config.metrics.listen is not None:

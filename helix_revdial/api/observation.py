@@ -241,7 +241,7 @@ class Observation(Watching):
             state=state,
             outcome=call.outcome,
             reason=stream.reason,
-            carrier=stream.carrier,
+            carrier=stream.lastCarrier,
             bytesIn=stream.bytesIn,
             bytesOut=stream.bytesOut,
             about=stream.about if stream.about is not None else {},

@@ -95,6 +95,7 @@ class Stream:
     @ivar generation: The registration that answered, once one did.
     @ivar reason: Why the stream ended, in words; C{None} while it has not.
     @ivar about: On whose behalf it was dialled, as its caller said.
+    @ivar lastCarrier: What carries or carried it; C{None} where it was never up.
     """
 
     clock: IReactorTime = field(repr=False)
@@ -106,6 +107,7 @@ class Stream:
     generation: int | None = field(init=False, default=None)
     reason: str | None = field(init=False, default=None)
     about: Mapping[str, str] | None = field(init=False, default=None)
+    lastCarrier: str | None = field(init=False, default=None)
     _carrier: ICarrierTransport | None = field(init=False, default=None)
     _bytesIn: int = field(init=False, default=0)
     _bytesOut: int = field(init=False, default=0)
@@ -136,6 +138,7 @@ class Stream:
     def carried(self, carrier: ICarrierTransport) -> None:
         """The data connection is up."""
         self._carrier = carrier
+        self.lastCarrier = carrier.carrier
         self.mark("dialBack")
 
     def end(self, reason: str) -> None:

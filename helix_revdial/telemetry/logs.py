@@ -246,13 +246,13 @@ class LineObserver:
             return
         if line:
             self.writer.write(line.encode("utf-8", "replace"))
-        if event.get("log_namespace") == _LAST and event.get("log_format") == "Server Shut Down.":
+        if event.get("log_format") == _LAST:
             # twistd logs nothing after this, and ends by the signal it got: exit
             # functions do not run.
             self.writer.flush(FLUSH_LIMIT)
 
 
-_LAST = "twisted.application.app.AppLogger"
+_LAST = "Server Shut Down."
 
 
 def _jsonNotice(count: int) -> bytes:
