@@ -13,7 +13,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import Logger
+from twisted.logger import Logger, LogPublisher
 
 from helix_revdial import __version__
 from helix_revdial.api.observation import Observation, databaseFiles
@@ -32,7 +32,7 @@ STOP_TIMEOUT = 2.0
 """Seconds for the last scrape to end, and for the last spans to be sent."""
 
 
-_UNHEARD = Logger("helix_revdial.api.metrics", observer=lambda event: None)
+_UNHEARD = Logger("helix_revdial.api.metrics", observer=LogPublisher())
 """For the lines about each scrape, which nobody needs."""
 
 

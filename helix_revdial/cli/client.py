@@ -193,6 +193,31 @@ class Client:
         )
         return self._typed(answer, Status)
 
+    async def streams(
+        self, *, runner: str | None = None, dial: str | None = None, limit: int
+    ) -> Record:
+        """C{GET /api/v1/admin/streams}: what happened to a runner's dials, or to one dial."""
+        query = [("limit", str(limit))]
+        query += [("runner", runner)] if runner is not None else []
+        query += [("dial", dial)] if dial is not None else []
+        return self._object(
+            await self._exchange.request("GET", "/api/v1/admin/streams", query=query)
+        )
+
+    async def sessionStreams(self, session: str, limit: int) -> Record:
+        """C{GET /api/v1/external-agents/{session}/streams}."""
+        return self._object(
+            await self._exchange.request(
+                "GET",
+                f"/api/v1/external-agents/{_segment(session)}/streams",
+                query=[("limit", str(limit))],
+            )
+        )
+
+    async def ledger(self) -> Record:
+        """C{GET /api/v1/admin/ledger}: what the server holds, by owner."""
+        return self._object(await self._exchange.request("GET", "/api/v1/admin/ledger"))
+
     async def sessions(self) -> list[Record]:
         """C{GET /api/v1/sessions}, every page."""
         return await self._pages("/api/v1/sessions", [("perPage", str(PER_PAGE))])

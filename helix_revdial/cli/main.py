@@ -50,6 +50,7 @@ FAMILIES = {
     "spectask": ("spectask:spectask", "Sessions and their sandboxes: self-test, screenshot, list."),
     "tokens": ("tokens:tokens", "Tokens: create, rotate, list, revoke, import."),
     "version": ("main:version", "This program's version, and the server's."),
+    "why": ("why:why", "What happened to a runner, a session's runners, or a dial."),
 }
 """Each command's module and attribute, and what its line in the help says."""
 
