@@ -137,9 +137,10 @@ def aboutRunner(runner: Record) -> Iterator[str]:
     refusal = runner.get("last_refusal")
     if isinstance(refusal, dict):
         reason = refusal.get("reason")
+        event = plain(refusal.get("event"))
         yield (
-            f"The last time that somebody was refused under this name ({plain(refusal.get('event'))})"
-            f" was at {moment(refusal.get('at'))}, from {plain(refusal.get('peer'))}"
+            f"The last time that somebody was refused under this name ({event}) was at "
+            f"{moment(refusal.get('at'))}, from {plain(refusal.get('peer'))}"
             f"{f': {plain(reason)}' if reason else ''}."
         )
 
@@ -170,9 +171,7 @@ def aboutDial(item: Record) -> Iterator[str]:
     advice = ADVICE.get(str(item.get("outcome")))
     if advice is not None and item.get("state") == "ended":
         yield f"  {advice}"
-    ids = [
-        f"{name} {plain(item.get(name))}" for name in ("request", "trace") if item.get(name)
-    ]
+    ids = [f"{name} {plain(item.get(name))}" for name in ("request", "trace") if item.get(name)]
     if ids:
         yield f"  Asked for by {', '.join(ids)}."
 

@@ -19,7 +19,7 @@ from typing import Protocol as TypingProtocol
 from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionAborted
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IProtocol,
@@ -32,9 +32,10 @@ from twisted.python.failure import Failure
 
 from .agent_control import AgentControl
 from .errors import DialError, NotAllowed, TargetRefused, TargetTimeout, UnknownDial
-from .interfaces import ITarget
+from .interfaces import ICarrierTransport, ITarget
 from .messages import ConnReady
 from .streams import Prepared, StreamProtocol, TargetAddress
+from .watching import ListenerWatching
 
 
 class DialBack(TypingProtocol):
@@ -68,11 +69,13 @@ class Answer:
         target: ITarget,
         streams: set[StreamProtocol],
         onOver: Callable[[Answer | None], None],
+        watching: ListenerWatching | None = None,
     ) -> None:
         """
         @param streams: Where the stream is entered while it is up.
         @param onOver: Called with this when it is no dial-back any more, and with
             C{None} when its stream has ended.
+        @param watching: Told how it came out, and when its stream ended.
         """
         self.control = control
         self._clock = clock
@@ -80,6 +83,8 @@ class Answer:
         self._target = target
         self._streams = streams
         self._onOver = onOver
+        self._watching = watching if watching is not None else ListenerWatching()
+        self._word = "withdrawn"
         self._begun = clock.seconds()
         self._over = False
         self._protocol: IProtocol | None = None
@@ -129,13 +134,14 @@ class Answer:
             return None
         address = TargetAddress(self._ready.target or "")
         stream = StreamProtocol(
-            Prepared(protocol), address, onEnded=lambda reason: self._streamEnded(stream)
+            Prepared(protocol), address, onEnded=lambda reason: self._streamEnded(stream, reason)
         )
         self._streams.add(stream)
         return stream
 
     def _connected(self, _: IProtocol) -> None:
         if not self._over:
+            self._word = "connected"
             self._end()
 
     def _unreachable(self, failure: Failure) -> None:
@@ -170,6 +176,7 @@ class Answer:
     def _refuse(self, text: str, reason: str) -> None:
         if self._over:
             return
+        self._word = reason
         self._end()
         self.control.refuse(self._ready, text, reason)
 
@@ -185,11 +192,29 @@ class Answer:
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
             _release(protocol)
+        try:
+            seconds = self._clock.seconds() - self._begun
+            self._watching.answered(self._ready.dial, self._ready.target, self._word, seconds)
+        except Exception:
+            self._log.failure("A watcher failed.")
         self._onOver(self)
 
-    def _streamEnded(self, stream: StreamProtocol) -> None:
+    def _streamEnded(self, stream: StreamProtocol, reason: Failure) -> None:
         self._streams.discard(stream)
+        carrier = cast(ICarrierTransport, stream.transport)
+        try:
+            self._watching.streamEnded(
+                self._ready.dial, carrier.bytesReceived, carrier.bytesSent, _describe(reason)
+            )
+        except Exception:
+            self._log.failure("A watcher failed.")
         self._onOver(None)
+
+
+def _describe(reason: Failure) -> str:
+    if reason.check(ConnectionDone):
+        return "closed"
+    return reason.getErrorMessage() or reason.value.__class__.__name__
 
 
 class _AnswerFactory(Factory):

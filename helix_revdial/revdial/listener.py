@@ -24,6 +24,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
@@ -34,10 +35,11 @@ from .agent_control import AgentControl, Closed
 from .answers import Answer, DialBack
 from .endpoints import ListenerEndpoint
 from .features import ALL
-from .interfaces import ITarget
+from .interfaces import ICarrierTransport, ITarget
 from .keepalive import CONTROL_WATCH, KernelWatch
 from .messages import ConnReady
 from .streams import StreamProtocol
+from .watching import ListenerWatching
 
 MAX_DIALS = 1000
 """Dial-backs under way at a time."""
@@ -79,6 +81,7 @@ class Listener:
         silence: float = SILENCE,
         pingInterval: float = PING,
         kernel: KernelWatch = CONTROL_WATCH,
+        watching: ListenerWatching | None = None,
     ) -> None:
         """
         @param clock: Tells the time and calls later.
@@ -91,6 +94,7 @@ class Listener:
         @param silence: Seconds without a sign of life after which a server is given up.
         @param pingInterval: Seconds between our questions for one.
         @param kernel: What the kernel is told about a control connection.
+        @param watching: Told what cannot be seen by looking later.
         @raise ValueError: C{default} is no target.
         """
         if default is not None and default not in targets:
@@ -111,6 +115,7 @@ class Listener:
         self._waiters: list[Deferred[Closed]] = []
         self._idle: list[Deferred[None]] = []
         self._hurried = False
+        self._watching = watching if watching is not None else ListenerWatching()
 
     @property
     def control(self) -> AgentControl | None:
@@ -126,6 +131,14 @@ class Listener:
     def openStreams(self) -> int:
         """Streams that are up."""
         return len(self._streams)
+
+    def traffic(self) -> tuple[int, int]:
+        """Payload bytes from and to the server, over the streams that are up."""
+        carriers = [cast(ICarrierTransport, one.transport) for one in self._streams if one.transport]
+        return (
+            sum(carrier.bytesReceived for carrier in carriers),
+            sum(carrier.bytesSent for carrier in carriers),
+        )
 
     @property
     def targets(self) -> frozenset[str]:
@@ -228,10 +241,10 @@ class Listener:
     def asked(self, control: AgentControl, ready: ConnReady) -> None:
         """The server wants a stream."""
         if control.leaving:
-            control.refuse(ready, "the agent is leaving", "busy")
+            self._refuse(control, ready, "the agent is leaving", "busy")
             return
         if len(self._answers) >= self._maxDials or len(self._streams) >= self._maxStreams:
-            control.refuse(ready, "the agent has too many dials under way", "busy")
+            self._refuse(control, ready, "the agent has too many dials under way", "busy")
             return
         name = ready.target
         if name is None:
@@ -239,11 +252,20 @@ class Listener:
         target = None if name is None else self._targets.get(name)
         if target is None:
             what = "the agent has no target" if name is None else f"no target is named {name}"
-            control.refuse(ready, what, "unknown-target")
+            self._refuse(control, ready, what, "unknown-target")
             return
-        answer = Answer(self._clock, control, ready, target, self._streams, self._answered)
+        answer = Answer(
+            self._clock, control, ready, target, self._streams, self._answered, self._watching
+        )
         self._answers.add(answer)
         answer.start(self._dialBack, self._dialBackTimeout)
+
+    def _refuse(self, control: AgentControl, ready: ConnReady, text: str, reason: str) -> None:
+        try:
+            self._watching.answered(ready.dial, ready.target, reason, 0.0)
+        except Exception:
+            self._log.failure("A watcher failed.")
+        control.refuse(ready, text, reason)
 
     def _answered(self, answer: Answer | None) -> None:
         if answer is not None:
