@@ -11,14 +11,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, ClassVar, TextIO
 
 from twisted.python import usage
 
 from .. import __version__
+from .runners import readRunners
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
 from .vocabulary import SECRETS, SETTINGS, Setting
+
+CONFIG = "HELIX_AGENT_CONFIG"
+"""The variable that names the file of runners."""
 
 
 def _meaning(row: Setting) -> str:
@@ -27,7 +31,8 @@ def _meaning(row: Setting) -> str:
 
 class Options(usage.Options):
     """
-    Flags of the agent; after parsing, L{settings} holds what they amount to.
+    Flags of the agent; after parsing, L{runners} holds what they amount to: one
+    runner, or those of a file.
 
     The token's flag holds a L{Secret}, since these options are a dictionary that
     anybody may print.
@@ -42,7 +47,15 @@ class Options(usage.Options):
         ["check-config", None, "Print the settings, without secrets, and exit: 0 usable, 1 not."]
     ]
     optFlags += [[row.flag, None, _meaning(row)] for row in SETTINGS if row.flag and row.switch]
-    optParameters = [
+    optParameters: ClassVar[list[list[Any]]] = [
+        [
+            "config",
+            None,
+            None,
+            f"A TOML file of one or more runners, which then says everything. Or {CONFIG}.",
+        ],
+    ]
+    optParameters += [
         [row.flag, None, None, _meaning(row), Secret if row.flag in SECRETS else None]
         for row in SETTINGS
         if row.flag and not row.repeatable and not row.switch
@@ -66,7 +79,12 @@ class Options(usage.Options):
         self._environment = environment
         self._output = output
         self._errors = errors
-        self.settings: AgentSettings | None = None
+        self.runners: tuple[AgentSettings, ...] = ()
+
+    @property
+    def settings(self) -> AgentSettings | None:
+        """What the first runner is told; C{None} before parsing."""
+        return self.runners[0] if self.runners else None
 
     def opt_target(self, value: str) -> None:
         """NAME=ADDRESS: a named local service; repeatable. Or HELIX_AGENT_TARGETS."""
@@ -98,20 +116,35 @@ class Options(usage.Options):
         """
         checking = bool(self["check-config"])
         try:
-            settings = readSettings(self, self._environment)
+            runners = self._readRunners()
             if checking:
-                settings.checkToken()
+                for settings in runners:
+                    settings.checkToken()
         except SettingsError as error:
             if checking:
                 (self._errors or sys.stderr).write(f"{error}\n")
                 raise SystemExit(1) from None
             raise usage.UsageError(str(error)) from None
         if checking:
-            for warning in settings.warnings:
-                (self._errors or sys.stderr).write(f"warning: {warning}\n")
-            (self._output or sys.stdout).write(settings.describe())
+            for settings in runners:
+                for warning in settings.warnings:
+                    (self._errors or sys.stderr).write(f"warning: {warning}\n")
+            (self._output or sys.stdout).write("\n".join(each.describe() for each in runners))
             raise SystemExit(0)
-        self.settings = settings
+        self.runners = runners
+
+    def _readRunners(self) -> tuple[AgentSettings, ...]:
+        path = self["config"] or self._environment.get(CONFIG)
+        if not path:
+            return (readSettings(self, self._environment),)
+        given = [
+            f"--{row.flag}" for row in SETTINGS if row.flag and not row.ofProcess and self[row.flag]
+        ]
+        if given:
+            raise SettingsError(
+                f"{' and '.join(given)}: the file {path} says everything; write it there"
+            )
+        return readRunners(path, self._environment)
 
 
 __all__ = ["Options"]

@@ -170,6 +170,11 @@ class AgentService(Service):
             self._signals.arm(self._listener.hurry)
         return Deferred.fromCoroutine(self._leave())
 
+    @property
+    def key(self) -> str:
+        """The runner's key."""
+        return self._settings.key
+
     def status(self) -> str:
         """What the agent is doing, in a line."""
         server, key = str(self._path.server), self._settings.key

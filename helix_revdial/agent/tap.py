@@ -13,7 +13,7 @@ import os
 from twisted.application.service import IService
 
 from .options import Options
-from .service import agentService
+from .process import agentsService
 
 
 def makeService(options: Options) -> IService:
@@ -24,8 +24,8 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
-    assert options.settings is not None, "options were not parsed"
-    return agentService(reactor, options.settings, os.environ)
+    assert options.runners, "options were not parsed"
+    return agentsService(reactor, options.runners, os.environ)
 
 
 __all__ = ["Options", "makeService"]

@@ -36,6 +36,7 @@ class Setting:
     @ivar meaning: One sentence, for the usage text and the documentation.
     @ivar repeatable: Whether the flag may be given more than once.
     @ivar switch: Whether the flag has no value; the variable then says 1 or 0.
+    @ivar ofProcess: Whether it is about the process, however many runners that has.
     """
 
     about: str
@@ -45,6 +46,7 @@ class Setting:
     meaning: str
     repeatable: bool = False
     switch: bool = False
+    ofProcess: bool = False
 
 
 SETTINGS: tuple[Setting, ...] = (

@@ -70,6 +70,40 @@ class OptionsTests(SynchronousTestCase):
             },
         )
 
+    def config(self, text: str) -> str:
+        """A file of runners."""
+        path: str = self.mktemp()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    def test_config(self) -> None:
+        """A file makes as many runners as it has, by flag or by variable."""
+        runner = (
+            "[[runner]]\nkey = 'wolf-{}'\nserver = 'http://a'\ntoken_file = '/x'\n"
+            "targets = [{{ name = 'api', address = ':1' }}]\n"
+        )
+        path = self.config(runner.format(1) + runner.format(2))
+        for arguments, environment in (([f"--config={path}"], HOST),
+                                       ([], {"HELIX_AGENT_CONFIG": path})):  # fmt: skip
+            options = self.options(environment)
+            options.parseOptions(arguments)
+            self.assertEqual([each.key for each in options.runners], ["wolf-1", "wolf-2"])
+
+    def test_configSaysEverything(self) -> None:
+        """A flag beside the file is refused, since it would be unclear whose it is."""
+        path = self.config("")
+        error = self.assertRaises(
+            usage.UsageError,
+            self.options({}).parseOptions,
+            [f"--config={path}", "--insecure", "--target=a=:1", "--wolf-id=1"],
+        )
+        self.assertIn("--wolf-id and --target and --insecure", str(error))
+        error = self.assertRaises(
+            usage.UsageError, self.options({}).parseOptions, [f"--config={path}"]
+        )
+        self.assertIn("[[runner]]", str(error))
+
     def test_missing(self) -> None:
         """twistd prints what is missing: a usage error, not a traceback."""
         error = self.assertRaises(usage.UsageError, self.options({}).parseOptions, [])
