@@ -147,6 +147,50 @@ class DrainSection(_Section, frozen=True, rename=_snake):
     """Seconds that requests and streams under way have to finish; 0 cuts them at once."""
 
 
+class LivenessSection(_Section, frozen=True, rename=_snake):
+    """How the server finds out that an agent is gone, and when it may say so."""
+
+    keepAlive: Seconds = 15.0
+    """Seconds between questions that an agent has to answer."""
+
+    silence: Seconds = 40.0
+    """Seconds without an answer after which an agent is given up."""
+
+    kernelTimeout: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 10
+    """Seconds after which the kernel gives up a control connection whose path is gone."""
+
+    settleTime: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 45.0
+    """Seconds after a start for which the runners of before are awaited."""
+
+
+class LimitsSection(_Section, frozen=True, rename=_snake):
+    """What all callers and agents together may cost."""
+
+    handshakesPerSecond: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 200.0
+    """Control connections that are made in a second, over any longer time."""
+
+    handshakeBurst: Count = 200
+    """Control connections at once, after a quiet time."""
+
+    connectionsPerAddress: Count = 10_000
+    """Open connections from one address, tunnels included."""
+
+    connectionsPerTenant: Count = 20_000
+    """Control and data connections of one tenant's agents."""
+
+    streamsPerRunner: Count = 4096
+    """Streams open to one runner."""
+
+    dials: Count = 5000
+    """Dials that wait, or are not answered yet, in all."""
+
+    bufferedBytes: Size = 512 * 1024 * 1024
+    """Bytes that wait for peers to read, over all connections."""
+
+    descriptorReserve: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
+    """Descriptors kept for control connections; 0 for a tenth of all."""
+
+
 class DesktopSection(_Section, frozen=True, rename=_snake):
     """Screenshots and clipboards of sessions."""
 
@@ -231,6 +275,8 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     listen: tuple[ListenSection, ...] = (ListenSection(),)
     tunnel: TunnelSection = TunnelSection()
     http: HttpSection = HttpSection()
+    liveness: LivenessSection = LivenessSection()
+    limits: LimitsSection = LimitsSection()
     desktop: DesktopSection = DesktopSection()
     drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()

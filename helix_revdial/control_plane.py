@@ -38,6 +38,7 @@ from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
+from helix_revdial.api.load import Load
 from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.services import Services, cutWhatEnds
 from helix_revdial.api.tracing import traced
@@ -58,8 +59,15 @@ from helix_revdial.listening.door import Door
 from helix_revdial.listening.errors import ListenError, NeedsRestart
 from helix_revdial.reload import HangupSignal, Reload, Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
+from helix_revdial.revdial.remembered import Remembered
 from helix_revdial.sessions.sessions import Sessions
-from helix_revdial.settings import certificateGrants, doorSettings, httpLimits, tunnelLimits
+from helix_revdial.settings import (
+    certificateGrants,
+    doorSettings,
+    httpLimits,
+    liveness,
+    tunnelLimits,
+)
 from helix_revdial.storage.database import (
     Database,
     DatabaseUnavailable,
@@ -161,7 +169,7 @@ class ControlPlane(LoggingService):
         self.factory = HTTPFactory(
             self._dispatch,
             reactor,
-            httpLimits(config.http),
+            httpLimits(config.http, config.limits),
             serverHeader=f"helix_revdial/{__version__}".encode("ascii"),
             wallClock=wallClock,
         )
@@ -306,14 +314,26 @@ class ControlPlane(LoggingService):
         audit = AuditLog(database, clock, self._wallClock)
         sessions = Sessions(database, clock, self._wallClock)
         generations = Generations(database)
+        observation = self.metrics.observation
+        load = Load(
+            clock,
+            config.limits,
+            factory=self.factory,
+            buffered=observation.bufferedBytes,
+            count=observation.metrics.limits.add,
+            record=lambda event, fields: _record(audit, event, fields),
+        )
         connections = Connections(
             clock,
             generations.next,
             wallClock=self._wallClock,
             audit=lambda event, fields: _record(audit, event, fields),
-            watching=self.metrics.observation,
-            **tunnelLimits(config.tunnel),
+            watching=observation,
+            liveness=liveness(config.liveness),
+            overload=load.overload,
+            **tunnelLimits(config.tunnel, config.limits),
         )
+        self._await(connections)
 
         self.metrics.observation.watch(connections, self.factory, self._unready)
         cutWhatEnds(tokens, sessions, connections)
@@ -329,6 +349,7 @@ class ControlPlane(LoggingService):
             sessions,
             connections,
             self.metrics.observation,
+            load,
             ready=self._unready,
             certificates=self._grants,
             reload=self.reload,
@@ -337,6 +358,25 @@ class ControlPlane(LoggingService):
             self.services,
             Authority(tokens, sessions, audit, certificate=self._principalOf),
         )
+
+    def _await(self, connections: Connections) -> None:
+        """The runners of before the start are away, not gone; and so for the next start."""
+        self._remembered = Remembered(
+            self._reactor,
+            Path(self._config.server.stateDirectory, "runners.json"),
+            connections.known,
+            self._wallClock,
+        )
+        settle = self._config.liveness.settleTime
+        if settle:
+            awaited = connections.expect(self._remembered.read(), settle)
+            if awaited:
+                self._log.info(
+                    "{count} runners were connected before; they are awaited for {seconds:g} s",
+                    count=awaited,
+                    seconds=settle,
+                )
+        self._remembered.start()
 
     def _principalOf(self, certificate: bytes) -> Principal | None:
         return self.services.certificates.principalOf(certificate, self._wallClock())
@@ -395,8 +435,9 @@ class ControlPlane(LoggingService):
     async def _prepareLimits(self, config: ServerConfig) -> Callable[[], None]:
         def put() -> None:
             self._config = self.services.config = config
-            self.factory.setLimits(httpLimits(config.http))
-            self.services.connections.setLimits(**tunnelLimits(config.tunnel))
+            self.factory.setLimits(httpLimits(config.http, config.limits))
+            self.services.connections.setLimits(**tunnelLimits(config.tunnel, config.limits))
+            self.services.load.setLimits(config.limits)
 
         return put
 
@@ -429,6 +470,7 @@ class ControlPlane(LoggingService):
     async def _dispatch(self, request: Request) -> Response | HandedOver:
         if self._table is None:
             raise Problem(503, "The server is starting.", headers=[(b"Retry-After", b"1")])
+        self.services.load.shed(request)
         try:
             return await traced(request, self._table, self.metrics.observation.spans)
         except DatabaseUnavailable as error:
@@ -453,6 +495,7 @@ class ControlPlane(LoggingService):
         limit = self._config.drain.timeout
         self.supervision.stopping(limit + STOP_TIMEOUT)
         if self._table is not None:
+            self._remembered.stop()
             drain = Drain(self._reactor, self.factory, self.services.connections, self._closePorts)
             if self._second is not None:
                 self._second.arm(drain.hurry)

@@ -96,9 +96,11 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from helix_revdial.control_plane import ControlPlane
+    from helix_revdial.revdial.descriptors import raiseDescriptorLimit
     from helix_revdial.revdial.monotonic import useMonotonicTime
 
     useMonotonicTime(reactor)
+    raiseDescriptorLimit()
 
     return ControlPlane(
         reactor,

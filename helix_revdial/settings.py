@@ -12,7 +12,9 @@ from helix_revdial.access.certificates import CertificateGrants, GrantError, gra
 from helix_revdial.config import (
     ConfigError,
     HttpSection,
+    LimitsSection,
     ListenSection,
+    LivenessSection,
     ServerConfig,
     TLSSection,
     TunnelSection,
@@ -21,6 +23,8 @@ from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.listening.door import DoorSettings, prepare
 from helix_revdial.listening.errors import ListenError
 from helix_revdial.listening.tls import TLSSettings
+from helix_revdial.revdial.keepalive import KernelWatch, Liveness
+from helix_revdial.revdial.overload import OverloadLimits
 
 
 def check(config: ServerConfig) -> None:
@@ -59,14 +63,15 @@ def _tlsSettings(section: TLSSection) -> TLSSettings:
     )
 
 
-def httpLimits(section: HttpSection) -> HTTPLimits:
-    """The C{[http]} section."""
+def httpLimits(section: HttpSection, limits: LimitsSection) -> HTTPLimits:
+    """The C{[http]} section, and what C{[limits]} says of connections."""
     return HTTPLimits(
         headTimeout=section.headTimeout,
         idleTimeout=section.idleTimeout,
         maxConnections=section.maxConnections,
         maxUnauthenticated=section.maxUnauthenticated,
         maxUnauthenticatedPerAddress=section.maxUnauthenticatedPerAddress,
+        maxConnectionsPerAddress=limits.connectionsPerAddress,
     )
 
 
@@ -77,16 +82,32 @@ class TunnelLimits(TypedDict):
     maxPending: int
     dialTimeout: float
     maxRunners: int
+    maxStreams: int
 
 
-def tunnelLimits(section: TunnelSection) -> TunnelLimits:
-    """The C{[tunnel]} section."""
+def tunnelLimits(section: TunnelSection, limits: LimitsSection) -> TunnelLimits:
+    """The C{[tunnel]} section, and what C{[limits]} says of one runner."""
     return {
         "gracePeriod": section.gracePeriod,
         "maxPending": section.maxPendingDials,
         "dialTimeout": section.dialTimeout,
         "maxRunners": section.maxRunners,
+        "maxStreams": limits.streamsPerRunner,
     }
+
+
+def overloadLimits(section: LimitsSection) -> OverloadLimits:
+    """What C{[limits]} says of all streams together."""
+    return OverloadLimits(dials=section.dials, bufferedBytes=section.bufferedBytes)
+
+
+def liveness(section: LivenessSection) -> Liveness:
+    """The C{[liveness]} section."""
+    return Liveness(
+        ask=section.keepAlive,
+        silence=section.silence,
+        kernel=KernelWatch.within(section.kernelTimeout),
+    )
 
 
 def certificateGrants(config: ServerConfig) -> CertificateGrants:

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drain": {"http", "revdial"},
     "telemetry": set(),
     "listening": set(),
-    "settings": {"config", "listening", "http", "access"},
+    "settings": {"config", "listening", "http", "access", "revdial"},
     "reload": {"config"},
     "agent": {"revdial", "systemd", "telemetry", "http", "toml_settings"},
     "gateways": {"revdial", "http", "access"},

@@ -335,6 +335,12 @@ class Observation(Watching):
             found["control-lines"] = self._connections.unsentBytes()
         return found
 
+    def bufferedBytes(self) -> int:
+        """Bytes that wait for their readers, over all connections."""
+        writers: list[Any] = getattr(self._reactor, "getWriters", list)()
+        lines = 0 if self._connections is None else self._connections.unsentBytes()
+        return sum(unsentBytes(writers, {}).values()) + lines
+
     def ledger(self) -> Ledger:
         """Who owns what, now."""
         known = self._known()

@@ -12,6 +12,7 @@ from helix_revdial.access.certificates import CERTIFICATE_FAMILY, CertificateGra
 from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.tokens import Tokens
+from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
 from helix_revdial.config import ServerConfig
 from helix_revdial.reload import Reloaded, Unreloadable
@@ -31,6 +32,7 @@ class Services:
         what was read of them.
     @ivar certificates: Whose client certificates are; replaced likewise.
     @ivar observation: What watches the server.
+    @ivar load: The limits over everything.
     @ivar reload: Reads the settings again, in somebody's name.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
@@ -45,6 +47,7 @@ class Services:
     sessions: Sessions
     connections: Connections
     observation: Observation
+    load: Load
     ready: Callable[[], str] = field(default=lambda: "")
     certificates: CertificateGrants = field(default_factory=CertificateGrants)
     reload: Callable[[str], Awaitable[Reloaded]] = _noReload

@@ -95,6 +95,9 @@ async def _register(
 ) -> HandedOver:
     key = asked.runnerId
     assert key is not None
+    # Before anything that costs more than to look a token up.
+    services.load.tunnel(principal.tenant)
+    await services.load.handshake(patient=not asked.offered)
     owner = await _permitted(services, policy, request, principal, key)
     agreed = asked.features
     _requireFeatures(services, agreed)
@@ -119,6 +122,7 @@ async def _register(
     if session is not None and services.sessions.wasDeleted(session):
         services.connections.revoke(key=key)
         raise Problem(403, f"The session {session} has been deleted.")
+    services.load.tunnelled(principal.tenant, request)
     try:
         return _handOver(
             services,
@@ -199,6 +203,7 @@ async def _check(
 def _pickUp(
     services: Services, request: Request, principal: Principal, asked: Classified
 ) -> HandedOver:
+    services.load.tunnel(principal.tenant)
     try:
         pickUp = services.connections.pickUp(
             principal.family,
@@ -210,6 +215,7 @@ def _pickUp(
         )
     except DialError as error:
         raise problemOf(error) from None
+    services.load.tunnelled(principal.tenant, request)
     try:
         return _handOver(services, request, asked, pickUp.protocol, pickUp.features, pickUp.failed)
     except ConnectionGone as error:

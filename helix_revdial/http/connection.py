@@ -116,6 +116,10 @@ class HTTPConnection(Protocol):
         self._drained: Deferred[None] | None = None
         self._producing = False
         self._admittedAs: str | None = None
+        self.countedAs: str | None = None
+        """The address as whose connection this one is counted."""
+        self._whenLost: list[Callable[[], None]] = []
+        self._servedOne = False
         self._addressChecked = False
         self._authenticated = False
         self._h11 = h11.Connection(h11.SERVER)
@@ -159,6 +163,9 @@ class HTTPConnection(Protocol):
             self._intake.stop()
         self._releaseAdmission()
         self.factory.disconnected(self)
+        whenLost, self._whenLost = self._whenLost, []
+        for call in whenLost:
+            call()
         if phase is Phase.HANDED_OVER:
             successor = self._successor
             if successor is not None:
@@ -207,8 +214,15 @@ class HTTPConnection(Protocol):
         address = addressKey(self._peer())
         if address == self._admittedAs:
             return True
+        admission = self.factory.admission
         self._releaseAdmission()
-        if not self.factory.admission.admit(address):
+        if self.countedAs is not None:
+            admission.leave(self.countedAs)
+            self.countedAs = None
+        if not admission.enter(address):
+            return False
+        self.countedAs = address
+        if not admission.admit(address):
             return False
         self._admittedAs = address
         return True
@@ -551,8 +565,18 @@ class HTTPConnection(Protocol):
         else:
             self._close()
 
+    def whenLost(self, call: Callable[[], None]) -> None:
+        """See L{Request.whenLost}."""
+        self._whenLost.append(call)
+
+    def closeIdle(self) -> None:
+        """Close if all that is done is to wait for another request than the first."""
+        if self._servedOne:
+            self.stop()
+
     def _next(self) -> None:
         """Ready for another request."""
+        self._servedOne = True
         self.phase = Phase.READING
         self._request = None
         self._task = None

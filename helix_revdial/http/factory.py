@@ -98,9 +98,12 @@ class HTTPFactory(ServerFactory):
         """
         if self.connections >= self.limits.maxConnections:
             self.full += 1
-        elif self.admission.admit(address):
-            self._http.add(connection)
-            return True
+        elif self.admission.enter(address):
+            if self.admission.admit(address):
+                connection.countedAs = address
+                self._http.add(connection)
+                return True
+            self.admission.leave(address)
         self._turnedAway.add(connection)
         return False
 
@@ -112,6 +115,9 @@ class HTTPFactory(ServerFactory):
 
     def disconnected(self, connection: HTTPConnection) -> None:
         """The connection is gone."""
+        if connection.countedAs is not None:
+            self.admission.leave(connection.countedAs)
+            connection.countedAs = None
         for group in (self._http, self._successors, self._turnedAway):
             group.discard(connection)
         self._checkIdle()
@@ -149,6 +155,11 @@ class HTTPFactory(ServerFactory):
             why=why,
             requestId=requestId,
         )
+
+    def closeIdle(self) -> None:
+        """Close the connections that are kept alive for a next request."""
+        for connection in list(self._http):
+            connection.closeIdle()
 
     def descriptors(self) -> Iterator[tuple[int, str]]:
         """

@@ -48,6 +48,8 @@ class HTTPLimits:
     are taken and dropped, so that a reset does not destroy the answer."""
     maxConnections: int = 20_000
     """Connections of one factory, whoever they are, handed over or not."""
+    maxConnectionsPerAddress: int = 20_000
+    """The same from one address (IPv6: one /64)."""
     maxUnauthenticated: int = 2048
     """Connections of peers that have not authenticated."""
     maxUnauthenticatedPerAddress: int = 256
@@ -56,18 +58,24 @@ class HTTPLimits:
 
 class Admission:
     """
-    Counts connections whose peers have not authenticated.
+    Counts connections whose peers have not authenticated, and those of each address.
 
-    A place is taken when a connection is accepted, and given back when its
-    peer authenticates or it ends, whichever is first.
+    A stranger's place is taken when a connection is accepted, and given back when its
+    peer authenticates or it ends, whichever is first (L{admit}, L{release}).  An
+    address's place is held for the whole life of a connection (L{enter}, L{leave}).
     """
 
     def __init__(self, limits: HTTPLimits) -> None:
         self._limits = limits
         self._perAddress: dict[str, int] = {}
+        self._connections: dict[str, int] = {}
         self.total = 0
         """Places taken."""
-        self.refused = {"unauthenticated": 0, "unauthenticated_per_address": 0}
+        self.refused = {
+            "unauthenticated": 0,
+            "unauthenticated_per_address": 0,
+            "connections_per_address": 0,
+        }
         """How many got no place, by the limit."""
 
     def admit(self, address: str) -> bool:
@@ -98,6 +106,27 @@ class Admission:
                 self._perAddress[address] = left
             else:
                 del self._perAddress[address]
+
+    def enter(self, address: str) -> bool:
+        """
+        Count one more connection from C{address}, if there may be one more.
+
+        @param address: As for L{admit}.
+        """
+        held = self._connections.get(address, 0)
+        if address and held >= self._limits.maxConnectionsPerAddress:
+            self.refused["connections_per_address"] += 1
+            return False
+        self._connections[address] = held + 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """A connection from C{address} that entered has ended."""
+        left = self._connections[address] - 1
+        if left:
+            self._connections[address] = left
+        else:
+            del self._connections[address]
 
     def setLimits(self, limits: HTTPLimits) -> None:
         """From now on, others; who has a place keeps it."""

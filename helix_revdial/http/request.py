@@ -71,6 +71,8 @@ class RequestOwner(Structural):
 
     def authenticated(self) -> None: ...
 
+    def whenLost(self, call: Callable[[], None]) -> None: ...
+
     def handOver(
         self, request: Request, build: Callable[[], IProtocol], replayHead: bool
     ) -> None: ...
@@ -153,6 +155,13 @@ class Request:
         those of strangers.  Calling it again does nothing.
         """
         self._owner.authenticated()
+
+    def whenLost(self, call: Callable[[], None]) -> None:
+        """
+        Have C{call} called when the connection of this request is lost, whoever
+        it belongs to by then.
+        """
+        self._owner.whenLost(call)
 
     def handOver(
         self,

@@ -54,8 +54,10 @@ from .errors import (
 from .keepalive import Liveness
 from .messages import PickupFailed
 from .offered import Expose, OfferedTarget, exposeOf
+from .overload import Overload, Overloaded
 from .pickups import Call, PickUp, errorFor, targetSeconds
 from .registrations import ConnectionDetail, GraceEntry, Registration, Stats
+from .remembered import Known
 from .table import Claimed, Close, ConnectionTable, Contested, Effect, Failed, Gone
 from .watching import Watching
 
@@ -111,6 +113,7 @@ class Connections:
         maxRunners: int = 10_000,
         maxStreams: int = 4096,
         liveness: Liveness = _LIVENESS,
+        overload: Overload | None = None,
     ) -> None:
         """
         @param clock: Tells the time and calls later.
@@ -128,6 +131,7 @@ class Connections:
         @param maxRunners: Names that may be held.
         @param maxStreams: Streams that may be open to one runner.
         @param liveness: How agents are watched.
+        @param overload: Asked before each dial; C{None} for no limit over all runners.
         """
         self._clock = clock
         self._generations = generations
@@ -139,6 +143,7 @@ class Connections:
         self._maxStreams = maxStreams
         self._dialTimeout = dialTimeout
         self._liveness = liveness
+        self._overload = overload
         self._table = ConnectionTable(
             clock,
             gracePeriod=gracePeriod,
@@ -158,9 +163,17 @@ class Connections:
         self._empty = Quiet(clock, lambda: not self._registrations and not self._streams)
 
     def setLimits(
-        self, *, gracePeriod: float, maxPending: int, dialTimeout: float, maxRunners: int
+        self,
+        *,
+        gracePeriod: float,
+        maxPending: int,
+        dialTimeout: float,
+        maxRunners: int,
+        maxStreams: int,
     ) -> None:
         """From now on, other limits; what is under way keeps the time that it had."""
+        self._dialTimeout = dialTimeout
+        self._maxStreams = maxStreams
         self._table.setLimits(
             gracePeriod=gracePeriod,
             maxPending=maxPending,
@@ -169,6 +182,28 @@ class Connections:
         )
 
     # Agents
+
+    def expect(self, known: Iterable[Known], seconds: float) -> int:
+        """
+        Await who was connected before a restart, for C{seconds}.
+
+        @return: How many are awaited.
+        """
+        awaited = sum(self._table.expect(**each, seconds=seconds) for each in known)
+        self._schedule()
+        return awaited
+
+    def known(self) -> list[Known]:
+        """Who is connected or in grace, for whoever starts after us."""
+        return [
+            {
+                "key": holder.key,
+                "owner": holder.owner,
+                "credential": holder.credential,
+                "generation": holder.generation,
+            }
+            for holder in self._table.holders()
+        ]
 
     async def register(
         self,
@@ -407,9 +442,12 @@ class Connections:
             if len(self._streams.get(key, ())) >= self._maxStreams:
                 limit = "streams_per_runner"
                 raise TooManyPendingDials("max open streams exceeded", retryAfter=1.0)
+            if self._overload is not None:
+                self._overload.check(len(self._calls))
             dial = self._table.dial(key, target, timeout)
         except DialError as error:
             hit = limit if isinstance(error, TooManyPendingDials) else None
+            hit = error.limit if isinstance(error, Overloaded) else hit
             self._guarded(self._watching.dialRefused, key, error, hit)
             return fail(Failure())
         try:

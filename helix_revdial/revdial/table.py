@@ -142,6 +142,25 @@ class ConnectionTable:
 
     # Registration
 
+    def expect(
+        self, key: str, owner: str, credential: str, generation: int, seconds: float
+    ) -> bool:
+        """
+        Await a runner that was connected before the server was started again, as if
+        it had just been lost.
+
+        @param generation: What it had then.
+        @param seconds: How long it is awaited.
+        @return: Whether it is; not if somebody has the name, or the table is full.
+        """
+        if key in self._runners or len(self._runners) >= self._maxRunners:
+            return False
+        runner = self._runners[key] = Runner(key, owner, deque(maxlen=self._takeoverLimit))
+        runner.connect(credential, generation, frozenset())
+        runner.graceEnds = self._clock.seconds() + seconds
+        self._deadlines.schedule(runner, runner.graceEnds)
+        return True
+
     def claim(
         self,
         key: str,

@@ -50,8 +50,9 @@ class Watching:
         """
         A dial failed before it began: there is no L{Call} of it.
 
-        @param limit: Which limit was hit, if one was: C{"pending_dials_per_runner"} or
-            C{"streams_per_runner"}.
+        @param limit: Which limit was hit, if one was: C{"pending_dials_per_runner"},
+            C{"streams_per_runner"}, C{"dials"}, C{"descriptors"} or
+            C{"buffered_bytes"}.
         """
 
     def ended(self, call: Call) -> None:

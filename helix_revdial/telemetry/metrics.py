@@ -79,6 +79,13 @@ LIMITS = (
     "connections",
     "unauthenticated",
     "unauthenticated_per_address",
+    "connections_per_address",
+    "connections_per_tenant",
+    "dials",
+    "buffered_bytes",
+    "descriptors",
+    "handshakes",
+    "handshakes_queued",
 )
 
 STATUSES = ("2xx", "3xx", "4xx", "5xx", "handed_over", "aborted")

@@ -17,6 +17,7 @@ from helix_revdial.access.audit import AuditEntry, AuditLog
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable
+from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
 from helix_revdial.api.services import Services, cutWhatEnds
 from helix_revdial.api.tracing import traced
@@ -99,6 +100,7 @@ class Server:
         )
         cutWhatEnds(self.tokens, self.sessions, self.connections)
         self.notReady = ""
+        self.load = Load(self.clock, (config or ServerConfig()).limits)
         self.services = Services(
             self.clock,
             self.wallClock,
@@ -109,6 +111,7 @@ class Server:
             self.sessions,
             self.connections,
             self.observation,
+            self.load,
             ready=lambda: self.notReady,
         )
         self.table = operationTable(

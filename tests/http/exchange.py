@@ -147,6 +147,9 @@ class Owner:
     def authenticated(self) -> None:
         self.isAuthenticated = True
 
+    def whenLost(self, call: Callable[[], None]) -> None:
+        """This connection is never lost."""
+
     def handOver(self, request: Request, build: Any, replayHead: bool) -> None:
         raise ConnectionGone
 
