@@ -16,6 +16,10 @@ Invariants:
     no error text of ours contains it, not even one that quotes the server.
   - A refusal in the server's own words (problem+json) is final for the attempt.
     Anything else may come from a proxy, and WebSocket is tried once.
+  - Half-close is not lost: raw data connections, whose FIN is the end of one
+    direction, are used only where the server's answer came as the server wrote it.
+    What forwards HTTP ends both directions with the first (nginx, HAProxy), and
+    WebSocket has an end of its own.
   - That raw was refused is remembered for L{RAW_AGAIN} seconds; that an answer
     did not come is not, since it says nothing about the carrier.
 """
@@ -148,12 +152,14 @@ class ServerPath:
         self._endpoint = endpoint
         self._controlRawFrom = 0.0
         self._dataRawFrom = 0.0
+        self._direct = True
 
     def forget(self) -> None:
         """
         Try raw again: what refused it may not be on the way any more.
         """
         self._controlRawFrom = self._dataRawFrom = 0.0
+        self._direct = True
 
     # Control
 
@@ -204,13 +210,14 @@ class ServerPath:
             headers.append((TARGETS_HEADER, formatTargets(self._targets)))
         endpoint: IStreamClientEndpoint
         if form is RequestKind.CONTROL_RAW:
-            endpoint = RawUpgradeEndpoint(
+            endpoint = _ControlRaw(
                 self._reactor,
                 self._serverEndpoint(),
                 url,
                 headers,
                 timeout=self._timeout,
                 acceptHijack=True,
+                opened=self._opened,
             )
         else:
             endpoint = WebSocketEndpoint(
@@ -230,6 +237,14 @@ class ServerPath:
 
         closed = control.whenClosed().addCallback(withoutToken)
         return ControlSession(control.features, control.carrierName, closed, control)
+
+    def _opened(self, answer: Answer) -> None:
+        if self._direct and not answer.direct:
+            self._log.info(
+                "Something between us and {server} forwards HTTP: streams go over WebSocket.",
+                server=str(self._server),
+            )
+        self._direct = answer.direct
 
     def _rememberRawRefused(self, refused: UpgradeRefused) -> None:
         if refused.status >= 500:
@@ -269,10 +284,12 @@ class ServerPath:
         """
         Whether a data connection is to be raw.
 
-        Not over TLS: Twisted's TLS has no half-close, WebSocket with C{eof} has.
+        Not over TLS: Twisted's TLS has no half-close, WebSocket with C{eof} has.  And
+        not through what forwards HTTP.
         """
         return (
             RAW in features
+            and (self._direct or EOF not in features)
             and not self._server.secure
             and self._clock.seconds() >= self._dataRawFrom
         )
@@ -394,6 +411,36 @@ class _DataEndpoint:
             if refused.status == 403:
                 raise NotAllowed("the server does not let us pick the dial up") from None
             raise
+
+
+class _ControlRaw(RawUpgradeEndpoint):
+    """A raw upgrade that shows the answer that it opens with."""
+
+    def __init__(self, *args: Any, opened: Callable[[Answer], None], **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._opened = opened
+
+    def _form(self) -> CarrierForm:
+        return _ShownForm(super()._form(), self._opened)
+
+
+class _ShownForm:
+    """A L{CarrierForm} that shows the answer."""
+
+    def __init__(self, form: CarrierForm, opened: Callable[[Answer], None]) -> None:
+        self.request = form.request
+        self._form = form
+        self._opened = opened
+
+    def begin(self, transport: Any, head: bytes) -> None:
+        self._form.begin(transport, head)
+
+    def accepts(self, answer: Answer) -> bool:
+        return self._form.accepts(answer)
+
+    def open(self, transport: Any, answer: Answer, protocol: IProtocol) -> IProtocol:
+        self._opened(answer)
+        return self._form.open(transport, answer, protocol)
 
 
 class _TimedRaw(RawUpgradeEndpoint):

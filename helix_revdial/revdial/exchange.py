@@ -60,6 +60,12 @@ BODY_TIMEOUT = 2.0
 MAX_INFORMATIONAL = 8
 """Answers of class 1xx that may come before the one that counts."""
 
+DIRECT = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: revdial\r\nConnection: Upgrade\r\n"
+"""
+How our server begins its consent to a raw upgrade.  Whatever forwards HTTP writes
+heads of its own: fields in another order, other letters, fields of its own.
+"""
+
 USER_AGENT = f"helix-revdial/{__version__}".encode("ascii")
 
 _OURS = frozenset(
@@ -197,12 +203,15 @@ class Answer:
 
     @ivar headers: Field names in lower case.
     @ivar rest: The bytes that came after the head; of a refusal, none.
+    @ivar direct: Whether the head is as our server wrote it: nothing that forwards
+        HTTP is in between.
     """
 
     status: int
     reason: str
     headers: Headers
     rest: bytes
+    direct: bool = False
 
     def head(self) -> bytes:
         """This head as bytes again, for a carrier that reads it itself."""
@@ -228,6 +237,7 @@ class AnswerReader:
         self.answer: Answer | None = None
         self.body = b""
         self.complete = False
+        self._begin = b""
 
     def feed(self, data: bytes) -> None:
         """
@@ -236,6 +246,7 @@ class AnswerReader:
         @raise MalformedAnswer: It is not HTTP.
         """
         try:
+            self._begin += data[: len(DIRECT) - len(self._begin)]
             self._connection.receive_data(data)
             if self.answer is None:
                 self._readHead()
@@ -253,6 +264,7 @@ class AnswerReader:
                     bytes(event.reason).decode("latin-1"),
                     tuple((bytes(name), bytes(value)) for name, value in event.headers),
                     self._connection.trailing_data[0],
+                    self._begin == DIRECT,
                 )
             return
         raise MalformedAnswer("the server answered 1xx again and again")
