@@ -105,6 +105,22 @@ class RefusalTests(SynchronousTestCase):
         raw = request("GET", "/api/v1/revdial?runnerid=wolf-1", self.server.runner())
         self.assertEqual(self.refused(raw, 426).headers["upgrade"], "revdial, websocket")
 
+    def test_whatCannotBeHandedOver(self) -> None:
+        """A body, or a handshake that cannot be answered, is refused and takes no name over."""
+        token = self.server.runner("wolf-*")
+        path = "/api/v1/revdial?runnerid=wolf-1"
+        webSocket = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        key = base64.b64encode(b"x" * 16).decode()
+        body = rawUpgrade(path, token).replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\nabc")
+        self.refused(body, 400)
+        for headers, status in (
+            ({"Sec-WebSocket-Version": "13"}, 400),
+            ({"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAA"}, 400),
+            ({"Sec-WebSocket-Version": "8", "Sec-WebSocket-Key": key}, 426),
+        ):
+            self.refused(request("GET", path, token, headers={**webSocket, **headers}), status)
+        self.assertIsNone(self.server.services.connections.status("wolf-1"))
+
     def test_unknownDial(self) -> None:
         """404 for a ticket and for ids that are of no outstanding dial."""
         token = self.server.runner()
