@@ -94,11 +94,20 @@ class Drain:
         connections.leave(limit)
         await connections.settled(min(SETTLE_LIMIT, limit))
         await self._closeDoors()
-        await self._factory.stop(left())
-        if not await connections.drained(left()):
+        # Its time is over a moment before that of the requests, which end streams.
+        finishing = Deferred.fromCoroutine(self._finish(left()))
+        try:
+            await self._factory.stop(left())
+            await finishing
+        finally:
+            finishing.addErrback(lambda _: None)
+            finishing.cancel()
+
+    async def _finish(self, limit: float) -> None:
+        if not await self._connections.drained(limit):
             self._log.warn(
                 "The time to finish is over: {streams} streams are cut",
-                streams=connections.openStreams,
+                streams=self._connections.openStreams,
             )
 
 

@@ -155,6 +155,8 @@ class AgentService(Service):
             # Not "warning": Twisted's older observers take that key for their own.
             self._log.warn("{advice}", advice=warning)
         self._loop = Deferred.fromCoroutine(self._run())
+        if self._signals is not None:
+            self._signals.watch()
         if self.supervision is not None:
             self.supervision.started()
 

@@ -4,8 +4,8 @@ The second signal.
 
 The first SIGTERM or SIGINT is the reactor's: it stops, and services get to
 finish what they do.  Twisted takes no notice of another one meanwhile, apart
-from an error in the log.  From the moment a service begins to stop,
-L{SecondSignal} takes both signals over: the next one ends the waiting, and the
+from an error in the log.  L{SecondSignal} stands in front of the reactor's
+handlers: it passes the first one on, the next one ends the waiting, and the
 one after it ends the process, whatever it does.
 """
 
@@ -15,8 +15,6 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
-
-from twisted.internet.interfaces import IReactorFromThreads
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What ends a process in good order."""
@@ -29,32 +27,52 @@ class SecondSignal:
 
     def __init__(
         self,
-        reactor: IReactorFromThreads,
+        reactor: Any,
         *,
         install: Callable[[int, Any], object] = signal.signal,
+        installed: Callable[[int], Any] = signal.getsignal,
     ) -> None:
         """
-        @param reactor: In whose turn the waiting is ended.
-        @param install: As L{signal.signal}, to be called in the main thread only.
+        @param reactor: Whose signals these are, and in whose turn the waiting ends
+            (C{IReactorCore}, C{IReactorFromThreads}).
+        @param install: As L{signal.signal}, which works in the main thread only.
+        @param installed: As L{signal.getsignal}.
         """
         self._reactor = reactor
         self._install = install
+        self._installed = installed
+        self._first: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._received = 0
         self._hurry: list[Callable[[], None]] = []
+
+    def watch(self) -> None:
+        """Count signals from the time on when the reactor has its own handlers in place."""
+        self._reactor.callWhenRunning(self._stepInFront)
 
     def arm(self, hurry: Callable[[], None]) -> None:
         """
-        From now on, a signal calls C{hurry} in the reactor's thread, once.
-
-        To be called in the main thread, which is the reactor's.
+        Have C{hurry} called, in the reactor's thread, when a second signal comes or
+        has come already.
         """
         self._hurry.append(hurry)
-        if len(self._hurry) == 1:
-            for number in SIGNALS:
-                self._install(number, self._again)
+        if self._received > 1:
+            self._reactor.callFromThread(hurry)
 
-    def _again(self, number: int, frame: FrameType | None) -> None:
+    def _stepInFront(self) -> None:
+        for number in SIGNALS:
+            handler = self._installed(number)
+            # What is ignored, as SIGINT is under nohup, stays ignored.
+            if callable(handler) and number not in self._first:
+                self._first[number] = handler
+                self._install(number, self._signalled)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._received += 1
+        if self._received == 1:
+            self._first[number](number, frame)
+            return
         # A process that is stuck can still be ended by one more.
-        for each in SIGNALS:
+        for each in self._first:
             self._install(each, signal.SIG_DFL)
         for hurry in self._hurry:
             self._reactor.callFromThread(hurry)

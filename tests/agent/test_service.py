@@ -162,6 +162,9 @@ class Signals:
     def __init__(self) -> None:
         self.hurry: list[Callable[[], None]] = []
 
+    def watch(self) -> None:
+        pass
+
     def arm(self, hurry: Callable[[], None]) -> None:
         self.hurry.append(hurry)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,35 +20,85 @@ class Reactor:
     def callFromThread(self, call: Callable[[], None]) -> None:
         self.calls.append(call)
 
+    callWhenRunning = callFromThread
+
+    def turn(self) -> None:
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
 
 class SecondSignalTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.installed: dict[int, Any] = {}
+        self.stopped: list[int] = []
+        self.handlers: dict[int, Any] = {
+            number: lambda number, frame: self.stopped.append(number)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        self.hurried: list[str] = []
         self.second = SecondSignal(
-            cast(Any, self.reactor), install=lambda n, h: self.installed.update({n: h})
+            self.reactor,
+            install=lambda n, h: self.handlers.update({n: h}),
+            installed=self.handlers.__getitem__,
         )
 
-    def test_takesNothingBeforeTheStop(self) -> None:
-        """The first signal is the reactor's."""
-        self.assertEqual(self.installed, {})
+    def send(self, number: int) -> None:
+        self.handlers[number](number, None)
+
+    def watch(self) -> None:
+        self.second.watch()
+        self.reactor.turn()
+
+    def test_waitsForTheReactor(self) -> None:
+        """The reactor puts its handlers in place first; ours go in front of them."""
+        before = dict(self.handlers)
+        self.second.watch()
+        self.assertEqual(self.handlers, before)
+        self.reactor.turn()
+        self.assertNotEqual(self.handlers, before)
+
+    def test_firstIsTheReactors(self) -> None:
+        """The first signal stops the reactor, as without us."""
+        self.watch()
+        self.second.arm(lambda: self.hurried.append("a"))
+        self.send(signal.SIGINT)
+        self.reactor.turn()
+        self.assertEqual((self.stopped, self.hurried), ([signal.SIGINT], []))
 
     def test_hurries(self) -> None:
-        """G2: the second one, of either kind, ends the wait in the reactor's turn."""
-        hurried: list[int] = []
-        self.second.arm(lambda: hurried.append(1))
-        self.second.arm(lambda: hurried.append(2))
-        self.assertEqual(self.installed.keys(), {signal.SIGTERM, signal.SIGINT})
-        self.installed[signal.SIGINT](signal.SIGINT, None)
-        self.assertEqual(hurried, [], "called within the signal")
-        for call in self.reactor.calls:
-            call()
-        self.assertEqual(hurried, [1, 2])
+        """G2: the second one, of either kind, ends every wait in the reactor's turn."""
+        self.watch()
+        self.second.arm(lambda: self.hurried.append("a"))
+        self.second.arm(lambda: self.hurried.append("b"))
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGINT)
+        self.assertEqual(self.hurried, [], "called within the signal")
+        self.reactor.turn()
+        self.assertEqual(self.hurried, ["a", "b"])
+        self.assertEqual(self.stopped, [signal.SIGTERM])
+
+    def test_bothBeforeTheStop(self) -> None:
+        """G2: two signals that come at once count as two, although nothing has begun to stop."""
+        self.watch()
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+        self.second.arm(lambda: self.hurried.append("a"))
+        self.reactor.turn()
+        self.assertEqual((self.stopped, self.hurried), ([signal.SIGTERM], ["a"]))
 
     def test_thirdEndsTheProcess(self) -> None:
         """One more signal does what it does to any program."""
-        self.second.arm(lambda: None)
-        self.installed[signal.SIGTERM](signal.SIGTERM, None)
-        self.assertEqual(
-            self.installed, {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_DFL}
-        )
+        self.watch()
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+        self.assertEqual(set(self.handlers.values()), {signal.SIG_DFL})
+
+    def test_ignoredStaysIgnored(self) -> None:
+        """What whoever started the process has it ignore is left alone."""
+        self.handlers[signal.SIGINT] = signal.SIG_IGN
+        self.watch()
+        self.assertIs(self.handlers[signal.SIGINT], signal.SIG_IGN)
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+        self.assertIs(self.handlers[signal.SIGINT], signal.SIG_IGN)
