@@ -233,6 +233,8 @@ class ControlPlane(LoggingService):
             self._hangup.arm()
         for door in self._doors:
             self._log.info("Listening on {endpoint}", endpoint=door.settings.endpoint)
+        if self._second is not None:
+            self._second.watch()
         self.supervision.started()
 
     def _describe(self) -> str:
