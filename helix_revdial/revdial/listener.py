@@ -134,7 +134,7 @@ class Listener:
 
     def traffic(self) -> tuple[int, int]:
         """Payload bytes from and to the server, over the streams that are up."""
-        carriers = [cast(ICarrierTransport, one.transport) for one in self._streams if one.transport]
+        carriers = [cast(ICarrierTransport, one.transport) for one in self._streams]
         return (
             sum(carrier.bytesReceived for carrier in carriers),
             sum(carrier.bytesSent for carrier in carriers),
