@@ -1,0 +1,31 @@
+"""C{unix:} descriptions (the sockets themselves: tests.integration.test_listening)."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from helix_revdial.listening.unix_socket import addressOf, withoutLock
+
+
+class DescriptionTests(SynchronousTestCase):
+    """What Twisted's endpoint parser would read."""
+
+    def test_address(self) -> None:
+        """The path, positional or named, quoting undone; others have none."""
+        for description, path in (
+            ("unix:/run/a.sock", "/run/a.sock"),
+            ("unix:/run/a.sock:mode=660", "/run/a.sock"),
+            ("unix:mode=660:address=/run/a.sock", "/run/a.sock"),
+            (r"unix:/run/a\:b\\c", r"/run/a:b\c"),
+            ("tcp:80", None),
+            ("unixish:/x", None),
+            ("unix", None),
+            ("systemd:domain=UNIX:index=0", None),
+            ("", None),
+        ):
+            self.assertEqual(addressOf(description), path, description)
+
+    def test_lock(self) -> None:
+        """No lock file, unless one is asked for."""
+        self.assertEqual(withoutLock("unix:/a"), "unix:/a:lockfile=0")
+        self.assertEqual(withoutLock("unix:/a:lockfile=1"), "unix:/a:lockfile=1")
