@@ -13,6 +13,7 @@ upgrade that we know; 503 no room.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IProtocol
@@ -36,6 +37,8 @@ PATH = "/api/v1/revdial"
 
 _RAW = {RequestKind.CONTROL_RAW, RequestKind.DATA_RAW, RequestKind.CHECK_RAW}
 _DATA = {RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET}
+_WEBSOCKET = {RequestKind.CONTROL_WEBSOCKET, RequestKind.DATA_WEBSOCKET}
+_UPGRADES = [(b"Upgrade", b"revdial, websocket"), (b"Connection", b"Upgrade")]
 _CHECK = {RequestKind.CHECK_RAW, RequestKind.CHECK_WEBSOCKET}
 
 
@@ -63,8 +66,9 @@ def operations(services: Services) -> list[Operation]:
             raise Problem(
                 426,
                 "This is where agents connect: ask for an upgrade to revdial or websocket.",
-                headers=[(b"Upgrade", b"revdial, websocket"), (b"Connection", b"Upgrade")],
+                headers=_UPGRADES,
             )
+        _requireUpgradable(request, asked)
         if asked.kind in _DATA:
             return _pickUp(services, request, principal, asked)
         if asked.kind in _CHECK:
@@ -84,6 +88,33 @@ def operations(services: Services) -> list[Operation]:
             tags=("tunnel",),
         )
     ]
+
+
+def _requireUpgradable(request: Request, asked: Classified) -> None:
+    """
+    Refuse what could not be handed over, before a name or a dial is used up for it.
+
+    @raise Problem: The request has a body, or its WebSocket handshake (RFC 6455,
+        section 4.2.1) cannot be answered.
+    """
+    headers = request.headers
+    length = headers.get(b"Content-Length")
+    if headers.get(b"Transfer-Encoding") is not None or (length or b"0").strip(b"0"):
+        raise Problem(400, "A request that changes the protocol carries no body.")
+    if asked.kind not in _WEBSOCKET:
+        return
+    if headers.get(b"Sec-WebSocket-Version") != b"13":
+        raise Problem(
+            426,
+            "WebSocket version 13 is spoken here.",
+            headers=[(b"Sec-WebSocket-Version", b"13"), *_UPGRADES],
+        )
+    try:
+        key = b64decode(headers.get(b"Sec-WebSocket-Key") or b"", validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != 16:
+        raise Problem(400, "A WebSocket handshake has a Sec-WebSocket-Key of 16 bytes in base64.")
 
 
 async def _register(
