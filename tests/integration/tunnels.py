@@ -90,6 +90,8 @@ class Server:
             RequestKind.DATA_RAW,
         ):
             raise Problem(426, "Upgrade to websocket.")
+        if asked.kind is RequestKind.UPGRADE_REQUIRED:
+            raise Problem(426, "Ask for an upgrade.")
         try:
             if asked.kind in (RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET):
                 pickUp = self.connections.pickUp(
