@@ -49,6 +49,8 @@ def operations(services: Services) -> list[Operation]:
         maxBody: int,
         body: bytes | None = None,
     ) -> tuple[Answer, list[tuple[bytes, bytes]]]:
+        # Dials that wait are few: none for callers that have gone away.
+        call.request.endWithCaller()
         runner = services.runnerOf(call.resource.id)
         trace = traceOf(call.request)
         deadline = min(services.config.desktop.requestTimeout, _wait(call.request))

@@ -22,7 +22,8 @@ Invariants:
   - The transport's producer slot is ours until the connection is handed over or
     closes, then free.  (A TLS transport with a live producer never closes.)
 
-Half-close: a peer that ends its direction after its request still gets the answer.
+Half-close: a peer that ends its direction after its request still gets the answer,
+unless the request says that it ends with its caller.
 Where the connection has a successor, that decides.
 """
 
@@ -126,6 +127,7 @@ class HTTPConnection(Protocol):
         self._request: Request | None = None
         self._intake: Intake | None = None
         self._answered = False
+        self._endsWithCaller = False
         self._logged = False
         self._drainLeft = 0
         self._begun = 0.0
@@ -264,6 +266,8 @@ class HTTPConnection(Protocol):
             self._advance()
         elif self._intake is not None and self._intake.open:
             self._intake.breakOff(Problem(400, "The connection ended before the request body did."))
+        elif self._endsWithCaller and self.phase is Phase.SERVING and not self._answered:
+            self._abort()
 
     def writeConnectionLost(self) -> None:
         """Our direction has ended: what we had to say is out."""
@@ -368,7 +372,7 @@ class HTTPConnection(Protocol):
         self._headBegun = False
         self.phase = Phase.SERVING
         self._h11 = head.connection
-        self._answered = self._logged = False
+        self._answered = self._logged = self._endsWithCaller = False
         self._begun = self._clock.seconds()
         intake = self._intake = Intake(
             head.length,
@@ -568,6 +572,12 @@ class HTTPConnection(Protocol):
     def whenLost(self, call: Callable[[], None]) -> None:
         """See L{Request.whenLost}."""
         self._whenLost.append(call)
+
+    def endWithCaller(self) -> None:
+        """See L{Request.endWithCaller}."""
+        self._endsWithCaller = True
+        if self._inputEnded and self.phase is Phase.SERVING and not self._answered:
+            self._abort()
 
     def closeIdle(self) -> None:
         """Close if all that is done is to wait for another request than the first."""

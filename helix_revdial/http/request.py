@@ -73,6 +73,8 @@ class RequestOwner(Structural):
 
     def whenLost(self, call: Callable[[], None]) -> None: ...
 
+    def endWithCaller(self) -> None: ...
+
     def handOver(
         self, request: Request, build: Callable[[], IProtocol], replayHead: bool
     ) -> None: ...
@@ -162,6 +164,16 @@ class Request:
         it belongs to by then.
         """
         self._owner.whenLost(call)
+
+    def endWithCaller(self) -> None:
+        """
+        From now on until the answer begins, the caller's end of its direction is taken
+        for its going away, and cancels the dispatch.
+
+        For what holds something scarce while it waits.  TCP does not tell a caller
+        that has closed its socket from one that only says that it has no more to send.
+        """
+        self._owner.endWithCaller()
 
     def handOver(
         self,

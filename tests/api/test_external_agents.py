@@ -273,6 +273,8 @@ class DesktopTests(SynchronousTestCase):
         self.sandbox()
         pending = self.ask()
         self.assertEqual(self.server.connections.stats().pendingDialsTotal, 1)
+        pending.protocol.readConnectionLost()
+        self.assertTrue(pending.wire.aborted, "a caller that closes its socket sends a FIN first")
         pending.protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.server.connections.stats().pendingDialsTotal, 0)
 

@@ -150,6 +150,9 @@ class Owner:
     def whenLost(self, call: Callable[[], None]) -> None:
         """This connection is never lost."""
 
+    def endWithCaller(self) -> None:
+        """Nor does its caller go away."""
+
     def handOver(self, request: Request, build: Any, replayHead: bool) -> None:
         raise ConnectionGone
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionAborted
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.http.limits import HTTPLimits
@@ -112,6 +114,44 @@ class KeepAliveTests(SynchronousTestCase):
         ready.callback(None)
         self.assertEqual(exchange.answers()[0][2], b"late")
         self.assertTrue(exchange.transport.disconnecting)
+
+    def hangUp(self, *, early: bool) -> tuple[Exchange, list[str]]:
+        """A caller that goes away, before or after the request says what that means."""
+        started: Deferred[None] = Deferred()
+        ends: list[str] = []
+
+        async def waiting(request: Request) -> Response:
+            await started
+            request.endWithCaller()
+            try:
+                await Deferred()
+            except CancelledError:
+                ends.append("cancelled")
+                raise
+            return Response(200, [], b"")
+
+        exchange = Exchange(waiting)
+        exchange.send(GET)
+        if not early:
+            started.callback(None)
+            self.assertEqual(ends, [])
+        exchange.protocol.readConnectionLost()
+        if early:
+            self.assertFalse(exchange.transport.aborted)
+            started.callback(None)
+        return exchange, ends
+
+    def test_hangUp(self) -> None:
+        """
+        A request that ends with its caller is cancelled when the caller ends its
+        direction, as one does that has gone away, whichever comes first.
+        """
+        for early in (False, True):
+            exchange, ends = self.hangUp(early=early)
+            self.assertTrue(exchange.transport.aborted, f"early: {early}")
+            exchange.protocol.connectionLost(Failure(ConnectionAborted()))
+            self.assertEqual(ends, ["cancelled"], f"early: {early}")
+            self.assertEqual(exchange.answers(), [])
 
     def test_headers(self) -> None:
         """Date, Server, a request id and the length are there."""
