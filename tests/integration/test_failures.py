@@ -30,7 +30,6 @@ from .fleet import (
 )
 
 LISTENER = "helix_revdial.revdial.listener.Listener"
-DIALER = "helix_revdial.revdial.dialer.Dialer"
 
 AT_ONCE = 2.0
 """Seconds that "at once" may take where two processors serve many."""
@@ -158,7 +157,7 @@ class AgentGoesTests(FailureCase):
     def test_frozenForGood(self) -> None:
         """B1: without a successor, the server's silence limit ends a frozen agent."""
         server = self.server(
-            tunnel__grace_period=1, limits={DIALER: {"keepAlive": 0.3, "silence": 1.0}}
+            tunnel__grace_period=1, liveness__keep_alive=0.3, liveness__silence=1.0
         )
         session = self.session(server)
         server.settle()
@@ -518,7 +517,8 @@ class BlackHoleTests(FailureCase):
         """B1: each side's own timer ends the connection, and the agent finds back."""
         server = self.server(
             host="0.0.0.0",  # noqa: S104
-            limits={DIALER: {"keepAlive": 0.3, "silence": 1.5}},
+            liveness__keep_alive=0.3,
+            liveness__silence=1.5,
         )
         server.host = self.here
         session = self.session(server)
