@@ -66,7 +66,7 @@ REDACTED = "[redacted]"
 
 _RESERVED = frozenset(("time", "level", "logger", "message", "error", "failure"))
 
-_LEGACY = frozenset(("format", "isError", "printed", "system", "why", "time", "message", "failure"))
+_LEGACY = frozenset(("format", "isError", "printed", "system", "time", "message", "failure"))
 """What Twisted's older log puts beside an event's own fields."""
 
 _SECRET_FIELD = re.compile(
@@ -75,7 +75,8 @@ _SECRET_FIELD = re.compile(
 
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"hlx_[A-Za-z0-9_-]{8,}"), f"hlx_{REDACTED}"),
-    (re.compile(r"(?i)\b(bearer|apikey|basic)\s+[^\s\"',;]{4,}"), rf"\1 {REDACTED}"),
+    (re.compile(r"(?i)\b(bearer|apikey)\s+[^\s\"',;]{6,}"), rf"\1 {REDACTED}"),
+    (re.compile(r"\b([Bb]asic)\s+(?=\S*[A-Z0-9=])[A-Za-z0-9+/]{6,}=*"), rf"\1 {REDACTED}"),
     (
         re.compile(
             r"(?i)\b(revdial\.dialer|revdial\.req|ticket|token|access_token|api_?key|password|secret)"
