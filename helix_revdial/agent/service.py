@@ -21,6 +21,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from random import SystemRandom
 from typing import Any, Protocol, cast
 
@@ -35,6 +36,8 @@ from .. import __version__
 from ..revdial.client import ControlSession, Refused, ServerURL
 from ..revdial.exchange import MalformedAnswer
 from ..revdial.listener import Listener
+from ..revdial.relay import relayPair
+from ..revdial.sockets import SocketRelays
 from ..revdial.websocket import requireNVX
 from ..systemd.signals import SecondSignal
 from ..systemd.supervision import Supervision
@@ -333,7 +336,11 @@ def agentService(
     @raise RuntimeError: WebSocket would run without its native code.
     """
     requireNVX()
-    targets = {name: LocalTarget(reactor, address) for name, address in settings.targets.items()}
+    # Where both sides of a stream are plain sockets, its bytes are moved between them.
+    pair = partial(relayPair, sockets=SocketRelays(reactor))
+    targets = {
+        name: LocalTarget(reactor, address, pair=pair) for name, address in settings.targets.items()
+    }
     path = serversOf(reactor, settings.network, settings.token, settings.key, settings.offered)
     clock = cast(IReactorTime, reactor)
     service = AgentService(

@@ -44,6 +44,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helix_revdial.revdial.interfaces import ICarrierTransport
+from helix_revdial.revdial.sockets import SocketRelay, SocketStream, plainStream
 
 if TYPE_CHECKING:
     Headers = tuple[tuple[bytes, bytes], ...]
@@ -120,6 +121,7 @@ class CarrierTransport:
         self._closing = False
         self._over = False
         self._lostReason: Failure | None = None
+        self._taken: SocketRelay | None = None
 
     def start(self) -> None:
         """
@@ -161,6 +163,41 @@ class CarrierTransport:
         """Give the protocol what is held, until there is none or it pauses again."""
         raise AssertionError("a carrier delivers what it holds")
 
+    # Sockets that somebody else moves the bytes of.
+
+    def socketStream(self) -> SocketStream | None:
+        """
+        The connection beneath, for L{SocketRelays
+        <helix_revdial.revdial.sockets.SocketRelays>} to take over.
+
+        @return: C{None} where it cannot be taken, or not now.
+        """
+        if (
+            self._over
+            or self._closing
+            or self._writeEnded
+            or self._readEnded
+            or self._lostReason is not None
+        ):
+            return None
+        stream = plainStream(self._transport)
+        if stream is not None:
+            stream.onTaken.append(self._wasTaken)
+            stream.onReceived.append(self._countReceived)
+            stream.onSent.append(self._countSent)
+        return stream
+
+    def _wasTaken(self, relay: SocketRelay) -> None:
+        self._taken = relay
+        self._paused = False
+        self._cancelPump()
+
+    def _countReceived(self, size: int) -> None:
+        self.bytesReceived += size
+
+    def _countSent(self, size: int) -> None:
+        self.bytesSent += size
+
     # ITransport
 
     def write(self, data: bytes) -> None:
@@ -179,6 +216,9 @@ class CarrierTransport:
         if code != 1000 and not 4000 <= code <= 4999:
             raise ValueError(f"{code} is not a close code for a protocol to use")
         if self._closing or self._over:
+            return
+        if self._taken is not None:
+            self._taken.abort()
             return
         self._closing = True
         self._writeEnded = True
@@ -200,6 +240,9 @@ class CarrierTransport:
 
     def abortConnection(self) -> None:
         if self._over:
+            return
+        if self._taken is not None:
+            self._taken.abort()
             return
         self._closing = True
         self._writeEnded = True

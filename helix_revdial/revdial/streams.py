@@ -47,6 +47,7 @@ from zope.interface import Attribute, implementer
 
 from .interfaces import ICarrierTransport
 from .keepalive import DATA_WATCH, watchPath
+from .sockets import SocketStream
 
 
 class IStreamTransport(ICarrierTransport, IConsumer, IPushProducer):
@@ -188,10 +189,30 @@ class StreamTransport:
 
     def write(self, data: bytes) -> None:
         if self._untouched and data:
-            self._untouched = False
-            if self.stream is not None:
-                self.stream.mark("firstByteOut")
+            self._touched()
         self._carrier.write(data)
+
+    def _touched(self) -> None:
+        self._untouched = False
+        if self.stream is not None:
+            self.stream.mark("firstByteOut")
+
+    def socketStream(self) -> SocketStream | None:
+        """The connection beneath, for a relay that moves its bytes itself."""
+        give = getattr(self._carrier, "socketStream", None)
+        found: SocketStream | None = None if give is None else give()
+        if found is not None and self.stream is not None:
+            found.onSent.append(self._sent)
+            found.onReceived.append(self._received)
+        return found
+
+    def _sent(self, size: int) -> None:
+        if self._untouched:
+            self._touched()
+
+    def _received(self, size: int) -> None:
+        if self.stream is not None:
+            self.stream.mark("firstByteIn")
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.write(b"".join(data))

@@ -52,6 +52,7 @@ from helix_revdial.revdial.exchange import (
     firstHeader,
 )
 from helix_revdial.revdial.features import FEATURES_HEADER
+from helix_revdial.revdial.sockets import SocketRelay, SocketStream
 
 HIJACK_PAUSE = 0.25
 """
@@ -78,6 +79,16 @@ class RawTransport(CarrierTransport):
         self.halfClose = canHalfClose(transport)
         self._held: list[bytes] = []
         self._heldEnd = False
+
+    def socketStream(self) -> SocketStream | None:
+        stream = None if self._heldEnd else super().socketStream()
+        if stream is not None:
+            stream.early = b"".join(self._held)
+        return stream
+
+    def _wasTaken(self, relay: SocketRelay) -> None:
+        super()._wasTaken(relay)
+        self._held.clear()
 
     def _send(self, data: bytes) -> None:
         self._transport.write(data)

@@ -201,10 +201,19 @@ class _Stream:
         return self.state == autobahnProtocol.WebSocketProtocol.STATE_OPEN
 
     def isWhole(self) -> bool:
-        return self.current_frame is None and not self.inside_message and not self.data
+        return self.isBetweenMessages() and not self.data
+
+    def isBetweenMessages(self) -> bool:
+        return self.current_frame is None and not self.inside_message
 
     def hasUnparsed(self) -> bool:
         return bool(self.data)
+
+    def unparsed(self) -> bytes:
+        return self.data
+
+    def dropUnparsed(self) -> None:
+        self.data = b""
 
     def consumeData(self) -> None:
         """

@@ -38,6 +38,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helix_revdial.revdial.carrier import CarrierTransport, ClosedByPeer, isTLS
+from helix_revdial.revdial.frames import FrameReader
+from helix_revdial.revdial.sockets import Framing, SocketRelay, SocketStream
 
 MAX_MESSAGE = 64 * 1024
 """Payload bytes of one message that we send."""
@@ -67,6 +69,10 @@ class Frames(Shape):
     """What the transport asks of Autobahn."""
 
     isServer: bool
+    maxFramePayloadSize: int
+
+    def isBetweenMessages(self) -> bool:
+        """Whether no frame and no message is half parsed."""
 
     def isOpen(self) -> bool:
         """Whether messages may be sent."""
@@ -76,6 +82,12 @@ class Frames(Shape):
 
     def hasUnparsed(self) -> bool:
         """Whether bytes wait in the parser."""
+
+    def unparsed(self) -> bytes:
+        """What waits in the parser."""
+
+    def dropUnparsed(self) -> None:
+        """Somebody else parses from here."""
 
     def consumeData(self) -> None:
         """Parse what waits, until it is used up or the stream is paused."""
@@ -162,6 +174,34 @@ class WebSocketTransport(CarrierTransport):
             self._transport.bufferSize = TRANSPORT_BUFFER
         self._transport.registerProducer(self._flow, True)
         super().start()
+
+    # Sockets that somebody else moves the bytes of.
+
+    def socketStream(self) -> SocketStream | None:
+        # A parser that is inside a message cannot be handed over.
+        if not self._frames.isOpen() or self._pings or self._pong is not None or self._endSent:
+            return None
+        if not self._frames.isBetweenMessages():
+            return None
+        stream = super().socketStream()
+        if stream is not None:
+            server = self._frames.isServer
+            reader = FrameReader(masked=server, maxFrame=self._frames.maxFramePayloadSize)
+            stream.framing = Framing(reader, client=not server, eof=self.halfClose)
+            stream.early = self._frames.unparsed()
+            stream.onEnd.append(self._wasEnded)
+        return stream
+
+    def _wasTaken(self, relay: SocketRelay) -> None:
+        super()._wasTaken(relay)
+        self._frames.dropUnparsed()
+
+    def _wasEnded(self, orderly: bool, why: str) -> None:
+        """The relay has closed the WebSocket, or not."""
+        if orderly:
+            self._ourClose = True
+        else:
+            self._broke = why
 
     # Writing.
 
