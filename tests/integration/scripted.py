@@ -112,7 +112,7 @@ class ScriptedConnection(Protocol):
             self.wire.loseConnection()
             return
         self.wire.write(
-            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: revdial\r\n"
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: revdial\r\nConnection: Upgrade\r\n"
             b"Revdial-Features: %s\r\n\r\n" % formatFeatures(ALL)
         )
         ticket = self.headers.get("revdial-ticket")
