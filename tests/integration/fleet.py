@@ -445,7 +445,9 @@ class FleetCase(SynchronousTestCase):
             text = program.text
             for mark in ("Traceback", "Unhandled", "never awaited"):
                 at = text.find(mark)
-                self.assertEqual(at, -1, f"{program.name} logged:\n{text[max(0, at - 500) :][:3000]}")
+                self.assertEqual(
+                    at, -1, f"{program.name} logged:\n{text[max(0, at - 500) :][:3000]}"
+                )
             for secret in self.secrets:
                 self.assertNotIn(secret, text, f"F1: a secret is in the log of {program.name}")
 
@@ -454,25 +456,26 @@ class FleetCase(SynchronousTestCase):
     def server(
         self,
         *flags: str,
-        listen: str = "",
+        doors: str = "",
         host: str = "127.0.0.1",
         limits: dict[str, dict[str, Any]] | None = None,
         **settings: object,
     ) -> Server:
         """
         A server that serves, with the settings of L{SETTINGS} and C{settings}
-        (C{tunnel__grace_period=1}).
+        (C{tunnel__grace_period=1}), and with more C{doors} in its file.
         """
         port = freePort()
         values = {**self.SETTINGS}
         values.update({name.replace("__", "."): str(each) for name, each in settings.items()})
-        listening = [f"tcp:{port}:interface={host}", *([listen] if listen else [])]
+        config = self.directory / "server.toml"
+        config.write_text(f'[[listen]]\nendpoint = "tcp:{port}:interface={host}"\n{doors}')
         server = Server(
             f"server{len(self.programs)}",
             self.directory,
             [
-                "helix-revdial-server", "--state-directory", str(self.directory / "state"),
-                *(part for each in listening for part in ("--listen", each)),
+                "helix-revdial-server", f"--config={config}",
+                f"--state-directory={self.directory / 'state'}",
                 *(part for name, value in values.items() for part in ("--set", f"{name}={value}")),
                 *flags,
             ],

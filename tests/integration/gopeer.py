@@ -15,6 +15,8 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
+from typing import cast
 
 FRAGMENT = 4096
 CHUNK = 32 * 1024
@@ -41,7 +43,7 @@ def message(data: bytes) -> bytes:
 
 def payloads(connection: socket.socket) -> Iterator[bytes]:
     """The payload of a server's frames, as it comes."""
-    file = connection.makefile("rb", 128 * 1024)
+    file = cast(BufferedReader, connection.makefile("rb", 128 * 1024))
     while True:
         head = file.read(2)
         if len(head) < 2:

@@ -14,12 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
 
 import trustme
 
 from .fleet import (
-    LIMIT,
     LONG,
     FleetCase,
     Program,
@@ -169,8 +167,11 @@ class BodyCase(FleetCase):
         """D4, D6: both directions at once, both readers slow: equal, and memory bounded."""
         server = self.serve()
         session = self.session(server)
-        agent = self.serves(server, session, mirror)
+        agent = self.serves(server, session, mirror, echo)
         programs = [server, *([] if agent is None else [agent])]
+        # Over TLS the agent keeps its last connection for the session: let there be one.
+        if agent is not None:
+            self.dial(server, session, "echo").close()
         for program in programs:
             program.settle()
         before = [program.status("VmRSS") for program in programs]
@@ -185,15 +186,15 @@ class BodyCase(FleetCase):
         ]
         if LONG:
             print(
-                f"\n{self.CARRIER} {type(self).__name__}: {SIZE // MIB} MiB each way in {took:.1f} s"
-                f" ({2 * SIZE / MIB / took:.0f} MiB/s); memory at rest {before} kB, grown by {grown} kB"
+                f"\n{type(self).__name__}: {SIZE // MIB} MiB each way in {took:.1f} s,"
+                f" {2 * SIZE / MIB / took:.0f} MiB/s; at rest {before} kB, grown by {grown} kB"
             )
         for program, kilobytes in zip(programs, grown, strict=True):
             self.assertLess(kilobytes, STREAM_MEMORY, f"{program.name} grew from {before} kB")
             self.asBefore(program)
 
     def closes(self) -> None:
-        """D3: 20 MB and a close at once, either way, to a reader that is not there yet: complete."""
+        """D3: 20 MB and a close at once, either way, to a reader that comes later: complete."""
         server = self.serve()
         session = self.session(server)
         agent = self.serves(server, session, burst, collect)
@@ -289,7 +290,8 @@ class TLSTests(BodyCase):
         issued.cert_chain_pems[0].write_to_path(str(certificate))
         self.port = freePort()
         return self.server(
-            listen=f"ssl:{self.port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
+            doors=f'[[listen]]\nendpoint = "tcp:{self.port}:interface=127.0.0.1"\n'
+            f'tls.certificate = "{certificate}"\ntls.key = "{key}"\n'
         )
 
     def serves(
@@ -345,7 +347,8 @@ class ManyTests(FleetCase):
         agent = self.agent(server, session.key, session.token, desktop, echo)
         self.screenshot(server, session)
         chance = random.Random(12)
-        delays = [chance.random() ** 3 * 0.1 for _ in range(1000)]
+        # Any machine and any load: some of these are too short, some are not.
+        delays = [10 ** chance.uniform(-4, 0) for _ in range(1000)]
         outcomes: list[str] = []
 
         def some(worker: int) -> None:
@@ -355,7 +358,7 @@ class ManyTests(FleetCase):
                 connection.sendall(
                     b'{"do": "dial", "runner": "%s", "target": "echo"}\n' % session.key.encode()
                 )
-                connection.settimeout(max(delays[number], 0.0001))
+                connection.settimeout(delays[number])
                 try:
                     outcomes.append("connected" if connection.recv(10) else "failed")
                 except TimeoutError:
@@ -367,7 +370,7 @@ class ManyTests(FleetCase):
             self.assertEqual(len(outcomes), 1000)
             kinds = {kind: outcomes.count(kind) for kind in set(outcomes)}
             self.assertEqual(set(kinds), {"connected", "cancelled"}, kinds)
-            self.assertGreater(min(kinds.values()), 50, kinds)
+            self.assertGreater(min(kinds.values()), 20, kinds)
         self.screenshot(server, session)
 
     def test_screenshots(self) -> None:

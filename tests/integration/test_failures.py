@@ -495,7 +495,7 @@ class BlackHoleTests(FailureCase):
         found another way, and serves within its handshake. The dead connection is
         gone from the server within the 5 s that a closing peer has.
         """
-        server = self.server(host="0.0.0.0")  # noqa: S104 (its address is in the namespace's pair)
+        server = self.server(host="0.0.0.0")
         server.host = self.here
         session = self.session(server)
         server.settle()
@@ -516,7 +516,7 @@ class BlackHoleTests(FailureCase):
     def test_bothSidesNotice(self) -> None:
         """B1: each side's own timer ends the connection, and the agent finds back."""
         server = self.server(
-            host="0.0.0.0",  # noqa: S104
+            host="0.0.0.0",
             liveness__keep_alive=0.3,
             liveness__silence=1.5,
         )
