@@ -13,13 +13,14 @@ An agent is ready when each of its runners is connected.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twisted.application.service import Service
+from twisted.application.service import MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger, LogPublisher
+from twisted.logger import ILogObserver, Logger, LogPublisher
 
 from .. import __version__
 from ..http.factory import HTTPFactory
@@ -33,7 +34,10 @@ from ..revdial.watching import ListenerWatching
 from ..telemetry.eventloop import LoopLag
 from ..telemetry.ledger import reactorDescriptors, unsentBytes
 from ..telemetry.log_writer import LogWriter
+from ..telemetry.logs import LoggingService
 from ..telemetry.metrics import AgentMetrics, AgentState, exposition
+from .process import agentsService
+from .settings import AgentSettings
 from .token import TokenUnusable
 
 if TYPE_CHECKING:
@@ -69,6 +73,10 @@ class AgentObservation(ListenerWatching):
         self._bytesIn = 0
         self._bytesOut = 0
         self.metrics = AgentMetrics(self.state, self._lag, __version__)
+
+    def observed(self, path: ControlPath) -> ControlPath:
+        """A way to the server on which attempts are counted."""
+        return ObservedServers(path, self.metrics)
 
     def watch(self, agent: AgentService, listener: Listener) -> None:
         """Look at this runner, too."""
@@ -257,4 +265,32 @@ class MetricsPort(Service):
         await self._factory.stop(STOP_TIMEOUT)
 
 
-__all__ = ["AgentObservation", "MetricsPort", "ObservedServers"]
+class ObservedAgents(LoggingService, MultiService):
+    """The agents of a process, and the port at which they are seen."""
+
+
+def observedAgents(
+    reactor: Any,
+    runners: Sequence[AgentSettings],
+    environment: Mapping[str, str],
+    endpoint: str,
+    logObserver: ILogObserver | None = None,
+) -> ObservedAgents:
+    """
+    Put the agents of a process together, watched.
+
+    @param runners: What each is told.
+    @param environment: Where a service manager says how to inform it.
+    @param endpoint: Where metrics are to be.
+    @param logObserver: How C{twistd} is to log.
+    @raise ValueError: C{endpoint} is none.
+    """
+    service = ObservedAgents()
+    service.logObserver = logObserver
+    observation = AgentObservation(reactor, service.logWriter)
+    MetricsPort(reactor, observation, endpoint).setServiceParent(service)
+    agentsService(reactor, runners, environment, observation).setServiceParent(service)
+    return service
+
+
+__all__ = ["AgentObservation", "MetricsPort", "ObservedAgents", "ObservedServers", "observedAgents"]

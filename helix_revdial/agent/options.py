@@ -13,13 +13,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, TextIO
 
+from twisted.logger import ILogObserver
 from twisted.python import usage
 
 from .. import __version__
+from ..telemetry.logs import chooseObserver
 from .runners import readRunners
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
-from .vocabulary import SECRETS, SETTINGS, Setting
+from .vocabulary import LOG_FORMAT, METRICS, SECRETS, SETTINGS, Setting
 
 CONFIG = "HELIX_AGENT_CONFIG"
 """The variable that names the file of runners."""
@@ -33,6 +35,9 @@ class Options(usage.Options):
     """
     Flags of the agent; after parsing, L{runners} holds what they amount to: one
     runner, or those of a file.
+
+    @ivar metricsListen: Where to serve metrics; C{None} for nowhere.
+    @ivar logObserver: How C{twistd} is to log.
 
     The token's flag holds a L{Secret}, since these options are a dictionary that
     anybody may print.
@@ -80,6 +85,8 @@ class Options(usage.Options):
         self._output = output
         self._errors = errors
         self.runners: tuple[AgentSettings, ...] = ()
+        self.metricsListen: str | None = None
+        self.logObserver: ILogObserver | None = None
 
     @property
     def settings(self) -> AgentSettings | None:
@@ -116,6 +123,9 @@ class Options(usage.Options):
         """
         checking = bool(self["check-config"])
         try:
+            form = self._ofProcess("log-format", LOG_FORMAT) or "text"
+            if form not in ("text", "json"):
+                raise SettingsError(f"the log's format is text or json, not {form[:50]!r}")
             runners = self._readRunners()
             if checking:
                 for settings in runners:
@@ -132,6 +142,12 @@ class Options(usage.Options):
             (self._output or sys.stdout).write("\n".join(each.describe() for each in runners))
             raise SystemExit(0)
         self.runners = runners
+        self.metricsListen = self._ofProcess("metrics-listen", METRICS)
+        self.logObserver = chooseObserver(self.parent, form)
+
+    def _ofProcess(self, flag: str, variable: str) -> str | None:
+        given = self[flag] or self._environment.get(variable)
+        return str(given) if given else None
 
     def _readRunners(self) -> tuple[AgentSettings, ...]:
         path = self["config"] or self._environment.get(CONFIG)

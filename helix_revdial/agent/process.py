@@ -14,19 +14,23 @@ in one line, and the second signal ends the waiting of all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from twisted.application.service import IService, MultiService
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ..systemd.signals import SecondSignal
 from ..systemd.supervision import Supervision
+from ..telemetry.logs import LoggingService
 from .service import AgentService, agentService
 from .settings import AgentSettings
 
+if TYPE_CHECKING:
+    from .observation import AgentObservation
 
-class AgentsService(MultiService):
+
+class AgentsService(LoggingService, MultiService):
     """
     Several agents, started and stopped together.
     """
@@ -105,25 +109,30 @@ def agentsService(
     reactor: Any,
     runners: Sequence[AgentSettings],
     environment: Mapping[str, str] | None = None,
-) -> IService:
+    observation: AgentObservation | None = None,
+) -> AgentService | AgentsService:
     """
     Put the agents of a process together.
 
     @param reactor: Opens sockets, tells the time and resolves names.
     @param runners: What each is told; at least one.
     @param environment: Where a service manager says how to inform it.
+    @param observation: What watches the runners, if anything does.
     @raise RuntimeError: WebSocket would run without its native code.
     """
     if len(runners) == 1:
-        return cast(IService, agentService(reactor, runners[0], environment))
+        return agentService(reactor, runners[0], environment, observation=observation)
     signals = SecondSignal(reactor)
     service = AgentsService(
-        [agentService(reactor, settings, signals=signals) for settings in runners]
+        [
+            agentService(reactor, settings, signals=signals, observation=observation)
+            for settings in runners
+        ]
     )
     service.supervision = Supervision.fromEnvironment(
         cast(IReactorTime, reactor), environment or {}, service.status
     )
-    return cast(IService, service)
+    return service
 
 
 __all__ = ["AgentsService", "agentsService"]

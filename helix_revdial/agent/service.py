@@ -23,9 +23,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from random import SystemRandom
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
@@ -41,6 +40,7 @@ from ..revdial.sockets import SocketRelays
 from ..revdial.websocket import requireNVX
 from ..systemd.signals import SecondSignal
 from ..systemd.supervision import Supervision
+from ..telemetry.logs import LoggingService
 from .failures import connectReason
 from .network import serversOf
 from .reconnect import ReconnectPolicy
@@ -48,6 +48,9 @@ from .servers import SERVER_LIMIT
 from .settings import AgentSettings
 from .targets import LocalTarget
 from .token import TokenUnusable
+
+if TYPE_CHECKING:
+    from .observation import AgentObservation
 
 LEAVING = ("goodbye", "shutdown")
 """Words for the end of a connection whose server goes away."""
@@ -97,7 +100,7 @@ class Informed(Protocol):
         """It is done."""
 
 
-class AgentService(Service):
+class AgentService(LoggingService):
     """
     Keeps an agent connected.
 
@@ -324,6 +327,7 @@ def agentService(
     environment: Mapping[str, str] | None = None,
     *,
     signals: SecondSignal | None = None,
+    observation: AgentObservation | None = None,
 ) -> AgentService:
     """
     Put an agent together.
@@ -333,6 +337,7 @@ def agentService(
     @param environment: Where a service manager says how to inform it; nobody is
         informed if it is not given.
     @param signals: What notices the second signal, where agents share a process.
+    @param observation: What watches it, if anything does.
     @raise RuntimeError: WebSocket would run without its native code.
     """
     requireNVX()
@@ -343,23 +348,27 @@ def agentService(
     }
     path = serversOf(reactor, settings.network, settings.token, settings.key, settings.offered)
     clock = cast(IReactorTime, reactor)
+    listener = Listener(
+        reactor,
+        path,
+        targets,
+        default=settings.default,
+        maxDials=settings.maxDials,
+        maxStreams=settings.maxStreams,
+        watching=observation,
+    )
     service = AgentService(
         clock,
         settings,
-        path,
-        Listener(
-            reactor,
-            path,
-            targets,
-            default=settings.default,
-            maxDials=settings.maxDials,
-            maxStreams=settings.maxStreams,
-        ),
+        path if observation is None else observation.observed(path),
+        listener,
         ReconnectPolicy(SystemRandom().random, firstDelay=settings.reconnect),
         signals=signals or SecondSignal(reactor),
         attemptLimit=path.attemptLimit,
     )
     service.supervision = Supervision.fromEnvironment(clock, environment or {}, service.status)
+    if observation is not None:
+        observation.watch(service, listener)
     return service
 
 

@@ -9,9 +9,11 @@ real reactor, and only when a service is asked for.
 from __future__ import annotations
 
 import os
+from typing import cast
 
 from twisted.application.service import IService
 
+from ..telemetry.logs import LoggingService
 from .options import Options
 from .process import agentsService
 
@@ -25,7 +27,17 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     assert options.runners, "options were not parsed"
-    return agentsService(reactor, options.runners, os.environ)
+    service: LoggingService
+    if options.metricsListen is None:
+        service = agentsService(reactor, options.runners, os.environ)
+        service.logObserver = options.logObserver
+    else:
+        from .observation import observedAgents
+
+        service = observedAgents(
+            reactor, options.runners, os.environ, options.metricsListen, options.logObserver
+        )
+    return cast(IService, service)
 
 
 __all__ = ["Options", "makeService"]

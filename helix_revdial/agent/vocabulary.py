@@ -49,6 +49,13 @@ class Setting:
     ofProcess: bool = False
 
 
+METRICS = "HELIX_AGENT_METRICS_LISTEN"
+"""The variable that says where metrics are."""
+
+LOG_FORMAT = "HELIX_AGENT_LOG_FORMAT"
+"""The variable that says what the log is like."""
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "server",
@@ -199,6 +206,23 @@ SETTINGS: tuple[Setting, ...] = (
         "HELIX_AGENT_PROXY_CA_FILE",
         "PATH",
         "Certificates (PEM) of the authorities to trust for a proxy over TLS.",
+    ),
+    Setting(
+        "metrics",
+        "metrics-listen",
+        METRICS,
+        "ENDPOINT",
+        "Serve /metrics, /healthz and /readyz there, to everybody who comes: a Twisted endpoint "
+        "such as tcp:9465:interface=127.0.0.1. Without it there is no such port.",
+        ofProcess=True,
+    ),
+    Setting(
+        "log",
+        "log-format",
+        LOG_FORMAT,
+        "FORMAT",
+        "The log on standard output: text, the default, or json, one object a line.",
+        ofProcess=True,
     ),
 )
 """Every setting of C{twistd helix-revdial-agent}."""

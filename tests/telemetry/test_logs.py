@@ -120,7 +120,7 @@ class JSONTests(SynchronousTestCase):
         observer.msg("it broke", isError=True)
         self.assertEqual(
             [(line["level"], line["message"]) for line in lines],
-            [("info", "plain words"), ("error", "it broke")],
+            [("info", "plain words"), ("critical", "it broke")],
         )
 
     def test_aFieldMayHaveAnyName(self) -> None:
