@@ -43,7 +43,6 @@ from twisted.internet.interfaces import (
     IProtocol,
     IPushProducer,
     ISSLTransport,
-    ITCPTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -141,9 +140,11 @@ class HTTPConnection(Protocol):
     def connectionMade(self) -> None:
         """Take a place among the strangers, or turn the peer away."""
         transport = self.transport
-        if ITCPTransport.providedBy(transport):
-            transport.setTcpNoDelay(True)
-            transport.setTcpKeepAlive(True)
+        for option in ("setTcpNoDelay", "setTcpKeepAlive"):
+            # TLS says that it has them, whatever is beneath; a unix socket has neither.
+            set_ = getattr(transport, option, None)
+            if set_ is not None:
+                set_(True)
         self._secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
         address = addressKey(self._peer())
         if not self.factory.admit(self, address):

@@ -475,6 +475,18 @@ class UnixTests(DoorTestCase):
         cast(Any, caller.transport).loseConnection()
         await caller.ended
 
+    async def test_secure(self) -> None:
+        """TLS on a unix socket, behind a proxy: what stands before it passes bytes on."""
+        path = self.directory / "s"
+        await self.server(DoorSettings(f"unix:{path}", self.certificate("localhost"), ("unix",)))
+        proxied = Prefixed(UNIXClientEndpoint(reactor, str(path)), HEADER)
+        endpoint: Any = wrapClientTLS(trust("localhost"), proxied)
+        caller = cast(Collector, await endpoint.connect(collector()))
+        caller.write(REQUEST)
+        await until(lambda: caller.received.endswith(CALLER.encode()), "the answer")
+        cast(Any, caller.transport).loseConnection()
+        await caller.ended
+
     async def test_noDirectory(self) -> None:
         """A path that cannot be is said with the reason; a taken port is, too."""
         with self.assertRaises(ListenError) as caught:

@@ -242,6 +242,44 @@ class TLSTests(ServerProcess):
             {"changed": []},
         )
 
+    def test_limitsAreTakenOn(self) -> None:
+        """Limits hold for what comes after the reload: deadlines, features, tokens' patterns."""
+        self.environment["RUNNER_TOKEN"] = "a-shared-runner-token"
+        self.settings(self.doors())
+        process = self.start()
+
+        def register() -> bytes:
+            connection = self.secure(self.port)
+            connection.sendall(
+                b"GET /api/v1/revdial?runnerid=wolf-1 HTTP/1.1\r\nHost: x\r\n"
+                b"Authorization: Bearer a-shared-runner-token\r\n"
+                b"Connection: Upgrade\r\nUpgrade: revdial\r\n\r\n"
+            )
+            answer: bytes = connection.recv(4096)
+            return answer
+
+        self.assertIn(b"HTTP/1.1 101", register())
+        self.settings(
+            self.doors(), '[http]\nhead_timeout = 0.3\n[tunnel]\nrequire_features = ["tickets"]\n'
+        )
+        process.send_signal(signal.SIGHUP)
+        self.says("changed: tunnel.require_features, http.head_timeout", process)
+        self.assertIn(b"HTTP/1.1 403", register())
+        silent = self.secure(self.port)
+        began = time.monotonic()
+        self.assertEqual(silent.recv(1), b"")
+        self.assertLess(time.monotonic() - began, 3)
+        # The token was imported for other patterns: nothing of this is taken on.
+        self.settings(
+            self.doors(),
+            '[access]\nrunner_token_patterns = ["other-*"]\n[http]\nhead_timeout = 20\n',
+        )
+        process.send_signal(signal.SIGHUP)
+        log = self.says("The settings were not reloaded", process)
+        self.assertIn("is known for another purpose", log)
+        self.assertNotIn("a-shared-runner-token", log)
+        self.assertEqual(self.secure(self.port).recv(1), b"")
+
     def test_commandLine(self) -> None:
         """C{helix server reload} says what has changed, or what is in the way."""
         write(self.certificates / "localhost.pem", whole(leaf("localhost")))

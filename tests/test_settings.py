@@ -1,0 +1,85 @@
+"""What the settings mean to the rooms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from helix_revdial.config import ConfigError, load
+from helix_revdial.settings import certificateGrants, check, doorSettings, httpLimits, tunnelLimits
+from tests.listening.pems import authorityFile, leaf, whole, write
+
+
+class SettingsTests(SynchronousTestCase):
+    """From a file to what the rooms take."""
+
+    def file(self, text: str) -> Path:
+        path = Path(self.mktemp())
+        path.write_text(text)
+        return path
+
+    def refused(self, text: str) -> str:
+        config = load(self.file(text), {})
+        with self.assertRaises(ConfigError) as caught:
+            check(config)
+        return str(caught.exception)
+
+    def test_door(self) -> None:
+        """Every key of a door arrives."""
+        text = (
+            '[[listen]]\nendpoint = "tcp:1"\nproxy_protocol = { from = ["10.0.0.0/8", "unix"] }\n'
+            'tls.certificate = "c"\ntls.key = "k"\ntls.minimum_version = "1.3"\n'
+            'tls.client_ca = "a"\ntls.client_certificates = "optional"\n'
+        )
+        door = doorSettings(load(self.file(text), {}).listen[0])
+        tls = door.tls
+        assert tls is not None
+        self.assertEqual((door.endpoint, door.proxies), ("tcp:1", ("10.0.0.0/8", "unix")))
+        self.assertEqual(
+            (tls.certificate, tls.key, tls.directory, tls.minimumVersion),
+            ("c", "k", None, "1.3"),
+        )
+        self.assertEqual((tls.clientCA, tls.clientCertificates), ("a", "optional"))
+        plain = doorSettings(load(None, {}).listen[0])
+        self.assertEqual((plain.tls, plain.proxies), (None, None))
+
+    def test_limits(self) -> None:
+        """The limits of connections and of dials."""
+        config = load(None, {}, ["http.head_timeout=3", "tunnel.max_pending_dials=4"])
+        self.assertEqual(httpLimits(config.http, config.limits).headTimeout, 3)
+        self.assertEqual(tunnelLimits(config.tunnel, config.limits)["maxPending"], 4)
+
+    def test_check(self) -> None:
+        """What a file's form does not tell: certificates, proxies, grants; nothing is opened."""
+        check(load(None, {}))
+        directory = Path(self.mktemp())
+        pem = write(directory / "one.pem", whole(leaf("one.example")))
+        clients = authorityFile(directory / "ca.pem")
+        door = f'[[listen]]\nendpoint = "tcp:1"\ntls.certificate = "{pem}"\n'
+        check(load(self.file(f'{door}tls.client_ca = "{clients}"\ntls.map_clients = true\n'), {}))
+        for text, words in (
+            ('[[listen]]\ntls.certificate = "nowhere.pem"\n', "nowhere.pem: No such file"),
+            ("[[listen]]\nproxy_protocol = { from = [] }\n", "names no proxy"),
+            (f"{door}tls.map_clients = true\n", "tls.map_clients needs tls.client_ca"),
+            (
+                '[[access.client_certificate]]\nsubject_alt_name = "dns:x"\n',
+                "access.client_certificate: dns:x: a runner token has 1 to 64 patterns",
+            ),
+        ):
+            self.assertIn(words, self.refused(text))
+
+    def test_grants(self) -> None:
+        """The tables of client certificates."""
+        text = (
+            '[[access.client_certificate]]\nsubject_alt_name = "dns:x"\npatterns = ["wolf-*"]\n'
+            '[[access.client_certificate]]\nsubject_alt_name = "dns:y"\nkind = "user"\n'
+            'user = "ann"\nrole = "viewer"\ntenant = "acme"\n'
+        )
+        grants = certificateGrants(load(self.file(text), {}))
+        self.assertEqual(
+            sorted(
+                (one.kind, one.patterns, one.user, one.tenant) for one in grants.principals.values()
+            ),
+            [("runner", ("wolf-*",), None, "default"), ("user", (), "ann", "acme")],
+        )
