@@ -44,6 +44,8 @@ class Carrier(StringTransport):
     """A carrier in memory, whose server answers C{close} by closing."""
 
     carrier = "raw"
+    bytesReceived = 0
+    bytesSent = 0
     halfClose = True
     responseHeaders = ((b"revdial-features", formatFeatures(ALL)),)
     stuck = False
