@@ -145,6 +145,20 @@ class AdmissionTests(SynchronousTestCase):
         third = Exchange(factory=factory, address="192.0.2.3")
         self.assertEqual(third.statuses(), [503])
 
+    def test_newLimits(self) -> None:
+        """Other caps hold for who comes after; who has a place keeps it."""
+        first = Exchange(answer, limits=HTTPLimits(maxUnauthenticatedPerAddress=1))
+        factory = first.factory
+        self.assertEqual(Exchange(factory=factory).statuses(), [503])
+        factory.setLimits(HTTPLimits(maxUnauthenticatedPerAddress=2, headTimeout=1))
+        second = Exchange(factory=factory)
+        self.assertEqual(second.written, b"")
+        self.assertEqual(Exchange(factory=factory).statuses(), [503])
+        factory.setLimits(HTTPLimits(maxUnauthenticated=1))
+        for each in (first, second):
+            each.send(GET)
+            self.assertEqual(each.statuses(), [200])
+
     def test_authenticated(self) -> None:
         """Who has authenticated takes no place any more, whatever follows."""
         limits = HTTPLimits(maxUnauthenticated=1)

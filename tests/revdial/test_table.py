@@ -909,6 +909,29 @@ class RevokeTests(TableCase):
         self.assertEqual(self.table.expire(), [])
 
 
+class LimitTests(TableCase):
+    """Limits that change while it runs."""
+
+    def test_newLimits(self) -> None:
+        """They hold for what comes after; what is under way keeps the time that it had."""
+        self.table.lost("c", self.connect("c"))
+        self.connect("b")
+        self.connect()
+        before = self.table.dial(KEY)
+        self.table.setLimits(gracePeriod=5, maxPending=1, dialTimeout=3, maxRunners=1)
+        with self.assertRaises(TooManyPendingDials):
+            self.table.dial(KEY)
+        self.table.dial("b")
+        with self.assertRaises(TooManyRunners):
+            self.connect("d")
+        self.clock.advance(3)
+        self.assertEqual(len(self.table.expire()), 1, "the new dial, not the one from before")
+        self.assertIs(before.state, DialState.ASKED)
+        self.table.lost("b", 2)
+        shown = {holder.key: holder.graceEnds for holder in self.table.holders()}
+        self.assertEqual((shown["c"], shown["b"]), (30, 8))
+
+
 class ViewTests(TableCase):
     """What the table tells about itself."""
 
