@@ -9,9 +9,9 @@ disturbs nobody.
 The options are those of Twisted's L{CertificateOptions
 <twisted.internet.ssl.CertificateOptions>}: TLS 1.2 at least, ciphers with
 forward secrecy, no compression (it would tell secrets by their length), no
-session tickets.  But for the choice of an application protocol (RFC 7301): there
-a caller that offers any is answered with none, which OpenSSL takes for a fault
-and ends the connection; so browsers could not come.
+resumption.  Only the choice of an application protocol (RFC 7301) is ours:
+Twisted answers a caller that offers any with an empty one, which OpenSSL takes
+for a fault, so that no browser could come.
 """
 
 from __future__ import annotations
