@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tests.integration.go_programs import BINARY, ERA_2025, ERA_2026, FrameReader, accept
+from tests.integration.gorilla import BINARY, ERA_2025, ERA_2026, FrameReader, accept
 
 TRANSCRIPTS = Path(__file__).parents[1] / "vectors" / "transcripts"
 
@@ -183,3 +184,21 @@ class Wire(StringTransport):
         if not self.ended:
             self.ended = True
             self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+class Caller(Protocol):
+    """Who dialled: what it got, and how it ended."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.reason: BaseException | None = None
+
+    @property
+    def wire(self) -> Any:
+        return self.transport
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.reason = reason.value

@@ -18,15 +18,9 @@ from twisted.trial.unittest import TestCase
 
 from helix_revdial.agent.targets import LocalTarget, parseTarget
 from helix_revdial.revdial.interfaces import ITarget
-from tests.integration.go_programs import (
-    COPY,
-    ERA_2025,
-    ERA_2026,
-    Connect,
-    GoAgent,
-    GoServer,
-    ServerConnection,
-)
+from tests.integration.go_agent import GoAgent
+from tests.integration.go_server import GoServer, ServerConnection
+from tests.integration.gorilla import COPY, ERA_2025, ERA_2026, Connect
 from tests.integration.tunnels import (
     Agent,
     Collector,
