@@ -93,7 +93,16 @@ def serversOf(
         if proxy is not None and proxy.secure and proxyTrust is None:
             proxyTrust = Trust(settings.proxyTrust)
         endpoint = _endpoints(reactor, server, trust, proxy, settings.proxyCredentials, proxyTrust)
-        path = ServerPath(reactor, server, token, key=key, endpoint=endpoint, targets=targets)
+        path = ServerPath(
+            reactor,
+            server,
+            token,
+            key=key,
+            endpoint=endpoint,
+            targets=targets,
+            # Many a proxy ends a tunnel when one direction ends.
+            direct=proxy is None,
+        )
         ways.append((server, path))
     return Servers(cast(IReactorTime, reactor), ways)
 

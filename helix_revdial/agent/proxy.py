@@ -36,7 +36,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, implementer
+from zope.interface import implementer
 
 from ..revdial.exchange import USER_AGENT, Answer, AnswerReader, MalformedAnswer, firstHeader
 
@@ -165,6 +165,7 @@ def _only(exchange: _ConnectExchange) -> IProtocolFactory:
     return factory
 
 
+@implementer(IHalfCloseableProtocol)
 class _ConnectExchange(Protocol):
     """
     The exchange with the proxy, and then the way to the protocol behind it.
@@ -188,6 +189,7 @@ class _ConnectExchange(Protocol):
         self._login = login
         self._over = False
         self._successor: IProtocol | None = None
+        self._lost = False
         self.asked = False
 
     @property
@@ -208,6 +210,8 @@ class _ConnectExchange(Protocol):
             self._read(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._lost:
+            return
         if self._successor is not None:
             self._successor.connectionLost(reason)
         elif self._over:
@@ -219,13 +223,23 @@ class _ConnectExchange(Protocol):
         else:
             self._fail(reason)
 
+    # Whether a connection can be closed by halves is asked once, before there is a
+    # successor (by Twisted's endpoints): so it can, and what follows for a successor
+    # that cannot is what a socket would do.
+
     def readConnectionLost(self) -> None:
-        """Of L{IHalfCloseableProtocol}, provided if the successor provides it."""
-        IHalfCloseableProtocol(self._successor).readConnectionLost()
+        successor = IHalfCloseableProtocol(self._successor, None)
+        if successor is not None:
+            successor.readConnectionLost()
+        else:
+            self.connectionLost(Failure(ConnectionDone()))
+            self._lost = True
+            self._wire.abortConnection()
 
     def writeConnectionLost(self) -> None:
-        """Of L{IHalfCloseableProtocol}, provided if the successor provides it."""
-        IHalfCloseableProtocol(self._successor).writeConnectionLost()
+        successor = IHalfCloseableProtocol(self._successor, None)
+        if successor is not None:
+            successor.writeConnectionLost()
 
     def settleForHead(self) -> bool:
         """
@@ -266,8 +280,6 @@ class _ConnectExchange(Protocol):
             return
         self._over = True
         self._successor = protocol
-        if IHalfCloseableProtocol.providedBy(protocol):
-            alsoProvides(self, IHalfCloseableProtocol)
         protocol.makeConnection(self._wire)
         self.done.callback(protocol)
         if answer.rest:

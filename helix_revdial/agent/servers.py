@@ -144,7 +144,8 @@ class Servers:
                 address.notBefore = self._clock.seconds() + (wait or 0.0)
                 continue
             self._prefer(address)
-            session.control.whenClosed().addCallback(self._ended, address)
+            # Before whoever waits for it: the next round may begin at once.
+            session.closed.addCallback(self._ended, address)
             return session
         assert failed is not None
         if isinstance(failed, Refused):
@@ -175,9 +176,10 @@ class Servers:
         at = self._addresses.index(address)
         self._addresses = self._addresses[at:] + self._addresses[:at]
 
-    def _ended(self, closed: Closed, address: _Address) -> None:
+    def _ended(self, closed: Closed, address: _Address) -> Closed:
         if closed.reason in GOING and self._addresses[0] is address:
             self._addresses.append(self._addresses.pop(0))
+        return closed
 
 
 def _words(failed: Exception) -> str:

@@ -125,6 +125,7 @@ class ServerPath:
         targets: Sequence[OfferedTarget] = (),
         timeout: float = UPGRADE_TIMEOUT,
         endpoint: Callable[[], IStreamClientEndpoint] | None = None,
+        direct: bool = True,
     ) -> None:
         """
         @param reactor: Opens sockets, resolves names and tells the time.
@@ -136,6 +137,8 @@ class ServerPath:
         @param targets: What to say of the targets, where they are offered.
         @param timeout: Seconds for a connection, and again for its answer.
         @param endpoint: Another way to the server's port than its address.
+        @param direct: Whether that way passes the end of one direction on as such; a
+            proxy may not.
         @raise ValueError: C{key} is no runner key.
         """
         if RUNNER_KEY.fullmatch(key) is None:
@@ -152,14 +155,14 @@ class ServerPath:
         self._endpoint = endpoint
         self._controlRawFrom = 0.0
         self._dataRawFrom = 0.0
-        self._direct = True
+        self._direct = self._endsPass = direct
 
     def forget(self) -> None:
         """
         Try raw again: what refused it may not be on the way any more.
         """
         self._controlRawFrom = self._dataRawFrom = 0.0
-        self._direct = True
+        self._direct = self._endsPass
 
     # Control
 
@@ -244,7 +247,7 @@ class ServerPath:
                 "Something between us and {server} forwards HTTP: streams go over WebSocket.",
                 server=str(self._server),
             )
-        self._direct = answer.direct
+        self._direct = self._endsPass and answer.direct
 
     def _rememberRawRefused(self, refused: UpgradeRefused) -> None:
         if refused.status >= 500:

@@ -238,13 +238,15 @@ class ProxyEndpointTests(SynchronousTestCase):
         """After the answer the connection's events are those of the server's protocol."""
         exchange = self.proxy.accept()
         exchange.dataReceived(OK)
-        self.assertFalse(IHalfCloseableProtocol.providedBy(exchange))
         reason = Failure(ConnectionDone())
         exchange.connectionLost(reason)
         self.assertIs(self.server.ended, reason)
 
     def test_halfClose(self) -> None:
-        """The end of a direction is forwarded to a protocol that hears it, and only then."""
+        """
+        The end of a direction is forwarded to a protocol that hears it; for another
+        one, as on a socket, it is the end.
+        """
         server = HalfCloseable()
         self.begin(server=server)
         exchange = self.proxy.accept()
@@ -253,6 +255,18 @@ class ProxyEndpointTests(SynchronousTestCase):
         heard.readConnectionLost()
         heard.writeConnectionLost()
         self.assertEqual(server.heard, "rw")
+        self.begin()
+        exchange = self.proxy.accept()
+        exchange.dataReceived(OK)
+        heard = IHalfCloseableProtocol(exchange)
+        heard.writeConnectionLost()
+        heard.readConnectionLost()
+        assert self.server.ended is not None
+        self.server.ended.trap(ConnectionDone)
+        self.assertTrue(self.proxy.wire.disconnecting)
+        self.server.ended = None
+        exchange.connectionLost(Failure(ConnectionLost()))
+        self.assertIsNone(self.server.ended)
 
 
 CLOSE = b"\r\nContent-Length: 0\r\n\r\n"

@@ -19,21 +19,6 @@ from helix_revdial.revdial.listener import Listener
 from helix_revdial.revdial.messages import ConnReady
 
 
-class Control:
-    """The end of a control connection, which a test ends."""
-
-    def __init__(self) -> None:
-        self.closed: list[Deferred[Closed]] = []
-
-    def whenClosed(self) -> Deferred[Closed]:
-        self.closed.append(Deferred())
-        return self.closed[-1]
-
-    def end(self, reason: str) -> None:
-        for each in self.closed:
-            each.callback(Closed(reason, None, 1.0))
-
-
 class Way:
     """The way to one address, whose attempts a test ends."""
 
@@ -63,12 +48,13 @@ class Way:
         assert self.attempt is not None
         self.attempt.errback(Failure(error))
 
-    def accept(self) -> Control:
+    def accept(self, ended: str | None = None) -> None:
+        """Connect, and end for the reason C{ended}."""
         assert self.attempt is not None
-        control = Control()
-        closed = control.whenClosed()
-        self.attempt.callback(ControlSession(frozenset(), "raw", closed, cast(Any, control)))
-        return control
+        closed: Deferred[Closed] = Deferred()
+        self.attempt.callback(ControlSession(frozenset(), "raw", closed, cast(Any, None)))
+        if ended is not None:
+            closed.callback(Closed(ended, None, 1.0))
 
 
 class ServersTests(SynchronousTestCase):
@@ -108,7 +94,7 @@ class ServersTests(SynchronousTestCase):
         """After a connection the round begins where it was, and goes on from there."""
         self.connect()
         self.ways[0].fail(ConnectError(111))
-        self.ways[1].accept().end("lost")
+        self.ways[1].accept("lost")
         connecting = self.connect()
         for way in (self.ways[1], self.ways[2], self.ways[0]):
             way.fail(ConnectError(111))
@@ -120,7 +106,7 @@ class ServersTests(SynchronousTestCase):
         for reason in ("goodbye", "shutdown"):
             connecting = self.connect()
             first = self.tried[0]
-            self.ways["abc".index(first)].accept().end(reason)
+            self.ways["abc".index(first)].accept(reason)
             self.successResultOf(connecting)
             self.connect().addErrback(lambda _: None)
             for _ in range(3):
