@@ -146,6 +146,12 @@ class DrainSection(_Section, frozen=True, rename=_snake):
     timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
     """Seconds that requests and streams under way have to finish; 0 cuts them at once."""
 
+    keepConnections: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    """
+    Control connections on plain sockets that systemd keeps over a restart; the unit's
+    C{FileDescriptorStoreMax} has to be higher.
+    """
+
 
 class LivenessSection(_Section, frozen=True, rename=_snake):
     """How the server finds out that an agent is gone, and when it may say so."""

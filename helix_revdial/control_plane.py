@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from helix_revdial import __version__
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.generations import Generations
+from helix_revdial.access.policy import sessionOf
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenError
 from helix_revdial.access.tokens import TokenConflict, Tokens
@@ -55,10 +56,13 @@ from helix_revdial.http.operations import OperationTable
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.keeping import Keeping
 from helix_revdial.listening.door import Door
 from helix_revdial.listening.errors import ListenError, NeedsRestart
 from helix_revdial.reload import HangupSignal, Reload, Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
+from helix_revdial.revdial.features import parseFeatures
+from helix_revdial.revdial.kept import KeptState
 from helix_revdial.revdial.remembered import Remembered
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.settings import (
@@ -77,6 +81,7 @@ from helix_revdial.storage.database import (
 from helix_revdial.storage.threads import SameThread
 from helix_revdial.systemd.credentials import CredentialUnusable, readCredential
 from helix_revdial.systemd.signals import SecondSignal
+from helix_revdial.systemd.store import DescriptorStore
 from helix_revdial.systemd.supervision import Supervision
 from helix_revdial.telemetry.logs import LoggingService
 
@@ -134,6 +139,7 @@ class ControlPlane(LoggingService):
         *,
         reread: Callable[[], ServerConfig] | None = None,
         signals: bool = False,
+        handed: Mapping[str, list[int]] | None = None,
         logObserver: ILogObserver | None = None,
     ) -> None:
         """
@@ -146,6 +152,8 @@ class ControlPlane(LoggingService):
         @param reread: Reads the settings again, as they were read for C{config}.
         @param signals: Whether the process's signals are this service's: SIGHUP
             reloads, a second SIGTERM does not wait.
+        @param handed: Control connections of the process before, as the service
+            manager hands them over.
         @raise CannotStart: The settings cannot be used.
         """
         self._reactor = reactor
@@ -165,6 +173,7 @@ class ControlPlane(LoggingService):
         )
         self._hangup = HangupSignal(reactor, self._hungUp) if signals else None
         self._second = SecondSignal(reactor) if signals else None
+        self._handed = handed or {}
         self.supervision = Supervision.fromEnvironment(reactor, environment, self._describe)
         self.factory = HTTPFactory(
             self._dispatch,
@@ -226,6 +235,7 @@ class ControlPlane(LoggingService):
         except ValueError as error:
             raise CannotStart(f"database: {error}") from None
         self._assemble()
+        self._reactor.callWhenRunning(self._takeBack)
         self._ports.startService()
         self.metrics.startService()
         super().startService()
@@ -236,6 +246,26 @@ class ControlPlane(LoggingService):
         if self._second is not None:
             self._second.watch()
         self.supervision.started()
+
+    def _takeBack(self) -> None:
+        """Go on with the control connections of the process before."""
+        handed, self._handed = self._handed, {}
+        Deferred.fromCoroutine(self._keeping.takeBack(handed)).addErrback(
+            lambda failure: self._log.failure("What was kept is not taken up", failure)
+        )
+
+    async def _mayGoOn(self, state: KeptState) -> bool:
+        """Whether what let a runner register before the restart still does."""
+        services = self.services
+        session = sessionOf(state.key)
+        if session is not None and await services.sessions.get(session) is None:
+            return False
+        features = parseFeatures([state.features.encode("ascii")])
+        if not features.issuperset(self._config.tunnel.requireFeatures):
+            return False
+        if not await services.tokens.isLive(state.credential):
+            return False
+        return session is None or not services.sessions.wasDeleted(session)
 
     def _describe(self) -> str:
         """The server's state in a line, for the service manager."""
@@ -338,6 +368,12 @@ class ControlPlane(LoggingService):
         self._await(connections)
 
         self.metrics.observation.watch(connections, self.factory, self._unready)
+        self._keeping = Keeping(
+            clock,
+            connections,
+            DescriptorStore(clock, self.supervision.notifier),
+            self._mayGoOn,
+        )
         cutWhatEnds(tokens, sessions, connections)
         self._watch = TokenWatch(tokens, clock)
         self._watch.start()
@@ -501,7 +537,13 @@ class ControlPlane(LoggingService):
             drain = Drain(self._reactor, self.factory, self.services.connections, self._closePorts)
             if self._second is not None:
                 self._second.arm(drain.hurry)
-            await drain.run(limit)
+            keeping = self._config.drain.keepConnections if self.supervision.notifier.enabled else 0
+            await drain.run(limit, keeping=keeping)
+            if keeping and not drain.hurried:
+                try:
+                    await self._keeping.keep(keeping)
+                except Exception:
+                    self._log.failure("Control connections are not kept")
         for step in (
             self._closePorts,
             lambda: self.factory.stop(0),

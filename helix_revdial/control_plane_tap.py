@@ -96,8 +96,10 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from helix_revdial.control_plane import ControlPlane
+    from helix_revdial.keeping import SOCKETS, STATES
     from helix_revdial.revdial.descriptors import raiseDescriptorLimit
     from helix_revdial.revdial.monotonic import useMonotonicTime
+    from helix_revdial.systemd.store import handedOver
 
     useMonotonicTime(reactor)
     raiseDescriptorLimit()
@@ -108,5 +110,6 @@ def makeService(options: Options) -> IService:
         os.environ,
         reread=options.read,
         signals=True,
+        handed=handedOver(os.environ, (SOCKETS, STATES)),
         logObserver=options.logObserver,
     )

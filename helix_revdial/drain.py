@@ -57,13 +57,16 @@ class Drain:
         self._closeDoors = closeDoors
         self._running: Deferred[None] | None = None
 
-    async def run(self, limit: float) -> None:
+    async def run(self, limit: float, *, keeping: int = 0) -> None:
         """
         Leave, within C{limit} seconds.
 
+        @param keeping: How many control connections are to outlive this process, where
+            they can: their agents are not told to leave.
+
         It does not fail: what went wrong is logged, and left to be cut.
         """
-        self._running = Deferred.fromCoroutine(self._drain(limit))
+        self._running = Deferred.fromCoroutine(self._drain(limit, keeping))
         try:
             await self._running
         except CancelledError:
@@ -77,7 +80,7 @@ class Drain:
         if self._running is not None:
             self._running.cancel()
 
-    async def _drain(self, limit: float) -> None:
+    async def _drain(self, limit: float, keeping: int) -> None:
         ends = self._clock.seconds() + limit
         connections = self._connections
 
@@ -91,7 +94,7 @@ class Drain:
                 dials=connections.dialsUnderWay,
                 limit=limit,
             )
-        connections.leave(limit)
+        connections.leave(limit, keeping=keeping)
         await connections.settled(min(SETTLE_LIMIT, limit))
         await self._closeDoors()
         # Its time is over a moment before that of the requests, which end streams.

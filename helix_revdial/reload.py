@@ -47,6 +47,7 @@ RELOADABLE = frozenset(
         "desktop.max_screenshot_bytes",
         "desktop.max_clipboard_bytes",
         "drain.timeout",
+        "drain.keep_connections",
         "access.import_runner_token",
         "access.runner_token_patterns",
         "access.client_certificate",

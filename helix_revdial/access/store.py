@@ -162,6 +162,12 @@ def hasAdmin(connection: Connection, now: float) -> bool:
     return connection.execute(query.limit(1)).one_or_none() is not None
 
 
+def hasLive(connection: Connection, family: str, now: float) -> bool:
+    """Whether a token of that family is live."""
+    query = select(tokens.c.id).where(tokens.c.family == family, *_live(now))
+    return connection.execute(query.limit(1)).one_or_none() is not None
+
+
 def _live(now: float) -> list[ColumnElement[bool]]:
     return [
         tokens.c.revoked.is_(None),

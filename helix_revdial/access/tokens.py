@@ -113,6 +113,14 @@ class Tokens:
         """
         return self._recent.stillValid(principal)
 
+    async def isLive(self, family: str) -> bool:
+        """
+        Whether a token of that family is valid: for what lasts longer than the
+        process that authenticated it.
+        """
+        now = self._wallClock()
+        return await self._database.run(lambda connection: store.hasLive(connection, family, now))
+
     # Making tokens
 
     async def create(

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -588,7 +589,28 @@ class Connections:
         self._schedule()
         return cut
 
-    def leave(self, limit: float) -> None:
+    def release(self, most: int) -> list[tuple[Registration, tcp.Connection, bytes]]:
+        """
+        Let go of control connections on plain sockets, for another process to go on
+        with; see L{helix_revdial.revdial.kept}.
+
+        @param most: How many, at most.
+        """
+        released: list[tuple[Registration, tcp.Connection, bytes]] = []
+        for registration in list(self._registrations.values()):
+            if len(released) >= most:
+                break
+            found = registration.protocol.release()
+            if found is None:
+                continue
+            released.append((registration, *found))
+            del self._registrations[registration.generation]
+            self._end(self._table.revoke(key=registration.key))
+        self._schedule()
+        self._checkIdle()
+        return released
+
+    def leave(self, limit: float, *, keeping: int = 0) -> None:
         """
         Take no more registrations and no more dials, fail the dials that wait for a
         lost runner, and tell agents that understand C{goodbye} to leave, spread
@@ -597,9 +619,16 @@ class Connections:
         Dials that agents have been asked for go on, and so do streams.
 
         @param limit: Seconds until L{stop}.
+        @param keeping: How many connections on plain sockets L{release} is to let
+            go of: their agents are not told.
         """
         self._stopping = True
-        registrations = list(self._registrations.values())
+        registrations = []
+        for registration in self._registrations.values():
+            if keeping > 0 and registration.protocol.isPlain:
+                keeping -= 1
+            else:
+                registrations.append(registration)
         for registration, delay in zip(
             registrations, departures(len(registrations), limit), strict=True
         ):

@@ -35,6 +35,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import (
@@ -186,10 +187,13 @@ class ControlConnection(Protocol):
         self._unsent.clear()
         self._unsentBytes = 0
         self._stopTimers()
+        self._forgetEchoes()
+        self._guarded(self.lost, reason)
+
+    def _forgetEchoes(self) -> None:
         echoes, self._echoes = self._echoes, {}
         for _, waiting in echoes.values():
             waiting.errback(Failure(ConnectionLost("the control connection ended")))
-        self._guarded(self.lost, reason)
 
     # Writing
 
@@ -310,6 +314,37 @@ class ControlConnection(Protocol):
         answer = self.signOfLife()
         if answer is not None:
             answer.addErrback(lambda _: None)
+
+    # To another process
+
+    @property
+    def isPlain(self) -> bool:
+        """Whether the carrier is a socket and nothing else, as far as can be seen."""
+        return self.carrierName in ("raw", "hijack") and self._carrier().halfClose
+
+    def release(self) -> tuple[tcp.Connection, bytes] | None:
+        """
+        Let go of the connection as it is: nothing more is read, written or closed,
+        and L{lost} is not called.
+
+        @return: The transport, out of the reactor, and the bytes of a line that is
+            not whole yet; C{None} where the carrier is no plain socket, or has
+            not sent everything.
+        """
+        if self._lost or self.ended is not None or self._unsent or not self.isPlain:
+            return None
+        give = getattr(self.transport, "socketStream", None)
+        stream = None if give is None else give()
+        if stream is None or stream.framing is not None:
+            return None
+        transport: tcp.Connection = stream.transport
+        transport.stopReading()
+        transport.stopWriting()
+        self._lost = True
+        self._blocked = True
+        self._stopTimers()
+        self._forgetEchoes()
+        return transport, self._reader.pending + stream.early
 
     # The end
 

@@ -210,6 +210,11 @@ class MessageReader:
         self._buffer = bytearray()
         self._fault: str | None = None
 
+    @property
+    def pending(self) -> bytes:
+        """The bytes of a line that is not whole yet."""
+        return bytes(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[Message]:
         """
         Take the next bytes.

@@ -104,6 +104,9 @@ class ServiceManager:
             message, descriptors = received
             with self._changed:
                 self.said.append(message)
+                if "BARRIER" in message:
+                    for each in descriptors:
+                        os.close(each)
                 if "FDSTORE" in message:
                     self.stored += [(message.get("FDNAME", "stored"), each) for each in descriptors]
                 if "FDSTOREREMOVE" in message:

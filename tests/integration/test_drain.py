@@ -11,6 +11,7 @@ import http.server
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -387,7 +388,7 @@ class RestartTests(DrainCase):
         gone = time.monotonic()
         self.server = self.startServer()
         ready = time.monotonic()
-        self.agents.wait("STATUS", "connected to", GRACE, after=len(self.agents.said))
+        self.until(lambda: self.attempt() == "", "a picture of the new server")
         back = time.monotonic()
         time.sleep(1.5)
         over.set()
@@ -409,7 +410,7 @@ class RestartTests(DrainCase):
                 f"\n{type(self).__name__}: {requests} requests by {self.callers} callers, "
                 f"0 failed, put off {retries}, longest {longest:.2f} s; "
                 f"drain {gone - told:.2f} s, start {ready - gone:.2f} s, "
-                f"agent back after {back - ready:.2f} s\n"
+                f"a picture {back - ready:.2f} s after that\n"
             )
 
     def load(self, tally: Tally, over: threading.Event) -> None:
@@ -449,3 +450,103 @@ class SocketActivatedRestartTests(RestartTests):
     """The same where systemd keeps the port: nobody is refused."""
 
     keepsPort = True
+
+
+class KeptTests(DrainCase):
+    """The control connection outlives the server's process."""
+
+    keepsPort = True
+
+    def settings(self) -> list[str]:
+        return ["--set", "drain.keep_connections=100"]
+
+    def restart(self) -> None:
+        self.server.terminate()
+        self.ends(self.server, 10)
+        self.server = self.startServer()
+
+    def agentSaid(self) -> list[str]:
+        """What the agent, which was started last but for servers, logged of its connection."""
+        lines = "\n".join(log.read_text() for log in self.logs).splitlines()
+        return [line for line in lines if "AgentService" in line]
+
+    def test_kept(self) -> None:
+        """
+        Over two restarts the agent logs nothing at all, and dials work; the runner has
+        a new generation each time, and nothing is left in the store.
+        """
+        self.startAgent()
+        self.assertEqual(self.ask()[0], 200)
+        before = self.agentSaid()
+        for time_ in (1, 2):
+            stored = len(self.manager.said)
+            self.restart()
+            self.manager.wait("FDNAME", "hrc", after=stored)
+            status, _, picture = self.ask()
+            self.assertEqual((status, picture), (200, PICTURE), self.said())
+            self.assertEqual(self.manager.stored, [])
+            status_ = self.call("GET", "/api/v1/admin/revdial/status?detail=true")
+            [detail] = status_["details"]
+            self.assertEqual((detail["key"], detail["carrier"]), (f"sandbox-{self.session}", "raw"))
+            self.assertEqual(detail["generation"] > time_, True, detail)
+            self.assertEqual(self.agentSaid(), before)
+        self.assertNotIn("Traceback", self.said())
+
+    def test_streamFinishesFirst(self) -> None:
+        """A stream that is open at SIGTERM ends whole, and then the connection is handed on."""
+        self.startAgent()
+        asked = self.inThread(lambda: self.ask(2.0))
+        self.streams(1)
+        before = self.agentSaid()
+        self.restart()
+        status, _, picture = asked()
+        self.assertEqual((status, picture), (200, PICTURE))
+        self.assertEqual(self.ask()[0], 200)
+        self.assertEqual(self.agentSaid(), before)
+
+    def test_revokedMeanwhile(self) -> None:
+        """F3: who lost the token or the session while no server ran does not go on."""
+        self.startAgent()
+        self.server.terminate()
+        self.ends(self.server, 10)
+        self.assertEqual(sorted(name for name, _ in self.manager.stored), ["hrc", "hrs"])
+        with sqlite3.connect(self.state / "helix.sqlite") as database:
+            database.execute("UPDATE tokens SET revoked = 1 WHERE kind = 'session'")
+        database.close()
+        self.server = self.startServer()
+        self.agents.wait("STATUS", "not connected", 10)
+        self.assertEqual(self.manager.stored, [])
+        status = self.call("GET", "/api/v1/admin/revdial/status")
+        self.assertEqual(status["active_connections"], 0)
+        self.assertIn("may not be connected any more", self.said())
+
+    def test_storeForgets(self) -> None:
+        """Where systemd keeps nothing, the agent simply connects again."""
+        self.startAgent()
+        self.server.terminate()
+        self.ends(self.server, 10)
+        self.manager.forget()
+        self.server = self.startServer()
+        self.agents.wait("STATUS", "not connected", 10)
+        self.until(lambda: self.ask()[0] == 200, "a picture")
+
+    def test_secondSignal(self) -> None:
+        """G2: whoever does not want to wait does not get to keep anything either."""
+        self.startAgent()
+        asked = self.inThread(lambda: self.ask(20.0))
+        self.streams(1)
+        self.server.terminate()
+        self.manager.wait("STOPPING", "1")
+        self.server.terminate()
+        self.assertLess(self.ends(self.server, 10), 3)
+        self.assertEqual(self.manager.stored, [])
+        asked()
+
+
+class KeptUnderLoadTests(RestartTests):
+    """A restart under load with the port and the control connection kept."""
+
+    keepsPort = True
+
+    def settings(self) -> list[str]:
+        return ["--set", "drain.keep_connections=100"]
