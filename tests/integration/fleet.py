@@ -415,6 +415,7 @@ class FleetCase(SynchronousTestCase):
         "tunnel.dial_timeout": "1.5",
         "desktop.request_timeout": "8",
         "http.head_timeout": "2",
+        "drain.timeout": "1",
     }
 
     def setUp(self) -> None:
@@ -516,7 +517,7 @@ class FleetCase(SynchronousTestCase):
             self.directory,
             [
                 "helix-revdial-agent", f"--server={url or server.url}", f"--runner-id={key}",
-                f"--reconnect={reconnect}", *names, *flags,
+                f"--reconnect={reconnect}", "--drain=1", *names, *flags,
             ],
             {"RUNNER_TOKEN": token},
             limits,

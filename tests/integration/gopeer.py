@@ -69,13 +69,16 @@ def payloads(connection: socket.socket) -> Iterator[bytes]:
 
 class GoPeer:
     """
-    The agent: it registers, and answers every dial with the one local service.
+    The agent: it registers, and answers every dial with its local service.
+
+    @ivar local: That service's C{host:port}.
     """
 
-    def __init__(self, host: str, port: int, key: str, token: str, local: str) -> None:
+    local: str
+
+    def __init__(self, host: str, port: int, key: str, token: str) -> None:
         self._server = host, port
         self._token = token
-        self._local = local
         self._open: list[socket.socket] = []
         self._control = self._connect(
             f"/api/v1/revdial?runnerid={key}", "Connection: Upgrade", b" 200 "
@@ -117,7 +120,7 @@ class GoPeer:
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
             b" 101 ",
         )
-        host, _, port = self._local.rpartition(":")
+        host, _, port = self.local.rpartition(":")
         local = socket.create_connection((host, int(port)))
         self._open.append(local)
 

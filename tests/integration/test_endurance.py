@@ -41,6 +41,9 @@ PAUSES = 4
 
 PAUSE = 1.0 if LONG else 0.25
 
+LATE = 3.0 if LONG else 0.5
+"""Seconds for which a reader does not read at all."""
+
 BURST = 20_000_000
 """Bytes that are followed by a close at once."""
 
@@ -131,7 +134,7 @@ class Collected:
 
 def collect(connection: socket.socket) -> None:
     """Waits, then reads to the end."""
-    time.sleep(1.0)
+    time.sleep(LATE)
     size = 0
     while piece := connection.recv(256 * 1024):
         size += len(piece)
@@ -167,7 +170,7 @@ class BodyCase(FleetCase):
         """D4, D6: both directions at once, both readers slow: equal, and memory bounded."""
         server = self.serve()
         session = self.session(server)
-        agent = self.serves(server, session, mirror, echo)
+        agent = self.serves(server, session, mirror, echo, burst, collect)
         programs = [server, *([] if agent is None else [agent])]
         # Over TLS the agent keeps its last connection for the session: let there be one.
         if agent is not None:
@@ -192,15 +195,12 @@ class BodyCase(FleetCase):
         for program, kilobytes in zip(programs, grown, strict=True):
             self.assertLess(kilobytes, STREAM_MEMORY, f"{program.name} grew from {before} kB")
             self.asBefore(program)
+        self.closes(server, session, agent)
 
-    def closes(self) -> None:
+    def closes(self, server: Server, session: Session, agent: Program | None) -> None:
         """D3: 20 MB and a close at once, either way, to a reader that comes later: complete."""
-        server = self.serve()
-        session = self.session(server)
-        agent = self.serves(server, session, burst, collect)
-        server.settle()
         with self.dial(server, session, "burst") as stream:
-            time.sleep(1.0)
+            time.sleep(LATE)
             self.assertEqual(len(receive(stream)), BURST)
         if agent is None:
             self.asBefore(server)
@@ -217,12 +217,8 @@ class RawTests(BodyCase):
     """Raw bytes."""
 
     def test_large(self) -> None:
-        """D4, D6: both directions at once, both readers slow: equal, and memory bounded."""
+        """D3, D4, D6: slow readers both ways, and a close behind the last byte: nothing is lost."""
         self.large()
-
-    def test_closes(self) -> None:
-        """D3: 20 MB and a close at once arrive whole."""
-        self.closes()
 
 
 class WebSocketTests(BodyCase):
@@ -238,12 +234,8 @@ class WebSocketTests(BodyCase):
         return self.agent(server, session.key, session.token, *targets, limits=limits)
 
     def test_large(self) -> None:
-        """D4, D6: both directions at once, both readers slow: equal, and memory bounded."""
+        """D3, D4, D6: slow readers both ways, and a close behind the last byte: nothing is lost."""
         self.large()
-
-    def test_closes(self) -> None:
-        """D3: 20 MB and a close at once arrive whole."""
-        self.closes()
 
 
 class OldPeerTests(BodyCase):
@@ -254,25 +246,23 @@ class OldPeerTests(BodyCase):
     def serves(
         self, server: Server, session: Session, *targets: Callable[[socket.socket], None]
     ) -> Program | None:
-        local = self.named(targets[0]).partition("=")[2]
-        peer = GoPeer(server.host, server.port, session.key, session.token, local)
-        self.addCleanup(peer.stop)
+        self.locals = dict(self.named(target).split("=") for target in targets)
+        self.peer = GoPeer(server.host, server.port, session.key, session.token)
+        self.addCleanup(self.peer.stop)
         until(lambda: server.look()["table"]["active"], "the old peer is registered")
         return None
 
     def dial(self, server: Server, session: Session, target: str) -> socket.socket:
+        # It knows one local service at a time.
+        self.peer.local = self.locals[target]
         answer, stream = server.dial(session.key)
         self.assertIsNone(answer["error"], answer)
         stream.settimeout(120)
         return stream
 
     def test_large(self) -> None:
-        """D4, D6: both directions at once, both readers slow: equal, and memory bounded."""
+        """D3, D4, D6: slow readers both ways, and a close behind the last byte: nothing is lost."""
         self.large()
-
-    def test_closes(self) -> None:
-        """D3: 20 MB and a close at once arrive whole."""
-        self.closes()
 
 
 class TLSTests(BodyCase):
@@ -307,12 +297,8 @@ class TLSTests(BodyCase):
         )
 
     def test_large(self) -> None:
-        """D4, D6: both directions at once, both readers slow: equal, and memory bounded."""
+        """D3, D4, D6: slow readers both ways, and a close behind the last byte: nothing is lost."""
         self.large()
-
-    def test_closes(self) -> None:
-        """D3: 20 MB and a close at once arrive whole."""
-        self.closes()
 
 
 class ManyTests(FleetCase):

@@ -294,7 +294,7 @@ class ServerGoesTests(FailureCase):
             assert dial.stream is not None
             dial.stream.close()
         for agent, at, each in zip(agents, marks, (session, *others), strict=True):
-            self.assertIn("shutdown", agent.text[at:])
+            self.assertRegex(agent.text[at:], r"ended after \d+ s: (goodbye|shutdown)")
             self.screenshot(server, each)
             self.asBefore(agent)
         table = server.look()["table"]
@@ -405,7 +405,7 @@ class NamesTests(FailureCase):
         told: after three takeovers the one that is there stays, the other gets 409
         with Retry-After, however often it comes.
         """
-        server = self.server()
+        server = self.server(tunnel__grace_period=0.5)
         session = self.session(server)
         server.settle()
         held = {}
