@@ -77,6 +77,9 @@ def _kindOf(number: int, files: Callable[[str], str | None]) -> str | None:
         return None
     if place.startswith("anon_inode:"):
         return "reactor"
+    if place == os.devnull:
+        # Twisted holds it in reserve, to be able to refuse when there is no other left.
+        return "reserve"
     return files(place) or "other"
 
 
@@ -97,13 +100,9 @@ def reactorDescriptors(reactor: Any) -> dict[int, str]:
                 continue
             if IListeningPort.providedBy(selectable):
                 found[number] = "listener"
-            elif type(selectable).__name__ in ("_SocketWaker", "_FDWaker", "_UnixWaker"):
-                found[number] = "reactor"
-                other = getattr(selectable, "o", None)
-                if isinstance(other, int):
-                    found[other] = "reactor"
-            elif type(selectable).__name__ == "_SIGCHLDWaker":
-                found[number] = "reactor"
+            elif isinstance(writing := getattr(selectable, "o", None), int):
+                # A waker: the pipe by which threads and signals wake the reactor.
+                found[number] = found[writing] = "reactor"
             else:
                 found.setdefault(number, "socket")
     return found

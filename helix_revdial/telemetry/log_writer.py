@@ -73,10 +73,8 @@ class LogWriter:
         self._heldBytes = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._poll = select.poll()
         self._own: int | None = None
         self._some = self._way(descriptor)
-        self._poll.register(descriptor if self._own is None else self._own, select.POLLOUT)
 
     @property
     def own(self) -> int | None:
@@ -154,10 +152,7 @@ class LogWriter:
 
     def _drain(self) -> None:
         while True:
-            try:
-                self._poll.poll(1000)
-            except OSError:
-                return
+            self._isReady(1000)
             with self._lock:
                 while self._held:
                     line = self._held.popleft()
@@ -198,9 +193,15 @@ class LogWriter:
         return self._whenReady
 
     def _whenReady(self, data: bytes) -> int:
-        if not self._poll.poll(0):
+        if not self._isReady(0):
             raise BlockingIOError
         return os.write(self._descriptor, data)
+
+    def _isReady(self, milliseconds: int) -> bool:
+        # A poll object of one thread is of no use to another, nor to a fork's child.
+        poll = select.poll()
+        poll.register(self._descriptor if self._own is None else self._own, select.POLLOUT)
+        return bool(poll.poll(milliseconds))
 
 
 def _pipe(descriptor: int) -> Callable[[bytes], int]:

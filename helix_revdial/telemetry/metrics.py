@@ -1,16 +1,15 @@
 # -*- test-case-name: tests.telemetry.test_metrics -*-
 """
-Everything that Prometheus is told, and by what name.
+Everything that Prometheus is told.
 
-L{SERVER} and L{AGENT} are the tables: a metric that is not in one of them does not
-exist, and C{docs/observability.md} has the same rows.  L{ServerMetrics} and
+The names are those of L{helix_revdial.telemetry.rows}.  L{ServerMetrics} and
 L{AgentMetrics} count what happens; what merely is (connections, waiting dials) is
 looked at when somebody asks, through the callable each is given.
 
 Invariants:
 
   - A registry for each service; nothing of the process's own is shared.
-  - Label values come from the fixed words of this module, with one exception:
+  - Label values come from fixed words, with one exception:
     runner keys, only where the operator turned them on, and at most
     C{maxRunners} of them.
   - What happens for a dial costs additions: no lock, no label is looked up.
@@ -37,212 +36,22 @@ from twisted import __version__ as twistedVersion
 from .eventloop import LoopLag
 from .ledger import descriptorLimit, openDescriptors
 from .measures import DURATIONS, Histogram, Tally
-
-PREFIX = "helix_revdial_"
+from .rows import (
+    AGENT,
+    ANSWERS,
+    ATTEMPTS,
+    ENDS,
+    LIMITS,
+    OUTCOMES,
+    PHASES,
+    REFUSALS,
+    RETURNS,
+    SERVER,
+    Row,
+)
 
 MAX_RUNNERS = 1000
 """Runners that have labels of their own, where they are turned on."""
-
-OUTCOMES = (
-    "connected",
-    "cancelled",
-    "not-connected",
-    "reconnect-timeout",
-    "busy",
-    "timed-out",
-    "target-timed-out",
-    "target-refused",
-    "broken",
-    "failed",
-)
-"""How a dial comes out: C{connected}, C{cancelled} by its caller, or the word of its error."""
-
-PHASES = ("asked", "dial_back", "target", "first_byte_out", "first_byte_in")
-
-RETURNS = ("first", "within_grace", "after_grace", "takeover")
-
-ENDS = (
-    "silence",
-    "superseded",
-    "revoked",
-    "shutdown",
-    "protocol-error",
-    "goodbye",
-    "closed",
-    "lost",
-)
-
-LIMITS = (
-    "pending_dials_per_runner",
-    "streams_per_runner",
-    "runners",
-    "connections",
-    "unauthenticated",
-    "unauthenticated_per_address",
-    "connections_per_address",
-    "connections_per_tenant",
-    "dials",
-    "buffered_bytes",
-    "descriptors",
-    "handshakes",
-    "handshakes_queued",
-)
-
-STATUSES = ("2xx", "3xx", "4xx", "5xx", "handed_over", "aborted")
-
-REFUSALS = ("held", "busy", "not-connected")
-
-ATTEMPTS = ("connected", "refused", "unreachable", "timed-out", "no-token")
-
-ANSWERS = (
-    "connected",
-    "target-refused",
-    "target-timed-out",
-    "unknown-target",
-    "busy",
-    "unreachable",
-    "withdrawn",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """
-    One metric.
-
-    @ivar name: Without the prefix.
-    @ivar kind: C{"gauge"}, C{"counter"} or C{"histogram"}.
-    @ivar labels: The names of its labels.
-    @ivar meaning: One sentence, for C{HELP} and the documentation.
-    """
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    meaning: str
-
-    @property
-    def fullName(self) -> str:
-        """As Prometheus shows it."""
-        return PREFIX + self.name
-
-
-_G, _C, _H = "gauge", "counter", "histogram"
-
-COMMON: tuple[Row, ...] = (
-    Row("build_info", _G, ("version", "python", "twisted"), "1, with what is running."),
-    Row("open_descriptors", _G, (), "Descriptors that the process has open."),
-    Row("descriptor_limit", _G, (), "Descriptors that the process may have open."),
-    Row("event_loop_lag_seconds", _H, (), "How late the event loop was, each half second."),
-    Row("event_loop_lag_worst_seconds", _G, (), "The longest lag since the last scrape."),
-    Row("delayed_calls", _G, (), "Timers that are to come."),
-    Row("buffered_bytes", _G, ("kind",), "Bytes that wait before a socket for their peer to read."),
-    Row("log_lines_dropped_total", _C, (), "Lines of the log that nobody took in time."),
-)
-
-SERVER: tuple[Row, ...] = (
-    *COMMON,
-    Row("ready", _G, (), "1 while the server should get requests."),
-    Row(
-        "connections",
-        _G,
-        ("kind", "carrier"),
-        "Open connections: control, data, http; by what carries them.",
-    ),
-    Row("unauthenticated_connections", _G, (), "Connections whose peers have not shown a token."),
-    Row("http_requests_total", _C, ("status",), "Requests, by the class of their answer."),
-    Row("grace_entries", _G, (), "Runners that were lost and keep their names for a while."),
-    Row(
-        "runners_away",
-        _G,
-        (),
-        "Runners that were connected since the server started, and are not now.",
-    ),
-    Row(
-        "registrations_total",
-        _C,
-        ("how",),
-        "Control connections accepted: first, returned within or after grace, or taken over.",
-    ),
-    Row(
-        "registrations_refused_total", _C, ("error",), "Control connections refused, by the error."
-    ),
-    Row("control_ended_total", _C, ("reason",), "Control connections that ended, by the reason."),
-    Row(
-        "runners_gone_total",
-        _C,
-        (),
-        "Runners awaited no more: their grace ran out, they left, or were cut off.",
-    ),
-    Row("pending_dials", _G, ("state",), "Dials without a stream: for a lost runner, or asked."),
-    Row("pending_dial_oldest_seconds", _G, (), "How long the oldest of them waits."),
-    Row("dials_total", _C, ("outcome",), "Dials that are decided, by how."),
-    Row(
-        "dial_wait_seconds",
-        _H,
-        ("result",),
-        "From a dial to its stream (connected) or its error (failed).",
-    ),
-    Row(
-        "dial_phase_seconds",
-        _H,
-        ("phase",),
-        "asked: until the agent was asked; dial_back: from there to its connection; target: what "
-        "the agent's service took; first_byte_out, first_byte_in: from the connection.",
-    ),
-    Row("streams", _G, (), "Streams that are open."),
-    Row("stream_seconds", _H, (), "How long streams lived."),
-    Row(
-        "stream_bytes_total",
-        _C,
-        ("direction",),
-        "Payload of streams, from (in) and to (out) agents.",
-    ),
-    Row("limits_hit_total", _C, ("limit",), "Refusals because of a limit, by which."),
-    Row("table_entries", _G, ("table",), "Entries of each table that the server keeps in memory."),
-    Row(
-        "runner_connected", _G, ("runner",), "1 connected, 0 not; with metrics.runner_labels only."
-    ),
-    Row("runner_streams", _G, ("runner",), "Open streams; with metrics.runner_labels only."),
-    Row(
-        "runner_round_trip_seconds",
-        _G,
-        ("runner",),
-        "The last sign of life; with metrics.runner_labels only.",
-    ),
-    Row("runner_labels_omitted", _G, (), "Runners beyond the most that have labels of their own."),
-)
-
-AGENT: tuple[Row, ...] = (
-    *COMMON,
-    Row("agent_runners", _G, (), "Runners that this agent is to register."),
-    Row("agent_connected", _G, (), "Runners that are connected."),
-    Row("agent_connections", _G, ("carrier",), "Control connections, by what carries them."),
-    Row("agent_attempts_total", _C, ("outcome",), "Attempts to connect, by how they came out."),
-    Row("agent_control_ended_total", _C, ("reason",), "Control connections that ended, by reason."),
-    Row(
-        "agent_round_trip_seconds",
-        _G,
-        (),
-        "The last sign of life of the server; the slowest runner's.",
-    ),
-    Row(
-        "agent_silence_seconds",
-        _G,
-        (),
-        "Since the server was last heard; the longest of any runner.",
-    ),
-    Row("agent_dials_total", _C, ("outcome",), "Dials of the server, by how they were answered."),
-    Row("agent_dials_under_way", _G, (), "Dials that are being answered."),
-    Row("agent_dial_back_seconds", _H, (), "From the server's question to the stream."),
-    Row("agent_streams", _G, (), "Streams that are open."),
-    Row(
-        "agent_stream_bytes_total",
-        _C,
-        ("direction",),
-        "Payload of streams, from (in) and to (out) the server.",
-    ),
-)
 
 
 @dataclass
@@ -327,9 +136,9 @@ class _Page(Collector):
 
     def _family(self, row: Row) -> GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily:
         kinds = {
-            _G: GaugeMetricFamily,
-            _C: CounterMetricFamily,
-            _H: HistogramMetricFamily,
+            "gauge": GaugeMetricFamily,
+            "counter": CounterMetricFamily,
+            "histogram": HistogramMetricFamily,
         }
         family: GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily = kinds[row.kind](
             row.fullName, row.meaning, labels=row.labels
@@ -532,28 +341,13 @@ def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     return encode(registry), kind
 
 
-def tableText(rows: Iterable[Row]) -> str:
-    """The table of metrics as C{docs/observability.md} has it, in Markdown."""
-    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    lines.extend(
-        f"| `{row.fullName}` | {row.kind} | {', '.join(f'`{name}`' for name in row.labels)} "
-        f"| {row.meaning} |"
-        for row in rows
-    )
-    return "\n".join(lines) + "\n"
-
-
 __all__ = [
-    "AGENT",
     "MAX_RUNNERS",
-    "SERVER",
     "AgentMetrics",
     "AgentState",
     "ProcessState",
-    "Row",
     "RunnerState",
     "ServerMetrics",
     "ServerState",
     "exposition",
-    "tableText",
 ]
