@@ -16,7 +16,7 @@ is cut by whoever owns it.  L{Drain.hurry} ends the waiting at any step.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -24,6 +24,8 @@ from twisted.logger import Logger
 
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.revdial.connections import Connections
+
+T = TypeVar("T")
 
 SETTLE_LIMIT = 5.0
 """Seconds for which the doors stay open for dial-backs under way."""
@@ -55,7 +57,7 @@ class Drain:
         self._factory = factory
         self._connections = connections
         self._closeDoors = closeDoors
-        self._running: Deferred[None] | None = None
+        self._waiting: Deferred[Any] | None = None
 
     async def run(self, limit: float, *, keeping: int = 0) -> None:
         """
@@ -66,9 +68,8 @@ class Drain:
 
         It does not fail: what went wrong is logged, and left to be cut.
         """
-        self._running = Deferred.fromCoroutine(self._drain(limit, keeping))
         try:
-            await self._running
+            await self._drain(limit, keeping)
         except CancelledError:
             self._log.warn("Told twice to stop: what still runs is cut")
         except Exception:
@@ -77,8 +78,18 @@ class Drain:
     def hurry(self) -> None:
         """Wait no longer."""
         self.hurried = True
-        if self._running is not None:
-            self._running.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _wait(self, waiting: Deferred[T]) -> T:
+        """Wait unless, and until, somebody does not want to."""
+        self._waiting = waiting
+        if self.hurried:
+            waiting.cancel()
+        try:
+            return await waiting
+        finally:
+            self._waiting = None
 
     async def _drain(self, limit: float, keeping: int) -> None:
         ends = self._clock.seconds() + limit
@@ -95,13 +106,15 @@ class Drain:
                 limit=limit,
             )
         connections.leave(limit, keeping=keeping)
-        await connections.settled(min(SETTLE_LIMIT, limit))
+        settled = connections.settled(min(SETTLE_LIMIT, limit))
+        await self._wait(Deferred.fromCoroutine(settled))
+        # Not to be given up half way; it takes a turn or two of the reactor.
         await self._closeDoors()
         # Its time is over a moment before that of the requests, which end streams.
         finishing = Deferred.fromCoroutine(self._finish(left()))
         try:
-            await self._factory.stop(left())
-            await finishing
+            await self._wait(self._factory.stop(left()))
+            await self._wait(finishing)
         finally:
             finishing.addErrback(lambda _: None)
             finishing.cancel()
