@@ -150,6 +150,9 @@ class HTTPConnection(Protocol):
         if not self.factory.admit(self, address):
             self.transport.write(BUSY)
             self._lingeringClose()
+            if self._secure:
+                # Our answer waits for the end of a handshake that may never come.
+                self._deadline.set(self._limits.lingerTimeout, self._abort)
             return
         self._admittedAs = address
         transport.registerProducer(self, True)
