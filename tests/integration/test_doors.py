@@ -470,6 +470,13 @@ class ControlDoorTests(ServerDoorCase):
                 try:
                     for _ in range(count // 1000):
                         connection.sendall(line * 1000)
+                    if reads:
+                        connection.sendall(b'{"command":"keep-alive","echo":"end"}\n')
+                        said = b""
+                        while b'"echo":"end"' not in said:
+                            said = said[-100:] + connection.recv(65536)
+                    else:
+                        time.sleep(1.0)
                 except ConnectionError:
                     # Who does not read its answers is dropped.
                     self.assertFalse(reads)
