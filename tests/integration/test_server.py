@@ -167,6 +167,39 @@ class ServerProcessTests(SynchronousTestCase):
         for path in self.state.iterdir():
             self.assertNotIn(secret.encode(), path.read_bytes(), f"F1: the secret is in {path}")
 
+    def test_credentials(self) -> None:
+        """Tokens that systemd hands over as credentials are imported, hashed, and never shown."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        secrets = {"runner-token": "oh-hallo-runner-token", "admin-token": "oh-hallo-admin-token"}
+        for name, secret in secrets.items():
+            (directory / name).write_text(secret + "\n")
+        self.environment["CREDENTIALS_DIRECTORY"] = str(directory)
+        self.end(self.start())
+        self.start()
+        tokens = self.get("/api/v1/tokens", secrets["admin-token"])
+        self.assertEqual(
+            sorted((token["kind"], token.get("role")) for token in tokens["items"]),
+            [("runner", None), ("user", "admin")],
+        )
+        self.assertFalse((self.state / "admin.token").exists())
+        log = self.log.read_text()
+        for secret in secrets.values():
+            self.assertNotIn(secret, log)
+            for path in self.state.iterdir():
+                self.assertNotIn(secret.encode(), path.read_bytes(), f"F1: {path}")
+
+    def test_credentialThatIsNone(self) -> None:
+        """A credential that holds no token ends the start with one line that names it."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        (directory / "admin-token").write_text("\n")
+        self.environment["CREDENTIALS_DIRECTORY"] = str(directory)
+        done = self.ended()
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("credential admin-token: is empty", done.stdout)
+        self.assertNotIn("Traceback", done.stderr + done.stdout)
+
     def test_killedAndStartedAgain(self) -> None:
         """After SIGKILL the next start works with what is there."""
         process = self.start()

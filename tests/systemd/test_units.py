@@ -14,6 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 import helix_revdial
 from helix_revdial.agent.service import CLOSE_LIMIT
 from helix_revdial.agent.settings import CREDENTIAL
+from helix_revdial.config import load
+from helix_revdial.keeping import SOCKETS
 from helix_revdial.systemd.supervision import EXTENSION, INTERVAL
 from tests.needs import needsProgram
 
@@ -83,6 +85,20 @@ class UnitTests(SynchronousTestCase):
                 self.assertEqual(values(name, key), [value], f"{name}: {key}")
             self.assertNotEqual(values(name, "LimitNOFILE"), [], name)
             self.assertEqual(values(name, "MemoryDenyWriteExecute"), [], name)
+
+    def test_keepsConnections(self) -> None:
+        """systemd keeps as many descriptors as the server hands it, and one that describes them."""
+        [most] = values("helix-revdial-server.service", "FileDescriptorStoreMax")
+        variable = "HELIX_REVDIAL_DRAIN_KEEP_CONNECTIONS"
+        [said] = [
+            value
+            for value in values("helix-revdial-server.service", "Environment")
+            if value.startswith(variable)
+        ]
+        kept = load(None, dict([said.split("=", 1)])).drain.keepConnections
+        self.assertEqual(int(most), kept + 1)
+        # systemd lists the name of each in one string of the environment.
+        self.assertLess(kept * (len(SOCKETS) + 1), 128 * 1024)
 
     def test_template(self) -> None:
         """The template is the single agent's unit, but for whose files it takes."""
