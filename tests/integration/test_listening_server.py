@@ -25,6 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.test_server import DEADLINE, TWISTD, freePort
 from tests.listening.pems import authority, authorityFile, chain, key, leaf, whole, write
+from tests.needs import needsProgram
 
 HELIX = str(Path(sys.executable).with_name("helix"))
 HEADER = b"PROXY TCP4 203.0.113.7 198.51.100.1 50000 443\r\n"
@@ -436,6 +437,79 @@ class ProxyTests(ServerProcess):
             self.refused(forge)
         self.says("A connection from 127.0.0.1 was refused: not one of the proxies")
         self.assertNotIn("/healthz", self.log.read_text()[len(log) :])
+
+
+HAPROXY = """
+global
+    maxconn 64
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend one
+    bind 127.0.0.1:{one}
+    default_backend first
+frontend two
+    bind 127.0.0.1:{two}
+    default_backend second
+backend first
+    server s 127.0.0.1:{port} send-proxy check inter 100ms
+backend second
+    server s 127.0.0.1:{port} send-proxy-v2 check inter 100ms
+"""
+
+
+class HAProxyTests(ServerProcess):
+    """A real proxy that passes TLS on, and sends PROXY headers of either version."""
+
+    @needsProgram("haproxy", package="haproxy")
+    def test_behindHAProxy(self) -> None:
+        """
+        The caller's address is in the log, TLS and its name come through; the proxy's
+        own health checks are served and disturb nothing.
+        """
+        port, one, two = freePort(), freePort(), freePort()
+        write(self.directory / "certificates" / "one.pem", whole(leaf("one.example")))
+        write(self.directory / "certificates" / "two.pem", whole(leaf("two.example")))
+        self.settings(
+            f'[[listen]]\nendpoint = "tcp:{port}:interface=127.0.0.1"\n'
+            f'tls.directory = "{self.directory}/certificates"\n'
+            'proxy_protocol = { from = ["127.0.0.1"] }\n'
+        )
+        self.start()
+        configuration = self.directory / "haproxy.cfg"
+        configuration.write_text(HAPROXY.format(port=port, one=one, two=two))
+        with (self.directory / "haproxy.log").open("wb") as log:
+            proxy = subprocess.Popen(
+                ["haproxy", "-db", "-f", str(configuration)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
+            )
+        self.addCleanup(proxy.wait)
+        self.addCleanup(proxy.terminate)
+        for number, address in ((one, "127.0.0.2"), (two, "127.0.0.3")):
+            end = time.monotonic() + DEADLINE
+            while True:
+                try:
+                    plain = socket.create_connection(
+                        ("127.0.0.1", number), timeout=5, source_address=(address, 0)
+                    )
+                    break
+                except ConnectionRefusedError:
+                    self.assertLess(time.monotonic(), end, "HAProxy does not listen")
+                    time.sleep(0.05)
+            self.addCleanup(plain.close)
+            caller = self.client().wrap_socket(plain, server_hostname="two.example")
+            self.addCleanup(caller.close)
+            self.assertEqual(self.names(caller), ["two.example"])
+            self.assertEqual(self.ask(caller)[0], 200)
+            self.says(f"{address} GET /healthz 200")
+        time.sleep(0.5)  # Several health checks in each of the two ways.
+        said = (self.directory / "haproxy.log").read_text()
+        self.assertNotIn("DOWN", said)
+        self.assertNotIn("was refused", self.log.read_text())
 
 
 class InheritedTests(ServerProcess):
