@@ -409,6 +409,20 @@ def _isFor(certificate: crypto.X509, host: str) -> bool:
     return True
 
 
+class _Connection(SSL.Connection):
+    """
+    A connection that does not keep what it carries: Twisted gives each its
+    protocol as application data, and the last one is kept for its session.
+    """
+
+    def set_app_data(self, data: Any) -> None:
+        super().set_app_data(ref(data))
+
+    def get_app_data(self) -> Any:
+        data = super().get_app_data()
+        return None if data is None else data()
+
+
 @implementer(IOpenSSLClientConnectionCreator)
 class _Verifying:
     """
@@ -437,7 +451,7 @@ class _Verifying:
                 "stands between can read the token and answer in its place",
                 host=self._host,
             )
-        connection = SSL.Connection(options.getContext(), None)
+        connection = _Connection(options.getContext(), None)
         if self._serverName is not None:
             connection.set_tlsext_host_name(self._serverName)
         connection.set_verify(

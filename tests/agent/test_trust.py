@@ -9,6 +9,7 @@ import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
+from weakref import ref
 
 import trustme
 from hypothesis import given, settings
@@ -259,6 +260,18 @@ class ResumptionTests(TrustTestCase):
         self.assertTrue(third[1].session_reused, "a connection that ended leaves its session")
         other = trust.towards("cp.test")
         self.assertFalse(self.handshake(other, server)[1].session_reused)
+
+    def test_carriesNothing(self) -> None:
+        """A connection that is kept for its session does not keep what it carried."""
+        creator = Trust(TrustPolicy(caFile=self.caFile())).towards("cp.test")
+        carried = Refusals()
+        connection = creator.clientConnectionForTLS(cast(Any, carried))
+        # As Twisted does for every connection.
+        connection.set_app_data(carried)
+        self.assertIs(connection.get_app_data(), carried)
+        kept = ref(carried)
+        del connection, carried
+        self.assertIsNone(kept())
 
     def test_refusedIsNotResumed(self) -> None:
         """A connection that was refused leaves no session: the next is refused too."""
