@@ -66,6 +66,7 @@ class ReconnectPolicy:
     The waits of one agent.
 
     @ivar failures: Attempts and short connections in a row so far.
+    @ivar asked: Whether the last wait is one that the server asked for.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ReconnectPolicy:
         self._supersededDelay = supersededDelay
         self._awaiting = 0
         self.failures = 0
+        self.asked = False
 
     def attemptFailed(self, retryAfter: float | None = None) -> float:
         """
@@ -139,6 +141,7 @@ class ReconnectPolicy:
             ceiling = min(ceiling, max(LEAVING_DELAY, self._firstDelay))
         self.failures += 1
         asked = _bounded(retryAfter)
+        self.asked = asked is not None
         if asked is None:
             return max(MIN_DELAY, self._random() * ceiling)
         return max(MIN_DELAY, asked + self._random() * max(ceiling, asked * SPREAD))

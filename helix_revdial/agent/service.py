@@ -20,7 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -41,6 +41,7 @@ from ..revdial.websocket import requireNVX
 from ..systemd.signals import SecondSignal
 from ..systemd.supervision import Supervision
 from ..telemetry.logs import LoggingService
+from .addresses import AddressWatch, isHere
 from .failures import connectReason
 from .network import serversOf
 from .reconnect import ReconnectPolicy
@@ -120,6 +121,8 @@ class AgentService(LoggingService):
         policy: ReconnectPolicy,
         *,
         signals: SecondSignal | None = None,
+        addresses: AddressWatch | None = None,
+        forget: Callable[[], None] = lambda: None,
         attemptLimit: float = SERVER_LIMIT,
         closeLimit: float = CLOSE_LIMIT,
     ) -> None:
@@ -130,6 +133,8 @@ class AgentService(LoggingService):
         @param listener: Answers the server's dials.
         @param policy: How long to wait.
         @param signals: Says when somebody does not want to wait for the end of streams.
+        @param addresses: Says when the host's addresses have changed.
+        @param forget: What to do before the first attempt from another network.
         @param attemptLimit: Seconds that an attempt may take.
         @param closeLimit: Seconds that the connection gets to close on stop.
         """
@@ -143,7 +148,10 @@ class AgentService(LoggingService):
         self._signals = signals
         self._attemptLimit = attemptLimit
         self._closeLimit = closeLimit
+        self._addresses = addresses
+        self._forget = forget
         self._loop: Deferred[None] | None = None
+        self._pause: Deferred[None] | None = None
 
     def startService(self) -> None:
         """Begin to connect."""
@@ -161,6 +169,8 @@ class AgentService(LoggingService):
             # Not "warning": Twisted's older observers take that key for their own.
             self._log.warn("{advice}", advice=warning)
         self._loop = Deferred.fromCoroutine(self._run())
+        if self._addresses is not None:
+            self._addresses.start(self.networkChanged)
         if self._signals is not None:
             self._signals.watch()
         if self.supervision is not None:
@@ -174,9 +184,30 @@ class AgentService(LoggingService):
         @return: Fires when nothing is left.
         """
         super().stopService()
+        if self._addresses is not None:
+            self._addresses.stop()
         if self._signals is not None:
             self._signals.arm(self._listener.hurry)
         return Deferred.fromCoroutine(self._leave())
+
+    def networkChanged(self) -> None:
+        """
+        The host's addresses have changed: give up a control connection whose own
+        address is gone, and cut a wait short that nobody asked for.
+        """
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            self._log.info("the network has changed: trying at once")
+            self._forget()
+            pause.callback(None)
+        transport: Any = self.session.control.transport if self.session is not None else None
+        if transport is None:
+            return
+        address = getattr(transport.getHost(), "host", None)
+        if address is not None and not isHere(address):
+            self._log.info("this host has lost the address {address}", address=address)
+            self._forget()
+            transport.abortConnection()
 
     @property
     def key(self) -> str:
@@ -200,9 +231,21 @@ class AgentService(LoggingService):
                 if not self.running:
                     return
                 self._log.info("connecting again in {wait:.1f} s", wait=wait)
-                await deferLater(self._clock, wait)
+                await self._wait(wait)
             except CancelledError:
                 return
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, at most until the network changes where the wait is our own idea."""
+        waiting: Deferred[None] = Deferred()
+        timer = self._clock.callLater(seconds, waiting.callback, None)
+        self._pause = None if self._policy.asked else waiting
+        try:
+            await waiting
+        finally:
+            self._pause = None
+            if timer.active():
+                timer.cancel()
 
     async def _connectOnce(self) -> float:
         """
@@ -364,6 +407,8 @@ def agentService(
         listener,
         ReconnectPolicy(SystemRandom().random, firstDelay=settings.reconnect),
         signals=signals or SecondSignal(reactor),
+        addresses=AddressWatch(reactor),
+        forget=path.forget,
         attemptLimit=path.attemptLimit,
     )
     service.supervision = Supervision.fromEnvironment(clock, environment or {}, service.status)
