@@ -34,7 +34,7 @@ class NetworkSettingsTests(SynchronousTestCase):
         self, environment: Mapping[str, str] | None = None, **flags: str | list[str] | bool
     ) -> str:
         error = self.assertRaises(SettingsError, self.read, environment, **flags)
-        self.assertNotIn("word", str(error))
+        self.assertNotIn("s3cret", str(error))
         return str(error)
 
     def write(self, content: bytes, mode: int = 0o600) -> str:
@@ -86,11 +86,11 @@ class NetworkSettingsTests(SynchronousTestCase):
 
     def test_proxy(self) -> None:
         """One that was named wins; its credentials show nowhere."""
-        settings = self.read({"HTTPS_PROXY": "http://env:1"}, proxy="http://user:word@named:3128")
+        settings = self.read({"HTTPS_PROXY": "http://env:1"}, proxy="http://user:s3cret@named:3128")
         self.assertIn("https://cp.example through the proxy http://named:3128", settings.describe())
-        self.assertNotIn("word", settings.describe() + repr(settings))
+        self.assertNotIn("s3cret", settings.describe() + repr(settings))
         self.assertIn("--proxy-credentials", "".join(settings.warnings))
-        settings = self.read({"HELIX_AGENT_PROXY": "http://user:word@named:3128"})
+        settings = self.read({"HELIX_AGENT_PROXY": "http://user:s3cret@named:3128"})
         self.assertEqual(settings.warnings, ())
         settings = self.read({"HTTPS_PROXY": "env:1", "NO_PROXY": "other"})
         self.assertIn("through the proxy http://env:1", settings.describe())
@@ -103,14 +103,14 @@ class NetworkSettingsTests(SynchronousTestCase):
 
     def test_proxyRefused(self) -> None:
         """What cannot be used is named, not shown."""
-        self.assertIn("--proxy: a SOCKS", self.refused(proxy="socks5://user:word@x"))
-        self.assertIn("ALL_PROXY: a SOCKS", self.refused({"ALL_PROXY": "socks5://user:word@x"}))
+        self.assertIn("--proxy: a SOCKS", self.refused(proxy="socks5://user:s3cret@x"))
+        self.assertIn("ALL_PROXY: a SOCKS", self.refused({"ALL_PROXY": "socks5://user:s3cret@x"}))
         self.assertIn("no such file", self.refused(proxy="x:1", proxy_credentials="/none"))
         self.assertIn("--proxy-ca-file: /none", self.refused(proxy="x", proxy_ca_file="/none"))
 
     def test_proxyCredentials(self) -> None:
         """A file that others can read is warned about."""
-        path = self.write(b"user:word")
+        path = self.write(b"user:s3cret")
         self.assertEqual(self.read(proxy="x:1", proxy_credentials=path).warnings, ())
         os.chmod(path, 0o644)
         (warning,) = self.read(proxy="x:1", proxy_credentials=path).warnings
