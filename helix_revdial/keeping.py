@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.test_keeping -*-
+# -*- test-case-name: tests.test_keeping tests.integration.test_drain -*-
 """
 Control connections kept over a restart, with the service manager's store.
 
@@ -121,6 +121,7 @@ class Keeping:
                 sockets.append(socket.socket(fileno=number))
             except OSError as error:
                 self._log.warn("A kept connection is no socket: {why}", why=str(error))
+                os.close(number)
         removed = await self._store.remove(STATES) and await self._store.remove(SOCKETS)
         gone = 0
         for connection in sockets:

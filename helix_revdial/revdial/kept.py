@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_kept -*-
+# -*- test-case-name: tests.integration.test_kept -*-
 """
 Control connections that outlive the process: what one process writes down about
 a connection that it lets go of, and how the next one goes on with it.
