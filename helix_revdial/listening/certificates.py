@@ -10,6 +10,7 @@ the file and never hold what stands in it.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +43,8 @@ class Certified:
     @ivar path: The file it is from.
     @ivar chain: What follows it, up to an authority.
     @ivar names: The DNS names it is for, in lower case; C{*.} begins a wildcard.
+    @ivar keyPath: The file that the key is from.
+    @ivar exposed: Whether everybody on this machine can read the key.
     """
 
     path: Path
@@ -49,6 +52,8 @@ class Certified:
     chain: tuple[x509.Certificate, ...]
     key: Any
     names: tuple[str, ...]
+    keyPath: Path
+    exposed: bool
 
     @property
     def ends(self) -> datetime:
@@ -61,6 +66,8 @@ class Certified:
             yield f"{self.path}: the certificate expired on {self.ends:%Y-%m-%d}"
         if now < self.certificate.not_valid_before_utc:
             yield f"{self.path}: the certificate is not valid yet"
+        if self.exposed:
+            yield f"{self.keyPath}: everybody on this machine can read this private key"
 
 
 def readCertified(certificateFile: Path, keyFile: Path | None = None) -> Certified:
@@ -74,14 +81,20 @@ def readCertified(certificateFile: Path, keyFile: Path | None = None) -> Certifi
     certificates = _certificates(certificateFile, data)
     if not certificates:
         raise ListenError(f"{certificateFile}: there is no certificate in it")
-    key = _key(certificateFile, data) if keyFile is None else _key(keyFile, _read(keyFile))
+    keyPath = keyFile or certificateFile
+    key = _key(keyPath, data if keyFile is None else _read(keyFile))
     if _publicBytes(key.public_key()) != _publicBytes(certificates[0].public_key()):
         raise ListenError(
-            f"{keyFile or certificateFile}: the key does not belong to the first certificate of "
-            f"{certificateFile}"
+            f"{keyPath}: the key does not belong to the first certificate of {certificateFile}"
         )
     return Certified(
-        certificateFile, certificates[0], tuple(certificates[1:]), key, _names(certificates[0])
+        certificateFile,
+        certificates[0],
+        tuple(certificates[1:]),
+        key,
+        _names(certificates[0]),
+        keyPath,
+        _exposed(keyPath),
     )
 
 
@@ -166,6 +179,13 @@ def select(names: dict[str, Certified], wanted: bytes | None) -> Certified | Non
 def now() -> datetime:
     """The time of day, which certificates are judged by."""
     return datetime.now(UTC)
+
+
+def _exposed(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False  # replaced since it was read: the next reading tells
 
 
 def _read(path: Path) -> bytes:

@@ -84,6 +84,17 @@ class FilesTests(SynchronousTestCase):
         (text,) = read.complaints(datetime(1999, 1, 1, tzinfo=UTC))
         self.assertIn("not valid yet", text)
 
+    def test_exposedKey(self) -> None:
+        """A key that everybody can read is used, and complained of."""
+        certificate = write(self.directory / "c", chain(self.one))
+        certificate.chmod(0o644)
+        private = write(self.directory / "k", key(self.one))
+        for mode, exposed in ((0o600, False), (0o640, False), (0o644, True)):
+            private.chmod(mode)
+            found = list(readCertified(certificate, private).complaints(datetime.now(UTC)))
+            expected = f"{private}: everybody on this machine can read this private key"
+            self.assertEqual(found, [expected] if exposed else [])
+
     def test_authorities(self) -> None:
         """A bundle of authorities; an empty one would let everybody in or nobody."""
         self.assertEqual(len(readAuthorities(authorityFile(self.directory / "ca.pem"))), 1)
