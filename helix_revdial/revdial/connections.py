@@ -352,7 +352,7 @@ class Connections:
             "The control connection of {runner}, generation {generation}, ended: {reason}.",
             runner=registration.key,
             generation=registration.generation,
-            reason=registration.protocol.ended or reason.getErrorMessage(),
+            reason=registration.protocol.ended or reason.getErrorMessage().rstrip("."),
             inGrace=inGrace,
         )
         self._guarded(self._watching.lost, registration, *_ending(registration, reason))
