@@ -196,7 +196,7 @@ def watch(module: Any) -> None:
         service = makeService(options)
         factory = Factory.forProtocol(lambda: Door(reactor, service))
         factory.noisy = False
-        reactor.callWhenRunning(reactor.listenUNIX, os.environ["HELIX_TEST_DOOR"], factory)
+        reactor.callWhenRunning(reactor.listenUNIX, os.environ["HELIX_TEST_DOOR"], factory, 1024)
         return service
 
     module.makeService = made

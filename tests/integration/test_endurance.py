@@ -170,11 +170,8 @@ class BodyCase(FleetCase):
         """D4, D6: both directions at once, both readers slow: equal, and memory bounded."""
         server = self.serve()
         session = self.session(server)
-        agent = self.serves(server, session, mirror, echo, burst, collect)
+        agent = self.serves(server, session, mirror, burst, collect)
         programs = [server, *([] if agent is None else [agent])]
-        # Over TLS the agent keeps its last connection for the session: let there be one.
-        if agent is not None:
-            self.dial(server, session, "echo").close()
         for program in programs:
             program.settle()
         before = [program.status("VmRSS") for program in programs]
