@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from helix_revdial.revdial.connections import Connections
@@ -38,6 +39,9 @@ SOCKETS = "hrc"
 
 STATES = "hrs"
 """What the file that describes them is called."""
+
+AT_A_TIME = 16
+"""Connections that are being taken up at the same time: each asks the database."""
 
 MAX_STATES = 64 * 1024 * 1024
 """Bytes of that file that are read."""
@@ -123,14 +127,25 @@ class Keeping:
                 self._log.warn("A kept connection is no socket: {why}", why=str(error))
                 os.close(number)
         removed = await self._store.remove(STATES) and await self._store.remove(SOCKETS)
-        gone = 0
-        for connection in sockets:
-            state = states.get(os.fstat(connection.fileno()).st_ino)
-            if not removed or state is None or not await self._goesOn(connection, state):
-                _shutDown(connection)
-                gone += 1
-        count = len(sockets) - gone
-        self._log.info("{count} control connections go on, {gone} do not", count=count, gone=gone)
+        waiting = iter(sockets)
+
+        async def work() -> int:
+            count = 0
+            for connection in waiting:
+                state = states.get(os.fstat(connection.fileno()).st_ino)
+                if removed and state is not None and await self._goesOn(connection, state):
+                    count += 1
+                else:
+                    _shutDown(connection)
+            return count
+
+        workers = [Deferred.fromCoroutine(work()) for _ in range(AT_A_TIME)]
+        count = sum(await gatherResults(workers))
+        self._log.info(
+            "{count} control connections go on, {gone} do not",
+            count=count,
+            gone=len(sockets) - count,
+        )
         return count
 
     async def _goesOn(self, connection: socket.socket, state: KeptState) -> bool:

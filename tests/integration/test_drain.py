@@ -11,6 +11,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -541,6 +542,69 @@ class KeptTests(DrainCase):
         self.assertLess(self.ends(self.server, 10), 3)
         self.assertEqual(self.manager.stored, [])
         asked()
+
+
+class ManyKeptTests(DrainCase):
+    """Many agents, each a socket of this process."""
+
+    keepsPort = True
+    agentCount = 300
+
+    def settings(self) -> list[str]:
+        return [
+            *("--set", "drain.keep_connections=1000"),
+            *("--set", "limits.handshake_burst=1000"),
+        ]
+
+    def connect(self, number: int, secret: str) -> socket.socket:
+        """An agent that has just registered, old or new by turns."""
+        agent = socket.create_connection(("127.0.0.1", self.port), 10)
+        self.addCleanup(agent.close)
+        fields = [
+            f"GET /api/v1/revdial?runnerid=wolf-{number} HTTP/1.1",
+            "Host: cp",
+            f"Authorization: Bearer {secret}",
+            "Connection: Upgrade",
+        ]
+        if number % 3:
+            fields += ["Upgrade: revdial", "Revdial-Features: raw, echo, tickets, goodbye"]
+        agent.sendall("\r\n".join([*fields, "", ""]).encode())
+        return agent
+
+    def read(self, agent: socket.socket) -> bytes:
+        """What has come, up to the first keep-alive."""
+        found = b""
+        agent.settimeout(DEADLINE)
+        while b'"keep-alive"' not in found:
+            data = agent.recv(65536)
+            self.assertNotEqual(data, b"", f"closed after {found!r}\n{self.said()[-3000:]}")
+            found += data
+        return found
+
+    def test_many(self) -> None:
+        """None of them is closed, and each hears of the next server at once."""
+        secret = self.call(
+            "POST", "/api/v1/tokens", {"kind": "runner", "name": "a", "patterns": ["wolf-*"]}
+        )["token"]
+        agents = [self.connect(number, secret) for number in range(self.agentCount)]
+        for agent in agents:
+            self.read(agent)
+        told = time.monotonic()
+        self.server.terminate()
+        self.ends(self.server, 20)
+        gone = time.monotonic()
+        self.server = self.startServer()
+        ready = time.monotonic()
+        for agent in agents:
+            self.assertTrue(self.read(agent).startswith(b'{"command":"keep-alive"'))
+        taken = time.monotonic()
+        status = self.call("GET", "/api/v1/admin/revdial/status")
+        self.assertEqual(status["active_connections"], self.agentCount)
+        if os.environ.get("DRAIN_REPORT"):
+            sys.stderr.write(
+                f"\n{self.agentCount} connections: {gone - told:.2f} s to give them away, "
+                f"{taken - ready:.2f} s from ready until the last went on\n"
+            )
 
 
 class KeptUnderLoadTests(RestartTests):
