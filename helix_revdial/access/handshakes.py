@@ -11,7 +11,9 @@ L{Handshakes} lets them in at a steady rate:
     come back as fast as they can be let in, and no faster.
   - The old agents know no C{Retry-After} and come back every second or five, whatever
     they are told.  Theirs is a place in a queue: the answer comes when their turn does,
-    and until then they hammer nobody.  The queue is bounded, in number and in time.
+    and until then they hammer nobody.  Where their turn is too far away for them to wait
+    for it, they are held for as long as they can wait, and only then refused.  The queue
+    is bounded, in number and in time.
 
 No sockets and no HTTP here; one timer for each agent in the queue.
 """
@@ -19,11 +21,12 @@ No sockets and no HTTP here; one timer for each agent in the queue.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-MAX_WAITING = 1000
+MAX_WAITING = 10_000
 """Agents in the queue."""
 
 MAX_WAIT = 15.0
@@ -83,10 +86,16 @@ class Handshakes:
         self._given = float("-inf")
         # The moment up to which those who were told to come back are to be there.
         self._promised = float("-inf")
+        self._interval = 1.0 / rate
         self.setRate(rate, burst)
 
     def setRate(self, rate: float, burst: int) -> None:
-        """From now on, another rate and burst."""
+        """From now on, another rate and burst; who waits already keeps his turn."""
+        now = self._clock.seconds()
+        if self._given > now:
+            # What was given at the rate of before is so many places, not so much time.
+            self._given = now + (self._given - now) / self._interval / rate
+        self._promised = float("-inf")
         self._interval = 1.0 / rate
         self._credit = (burst - 1) * self._interval
 
@@ -97,26 +106,51 @@ class Handshakes:
         @param patient: Whether the agent can only wait (an old one).
         @raise TooManyHandshakes: It is to come back later.
         """
-        now = self._clock.seconds()
-        given = max(self._given, now)
-        wait = given - self._credit - now
-        if wait <= 0:
-            self._given = given + self._interval
+        wait = self._turn()
+        if wait is None:
             return
-        if not patient or wait > self._maxWait or self.waiting >= self._maxWaiting:
-            self._tell("handshakes")
-            raise TooManyHandshakes(self._appointment(now, wait))
-        self._given = given + self._interval
+        if not patient or self.waiting >= self._maxWaiting:
+            self._refuse(wait)
         self._tell("handshakes_queued")
-        self.waiting += 1
+        if wait > self._maxWait:
+            await self._wait(self._maxWait)
+            wait = self._turn()
+            if wait is not None:
+                self._refuse(wait)
+            return
+        self._given += self._interval
         try:
-            await deferLater(self._clock, wait)
+            await self._wait(wait)
         except BaseException:
             # It has gone: somebody else may have what was given to it.
             self._given -= self._interval
             raise
+
+    def _turn(self) -> float | None:
+        """
+        Take a place, if there is one.
+
+        @return: C{None}, or the seconds until there may be one.
+        """
+        now = self._clock.seconds()
+        given = max(self._given, now)
+        wait = given - self._credit - now
+        # What is left of a sum of fractions is no time to wait for.
+        if wait > self._interval / 1000:
+            return wait
+        self._given = given + self._interval
+        return None
+
+    async def _wait(self, seconds: float) -> None:
+        self.waiting += 1
+        try:
+            await deferLater(self._clock, seconds)
         finally:
             self.waiting -= 1
+
+    def _refuse(self, wait: float) -> NoReturn:
+        self._tell("handshakes")
+        raise TooManyHandshakes(self._appointment(self._clock.seconds(), wait))
 
     def _appointment(self, now: float, wait: float) -> float:
         earliest = now + wait

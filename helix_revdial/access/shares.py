@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.access.test_shares -*-
+# -*- test-case-name: tests.access.test_limits -*-
 """
 How many of something each tenant has at a time.
 

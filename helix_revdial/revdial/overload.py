@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_overload -*-
+# -*- test-case-name: tests.revdial.test_descriptors -*-
 """
 When the server as a whole has too much to do for one more stream.
 

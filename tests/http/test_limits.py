@@ -145,6 +145,26 @@ class AdmissionTests(SynchronousTestCase):
         third = Exchange(factory=factory, address="192.0.2.3")
         self.assertEqual(third.statuses(), [503])
 
+    def test_connectionsOfAnAddress(self) -> None:
+        """Authenticated or not, one address has so many connections, each until its end."""
+
+        async def dispatch(request: Request) -> Response:
+            request.authenticated()
+            return Response(200, [], b"x")
+
+        first = Exchange(dispatch, limits=HTTPLimits(maxConnectionsPerAddress=2))
+        factory = first.factory
+        second = Exchange(factory=factory, clock=first.clock)
+        for exchange in (first, second):
+            exchange.send(GET)
+        third = Exchange(factory=factory, clock=first.clock)
+        self.assertEqual(third.statuses(), [503])
+        self.assertEqual(factory.admission.refused["connections_per_address"], 1)
+        first.lose()
+        fourth = Exchange(factory=factory, clock=first.clock)
+        fourth.send(GET)
+        self.assertEqual(fourth.statuses(), [200])
+
     def test_newLimits(self) -> None:
         """Other caps hold for who comes after; who has a place keeps it."""
         first = Exchange(answer, limits=HTTPLimits(maxUnauthenticatedPerAddress=1))
