@@ -33,6 +33,13 @@ USAGE = 2
 """Exit status of a command that was misused, as Go's C{flag} package has it."""
 
 
+CONTAINER_DRAIN = 5.0
+"""
+Seconds that streams get at the end by default: these programs run in containers,
+whose engines kill what has not ended 10 s after SIGTERM.
+"""
+
+
 class FlagError(Exception):
     """The command line is not as Go's C{flag} package wants it."""
 
@@ -60,22 +67,24 @@ def _some(flags: Sequence[str], variables: Sequence[str]) -> tuple[Setting, ...]
 
 REVDIAL_CLIENT = Offered(
     settings=_some(
-        ("server", "runner-id", "token", "token-file", "local", "target", "reconnect"),
+        ("server", "runner-id", "token", "token-file", "local", "target", "reconnect", "drain"),
         ("HELIX_SESSION_ID", "USER_API_TOKEN"),
     ),
     dashes="-",
     local=SESSION_LOCAL,
+    drain=CONTAINER_DRAIN,
 )
 """C{revdial-client}: the program of sandboxes, and of Wolf's side car."""
 
 WOLF_REVDIAL_CLIENT = Offered(
     settings=_some(
-        ("api-url", "wolf-id", "token", "token-file", "local", "target", "reconnect"),
+        ("api-url", "wolf-id", "token", "token-file", "local", "target", "reconnect", "drain"),
         (),
     ),
     dashes="-",
     local=HOST_LOCAL,
     reconnect=5.0,
+    drain=CONTAINER_DRAIN,
 )
 """C{wolf-revdial-client}: the program of a host with Wolf."""
 

@@ -260,10 +260,10 @@ def readSettings(
         targets = _readTargets(given, offered.local, key or "")
     except SettingsError as error:
         complaints.append(str(error))
-    reconnect, drain = offered.reconnect, DRAIN
+    reconnect, drain = offered.reconnect, offered.drain
     try:
         reconnect = _readSeconds(given, "reconnect", offered.reconnect, MAX_FIRST_DELAY)
-        drain = _readSeconds(given, "drain", DRAIN, MAX_DRAIN, zero=True)
+        drain = _readSeconds(given, "drain", offered.drain, MAX_DRAIN, zero=True)
     except SettingsError as error:
         complaints.append(str(error))
 

@@ -243,6 +243,7 @@ class Offered:
     @ivar local: The default of C{--local} whatever the runner, if the program
         has one.
     @ivar reconnect: The default of C{--reconnect}, in seconds.
+    @ivar drain: The default of C{--drain}, in seconds.
     """
 
     settings: tuple[Setting, ...] = SETTINGS
@@ -250,6 +251,7 @@ class Offered:
     spelled: Mapping[str, str] = field(default_factory=dict)
     local: str | None = None
     reconnect: float = FIRST_DELAY
+    drain: float = DRAIN
 
 
 TWISTD = Offered()
