@@ -176,6 +176,23 @@ class Signals:
             hurry()
 
 
+class Addresses:
+    """The host's addresses, which a test changes."""
+
+    changed: Callable[[], None] | None = None
+
+    def start(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
+
+    def stop(self) -> None:
+        self.changed = None
+
+    def announce(self) -> None:
+        """They have changed."""
+        assert self.changed is not None
+        self.changed()
+
+
 def someSettings(**flags: str) -> AgentSettings:
     """Settings of a host's agent."""
     return readSettings(
@@ -233,6 +250,66 @@ class AgentServiceTests(SynchronousTestCase):
         self.path.accept()
         assert service.session is not None
         self.assertLogged("connected as wolf-gpu7 to http://cp.example:8080 over raw")
+
+    def roaming(self) -> None:
+        """What the service is told of addresses, and asked to forget, is counted."""
+        self.forgotten = 0
+
+        def forget() -> None:
+            self.forgotten += 1
+
+        self.watch = Addresses()
+        service = AgentService(
+            self.clock,
+            someSettings(),
+            self.path,
+            Listener(self.clock, cast(Any, self.dialBack), {"default": Target()}),
+            ReconnectPolicy(lambda: self.draw),
+            addresses=cast(Any, self.watch),
+            forget=forget,
+        )
+        service.startService()
+        self.addCleanup(service.stopService)
+
+    def test_losesItsAddress(self) -> None:
+        """
+        B4: a control connection whose own address is gone is given up at once, and
+        what was learned about the way is forgotten; one that is not goes on.
+        """
+        self.roaming()
+        carrier = self.path.accept()
+        self.assertIsNotNone(self.watch.changed)
+        carrier.hostAddr = IPv4Address("TCP", "127.0.0.1", 1)
+        self.watch.announce()
+        self.assertFalse(carrier.disconnected)
+        carrier.hostAddr = IPv4Address("TCP", "192.0.2.7", 1)
+        self.watch.announce()
+        self.assertTrue(carrier.disconnected)
+        self.assertEqual(self.forgotten, 1)
+        self.assertLogged("this host has lost the address 192.0.2.7")
+        self.waits(1)
+
+    def test_networkComesBack(self) -> None:
+        """B4: a wait of the agent's own is cut short when the network changes."""
+        self.roaming()
+        for wait in (1, 2, 4):
+            self.path.refuse(getConnectError((111, "")))
+            self.waits(wait)
+        self.path.refuse(getConnectError((111, "")))
+        self.clock.advance(1)
+        self.assertEqual(len(self.path.attempts), 0)
+        self.watch.announce()
+        self.assertEqual(len(self.path.attempts), 1)
+        self.assertEqual(self.forgotten, 1)
+        self.clock.advance(10)
+        self.assertEqual(len(self.path.attempts), 1)
+
+    def test_askedToWait(self) -> None:
+        """E2: a wait that the server asked for is not cut short."""
+        self.roaming()
+        self.path.refuse(Refused(503, "later", 30.0))
+        self.watch.announce()
+        self.assertEqual(len(self.path.attempts), 0)
 
     def test_startedBeforeTheServer(self) -> None:
         """G3: neither a server nor a name that is not there yet ends the agent."""

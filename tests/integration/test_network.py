@@ -6,8 +6,12 @@ addresses, to names whose addresses are dead or change.
 from __future__ import annotations
 
 import base64
+import os
+import shutil
 import socket
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,6 +30,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions, PrivateCertificate
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
@@ -39,9 +44,12 @@ from helix_revdial.agent.targets import LocalTarget, parseTarget
 from helix_revdial.agent.trust import NotTrusted, TrustPolicy, pinOf
 from helix_revdial.revdial.client import ControlSession, ServerURL
 from helix_revdial.revdial.listener import Listener
+from helix_revdial.revdial.relay import relayPair
+from helix_revdial.revdial.sockets import SocketRelays
+from tests.needs import needsProgram
 
 from .agents import TOKEN, TWISTD, AgentTestCase, Service, reactor
-from .scripted import within
+from .scripted import ROOT, within
 from .test_agent_tunnel import Caller
 from .tunnels import Server, until
 
@@ -222,9 +230,10 @@ class NetworkTestCase(TestCase):
         return serversOf(way, settings, lambda: "token", "wolf-1")
 
     async def connect(self, servers: Servers) -> ControlSession:
-        self.listener = Listener(
-            reactor, servers, {"default": LocalTarget(reactor, self.target)}, pingInterval=15
-        )
+        # As a real agent does: streams between plain sockets are moved by descriptors.
+        pair = partial(relayPair, sockets=SocketRelays(reactor))
+        target = LocalTarget(reactor, self.target, pair=pair)
+        self.listener = Listener(reactor, servers, {"default": target})
         self.addCleanup(self.listener.stop)
         return await servers.connectControl(self.listener)
 
@@ -563,3 +572,32 @@ class ProcessTests(AgentTestCase):
         await until(lambda: "connected as" in agent.output, "the log line")
         self.assertIn("certificates are NOT verified", agent.output)
         self.assertIn("without verifying that it is localhost", agent.output)
+
+
+class RoamingTests(TestCase):
+    """A host that changes its network."""
+
+    timeout: ClassVar[float] = 60
+
+    @needsProgram("unshare", package="util-linux")
+    @needsProgram("ip", package="iproute2")
+    async def test_roams(self) -> None:
+        """
+        B4: the address that an agent is connected over goes away, and another comes:
+        it is connected over that one long before the silence would tell.
+        """
+        program = shutil.which("unshare")
+        assert program is not None
+        asRoot = [] if os.geteuid() == 0 else ["--map-root-user"]
+        output, errors, status = await getProcessOutputAndValue(
+            program,
+            ["--net", *asRoot, sys.executable, "-m", "tests.integration.roaming"],
+            env=dict(os.environ) | {"PYTHONPATH": ROOT},
+            path=ROOT,
+            reactor=reactor,
+        )
+        said = (output + errors).decode()
+        self.assertEqual(status, 0, said)
+        seconds = float(said.partition("roamed after ")[2].partition(" s")[0])
+        self.assertLess(seconds, 10.0, said)
+        self.assertIn("dialled", said)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -28,6 +29,8 @@ from helix_revdial.agent.trust import TrustPolicy
 from helix_revdial.revdial.client import ControlSession, Refused, ServerPath, ServerURL
 from helix_revdial.revdial.features import ALL, RAW
 from helix_revdial.revdial.listener import PING, Listener
+from helix_revdial.revdial.relay import relayPair
+from helix_revdial.revdial.sockets import SocketRelays
 from tests.needs import needsProgram
 
 from .agents import Service, reactor
@@ -246,7 +249,9 @@ class ReverseProxyTestCase(TestCase):
         else:
             settings = NetworkSettings((server,), trust=trust or TrustPolicy())
             way = serversOf(reactor, settings, lambda: "token", "wolf-1")
-        target = LocalTarget(reactor, parseTarget(self.target))
+        # As a real agent does: streams between plain sockets are moved by descriptors.
+        pair = partial(relayPair, sockets=SocketRelays(reactor))
+        target = LocalTarget(reactor, parseTarget(self.target), pair=pair)
         self.listener = Listener(reactor, way, {"default": target}, pingInterval=pingInterval)
         session: ControlSession = await way.connectControl(self.listener)
         self.addCleanup(self.listener.stop)
