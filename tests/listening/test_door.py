@@ -47,6 +47,12 @@ class DoorTests(SynchronousTestCase):
         self.successResultOf(door.stopService())
         self.assertIsNone(door.port)
 
+    def test_backlog(self) -> None:
+        """E5: a crowd finds a long queue, unless the endpoint says how long."""
+        for endpoint in ("tcp:1", "tcp6:1", "tcp:1:backlog=7"):
+            self.door(DoorSettings(endpoint)).startService()
+        self.assertEqual([server[2] for server in self.reactor.tcpServers], [1024, 1024, 7])
+
     def test_layers(self) -> None:
         """PROXY headers are read before TLS."""
         path = write(Path(self.mktemp()) / "one.pem", whole(leaf("one.example")))
