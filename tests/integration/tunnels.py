@@ -81,6 +81,10 @@ class Server:
         if stopped is not None:
             await stopped
         await self.factory.stop(1.0)
+        # Whatever a test did: when its server is gone, nothing is left of it.
+        left = {name: size for name, size in self.connections.sizes().items() if size}
+        if left:
+            raise AssertionError(f"the connections still hold {left}")
 
     async def _dispatch(self, request: Request) -> HandedOver:
         asked = classify(request.method, list(request.headers), request.query)
