@@ -319,8 +319,8 @@ class ControlConnection(Protocol):
 
     @property
     def isPlain(self) -> bool:
-        """Whether the carrier is a socket and nothing else, as far as can be seen."""
-        return self.carrierName in ("raw", "hijack") and self._carrier().halfClose
+        """Whether the carrier is a socket and nothing else."""
+        return bool(getattr(self.transport, "isPlainSocket", False))
 
     def release(self) -> tuple[tcp.Connection, bytes] | None:
         """

@@ -25,6 +25,7 @@ from email.utils import formatdate
 from typing import Any
 
 import h11
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -79,6 +80,11 @@ class RawTransport(CarrierTransport):
         self.halfClose = canHalfClose(transport)
         self._held: list[bytes] = []
         self._heldEnd = False
+
+    @property
+    def isPlainSocket(self) -> bool:
+        """Whether the connection beneath is a socket of Twisted's, and nothing in between."""
+        return isinstance(self._transport, tcp.Connection) and not isTLS(self._transport)
 
     def socketStream(self) -> SocketStream | None:
         stream = None if self._heldEnd else super().socketStream()

@@ -892,6 +892,20 @@ class StopTests(ConnectionsCase):
         self.successResultOf(Deferred.fromCoroutine(self.connections.stop()))
         self.nothingLeft()
 
+    def test_whoCannotBeKeptIsToldBeforeTheWait(self) -> None:
+        """G1: only who goes on with the next process is not told to leave, and only so many."""
+        told = []
+        for number in range(3):
+            agent = self.agent(key=f"wolf-{number}")
+            agent.carrier.isPlainSocket = number < 2  # type: ignore[attr-defined]
+            told.append(agent)
+        self.connections.leave(30.0, keeping=1)
+        for agent in told:
+            agent.read()
+        self.assertEqual([Goodbye in map(type, agent.other) for agent in told], [False, True, True])
+        self.successResultOf(Deferred.fromCoroutine(self.connections.stop()))
+        self.nothingLeft()
+
     def test_dialsThatWaitAreToldToTryAgain(self) -> None:
         """G1: a dial that waits for a lost runner fails at once: it comes to another server."""
         agent = self.agent()
