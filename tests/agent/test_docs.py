@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 import helix_revdial
-from helix_revdial.agent import reconnect, servers, settings, targets, vocabulary
+from helix_revdial.agent import (
+    network_settings,
+    proxy,
+    reconnect,
+    servers,
+    settings,
+    targets,
+    vocabulary,
+)
 from helix_revdial.agent.vocabulary import SETTINGS
-from helix_revdial.revdial import listener
+from helix_revdial.revdial import client, listener
 
 ROOT = Path(helix_revdial.__file__).parent.parent
 
@@ -49,6 +58,33 @@ class DocumentationTests(SynchronousTestCase):
             f"from the server for {listener.SILENCE:g} seconds",
         ):
             self.assertIn(words, text)
+
+
+class NetworkDocumentationTests(SynchronousTestCase):
+    """C{docs/network.md}."""
+
+    def setUp(self) -> None:
+        self.text = " ".join((ROOT / "docs" / "network.md").read_text(encoding="utf-8").split())
+
+    def test_numbers(self) -> None:
+        """The limits that the page states are those of the code."""
+        self.assertEqual(client.RAW_AGAIN, 3600, "the page says an hour")
+        for words in (
+            f"The proxy has {proxy.PROXY_TIMEOUT:g} seconds",
+            f"at most {servers.MAX_SERVERS}.",
+            f"Each address has {servers.SERVER_LIMIT:g} seconds",
+            f"up to {network_settings.MAX_PINS} times",
+            f"silence tells: {listener.SILENCE:g} seconds",
+            f"a sign of life every {listener.PING:g} seconds",
+        ):
+            self.assertIn(words, self.text)
+
+    def test_files(self) -> None:
+        """The files and flags that the page names are there."""
+        for name in re.findall(r"etc/[a-z.-]+[a-z]", self.text):
+            self.assertTrue((ROOT / name).exists(), name)
+        flags = {f"--{row.flag}" for row in SETTINGS}
+        self.assertLessEqual(set(re.findall(r"`(--[a-z-]+)", self.text)), flags)
 
 
 class ExampleTests(SynchronousTestCase):
