@@ -14,6 +14,7 @@ exit 2 on misuse, 0 for C{-help}.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,9 @@ from typing import Any, NoReturn, TextIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
-from twisted.logger import globalLogBeginner, textFileLogObserver
+from twisted.logger import globalLogBeginner
 
+from ..telemetry.logs import observerFor
 from .service import agentService
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
@@ -182,7 +184,9 @@ def _foreground(reactor: Any, settings: AgentSettings) -> Deferred[None]:
 
 def _run(program: str, offered: Offered) -> NoReturn:
     settings = settingsOf(program, sys.argv[1:], os.environ, offered, sys.stderr)
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
+    observer = observerFor("text", descriptor=2)
+    atexit.register(observer.writer.flush)
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     react(_foreground, (settings,))
 
 

@@ -63,7 +63,7 @@ def operations(services: Services) -> list[Operation]:
             allow=lambda expose: mayDial(principal, runner, expose, call.resource),
         )
         began = services.clock.seconds()
-        fields = trace.child().headers()
+        fields = trace.headers()
         if body is not None:
             fields.append((b"Content-Type", b"application/json"))
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_metrics -*-
+# -*- test-case-name: tests.api.test_observation -*-
 """
 What makes a server seen: its observation, the door that Prometheus reads at, and
 the spans, as one service that lives a little longer than what it watches.

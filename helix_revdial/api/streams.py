@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_streams -*-
+# -*- test-case-name: tests.api.test_observation -*-
 """
 What became of dials and streams, and what the process holds.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_tracing -*-
+# -*- test-case-name: tests.api.test_observation -*-
 """
 Which trace a request is part of (W3C Trace Context).
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher
@@ -13,8 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.observation import Observation, databaseFiles
+from helix_revdial.api.tracing import traced
 from helix_revdial.config import ConfigError, MetricsSection, ServerConfig, TracingSection
 from helix_revdial.telemetry.metrics import exposition
+from helix_revdial.telemetry.traces import Spans
 from tests.api.harness import Server, request
 from tests.api.test_external_agents import PNG, Pending, Sandbox
 from tests.telemetry.test_metrics import scraped
@@ -326,6 +331,50 @@ class TraceTests(Watched):
         self.assertEqual({event["requestId"] for event in of}, {requestId})
         (dial,) = [event for event in of if "dial" in event]
         self.assertEqual((dial["runner"], dial["outcome"]), (self.key, "connected"))
+
+
+class SpanTests(Watched):
+    """Spans of requests and dials, in an exporter in memory."""
+
+    def test_aScreenshot(self) -> None:
+        """The caller's span has the request's below it, and this one the dial's."""
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        spans = self.server.observation.spans = Spans(provider.get_tracer("test"))
+        self.server.factory.dispatch = lambda request: traced(request, self.server.table, spans)
+        sandbox = self.sandbox()
+        exporter.clear()
+        pending = self.screenshot(traceparent=PARENT)
+        asked = sandbox.pickUp().decode().lower()
+        exporter.clear()
+        sandbox.answer(PNG)
+        pending.answer()
+        sandbox.data.connectionLost(Failure(ConnectionLost()))
+        found: dict[str, Any] = {span.name: span for span in exporter.get_finished_spans()}
+        dial = found["helix_revdial.dial"]
+        served = found["GET"]
+        self.assertEqual(served.attributes["http.response.status_code"], 200)
+        self.assertEqual(f"{served.parent.span_id:016x}", "00f067aa0ba902b7")
+        self.assertEqual(f"{served.context.trace_id:032x}", TRACE)
+        self.assertEqual(dial.parent.span_id, served.context.span_id)
+        self.assertEqual(dial.attributes["helix_revdial.runner"], self.key)
+        self.assertEqual([event.name for event in dial.events][:2], ["asked", "dialBack"])
+        parent = f"traceparent: 00-{TRACE}-{served.context.span_id:016x}-01"
+        self.assertIn(parent, asked, "the desktop's work is part of the request's")
+
+    def test_aRequestThatIsRefused(self) -> None:
+        """A refusal is the status of its span, and no error of ours."""
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        spans = Spans(provider.get_tracer("test"))
+        self.server.factory.dispatch = lambda request: traced(request, self.server.table, spans)
+        self.assertEqual(self.server.get("/api/v1/admin/ledger").status, 401)
+        (span,) = exporter.get_finished_spans()
+        self.assertTrue(span.status.is_ok)
+        assert span.attributes is not None
+        self.assertEqual(span.attributes["http.response.status_code"], 401)
 
 
 class ServiceTests(SynchronousTestCase):
