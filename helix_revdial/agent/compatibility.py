@@ -26,6 +26,8 @@ from twisted.internet.task import react
 from twisted.logger import globalLogBeginner
 
 from ..telemetry.logs import observerFor
+from ..revdial.descriptors import raiseDescriptorLimit
+from ..revdial.monotonic import useMonotonicTime
 from .service import agentService
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
@@ -176,6 +178,8 @@ def settingsOf(
 
 def _foreground(reactor: Any, settings: AgentSettings) -> Deferred[None]:
     """Run the agent until the process is told to end."""
+    useMonotonicTime(reactor)
+    raiseDescriptorLimit()
     service = agentService(reactor, settings, os.environ)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     service.startService()

@@ -13,6 +13,8 @@ from typing import cast
 
 from twisted.application.service import IService
 
+from ..revdial.descriptors import raiseDescriptorLimit
+from ..revdial.monotonic import useMonotonicTime
 from ..telemetry.logs import LoggingService
 from .options import Options
 from .process import agentsService
@@ -27,6 +29,8 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     assert options.runners, "options were not parsed"
+    useMonotonicTime(reactor)
+    raiseDescriptorLimit()
     service: LoggingService
     if options.metricsListen is None:
         service = agentsService(reactor, options.runners, os.environ)
