@@ -28,6 +28,19 @@ _NUMBERS: dict[type[BaseException], int] = {
 """Errors that Twisted may raise without the number that stands behind them."""
 
 
+_NO_TLS = "what answers does not speak TLS; is it http:// or ws://?"
+
+_TLS_REASONS = {
+    "wrong version number": _NO_TLS,
+    "packet length too long": _NO_TLS,
+    "http request": _NO_TLS,
+    "tlsv13 alert certificate required": "the server wants a certificate (--client-certificate)",
+    "sslv3 alert handshake failure": "the two ends have nothing in common (version, ciphers), or "
+    "the server wants a certificate (--client-certificate)",
+}
+"""What OpenSSL's reasons mean for somebody who sets an agent up."""
+
+
 def connectReason(failed: BaseException) -> str | None:
     """
     Say why a connection was not made or did not live.
@@ -65,7 +78,7 @@ def _tlsReason(failed: SSL.Error) -> str:
         if isinstance(entry, list):
             reasons = [str(item[-1]) for item in entry if isinstance(item, tuple) and item]
             if reasons:
-                return reasons[-1]
+                return _TLS_REASONS.get(reasons[-1], reasons[-1])
     return "the connection was closed"
 
 

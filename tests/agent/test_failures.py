@@ -10,6 +10,9 @@ from twisted.internet import error
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.agent.failures import connectReason
+from helix_revdial.agent.proxies import CredentialsUnusable
+from helix_revdial.agent.proxy import ProxyFailed
+from helix_revdial.agent.trust import NotTrusted
 
 
 class ConnectReasonTests(SynchronousTestCase):
@@ -33,7 +36,14 @@ class ConnectReasonTests(SynchronousTestCase):
                 SSL.Error([("SSL routines", "", "certificate verify failed")]),
                 "TLS failed: certificate verify failed",
             ),
+            (
+                SSL.Error([("SSL routines", "", "wrong version number")]),
+                "TLS failed: what answers does not speak TLS; is it http:// or ws://?",
+            ),
             (SSL.Error(), "TLS failed: the connection was closed"),
+            (ProxyFailed("the proxy x"), "the proxy x"),
+            (NotTrusted("the server's key"), "the server's key"),
+            (CredentialsUnusable("the proxy's credentials"), "the proxy's credentials"),
         ]
         for failed, words in expected:
             self.assertEqual(connectReason(failed), words, repr(failed))

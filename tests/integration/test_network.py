@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import trustme
-from OpenSSL import crypto
+from OpenSSL import SSL, crypto
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
@@ -413,6 +413,11 @@ class TrustTests(NetworkTestCase):
             said = await self.refusal(self.settings(port, **trust), NotTrusted)
             self.assertIn(words, said)
         self.assertIsNone(self.server.connections.status("wolf-1"))
+
+    async def test_noTLS(self) -> None:
+        """https:// to a port that speaks HTTP."""
+        said = await self.refusal(self.settings(self.port), SSL.Error)
+        self.assertIn("does not speak TLS; is it http:// or ws://?", said)
 
     async def test_clientCertificate(self) -> None:
         """A server that asks for a certificate gets the agent's, on every connection."""
