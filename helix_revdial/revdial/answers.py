@@ -177,6 +177,13 @@ class Answer:
         if self._over:
             return
         self._word = reason
+        self._log.info(
+            "Dial {dial} of {target} is not answered ({reason}): {why}",
+            dial=self._ready.dial,
+            target=self._ready.target or "the default target",
+            reason=reason,
+            why=text,
+        )
         self._end()
         self.control.refuse(self._ready, text, reason)
 
