@@ -187,6 +187,9 @@ class LimitsSection(_Section, frozen=True, rename=_snake):
     streamsPerRunner: Count = 4096
     """Streams open to one runner."""
 
+    streamsPerUser: Count = 1000
+    """Streams that one user may have open through the stream gateway, dials included."""
+
     dials: Count = 5000
     """Dials that wait, or are not answered yet, in all."""
 

@@ -64,6 +64,7 @@ from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.features import parseFeatures
 from helix_revdial.revdial.kept import KeptState
 from helix_revdial.revdial.remembered import Remembered
+from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.settings import (
     certificateGrants,
@@ -391,6 +392,7 @@ class ControlPlane(LoggingService):
             ready=self._unready,
             certificates=self._grants,
             reload=self.reload,
+            sockets=SocketRelays(clock),
         )
         self._table = operationTable(
             self.services,
@@ -476,6 +478,7 @@ class ControlPlane(LoggingService):
             self.factory.setLimits(httpLimits(config.http, config.limits))
             self.services.connections.setLimits(**tunnelLimits(config.tunnel, config.limits))
             self.services.load.setLimits(config.limits)
+            self.services.streams.setLimit(config.limits.streamsPerUser)
 
         return put
 
@@ -496,6 +499,7 @@ class ControlPlane(LoggingService):
             before, services.certificates = services.certificates, grants
             for family in before.endedIn(grants):
                 services.connections.revoke(credential=family)
+                services.streams.end(family)
 
         return put
 

@@ -41,6 +41,7 @@ RELOADABLE = frozenset(
         "limits.connections_per_address",
         "limits.connections_per_tenant",
         "limits.streams_per_runner",
+        "limits.streams_per_user",
         "limits.dials",
         "limits.buffered_bytes",
         "desktop.request_timeout",

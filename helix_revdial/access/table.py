@@ -80,10 +80,21 @@ ACCESS: Final[dict[str, Row]] = {
         Row("user", "what any user may, about oneself", (_N, _Y, _Y, _Y, _N, _N)),
         Row("viewer", "read what the tenant has", (_N, _Y, _Y, _Y, _N, _N)),
         Row("operator", "make and change what the tenant has", (_N, _N, _Y, _Y, _N, _N)),
+        Row(
+            "dial",
+            "open a stream to a runner's target; which, the table of targets says",
+            (_N, _Y, _Y, _Y, _N, _N),
+        ),
         Row("admin", "tokens, the audit log, the server's state", (_N, _N, _N, _Y, _N, _N)),
         Row(
             "session-viewer",
             "read about a session of the tenant",
+            (_N, _Y, _Y, _Y, _N, _N),
+            resource=True,
+        ),
+        Row(
+            "session-dial",
+            "open a stream to a session's target; which, the table of targets says",
             (_N, _Y, _Y, _Y, _N, _N),
             resource=True,
         ),

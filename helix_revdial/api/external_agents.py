@@ -10,7 +10,6 @@ about itself nothing but the media type reaches the caller.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from helix_revdial.access.policy import mayDial
@@ -19,10 +18,10 @@ from helix_revdial.api.observation import aboutOf
 from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
 from helix_revdial.api.tracing import traceOf
+from helix_revdial.api.waiting import waitOf
 from helix_revdial.gateways.http import Answer, AnswerTooLarge, fetch
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
-from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
 from helix_revdial.revdial.errors import DialError, DialTimeout, ReconnectTimeout
 
@@ -42,6 +41,7 @@ _PATH = "/api/v1/external-agents/{session}"
 
 def operations(services: Services) -> list[Operation]:
     """The three rows."""
+
     async def ask(
         call: Call,
         method: bytes,
@@ -53,7 +53,8 @@ def operations(services: Services) -> list[Operation]:
         call.request.endWithCaller()
         runner = services.runnerOf(call.resource.id)
         trace = traceOf(call.request)
-        deadline = min(services.config.desktop.requestTimeout, _wait(call.request))
+        deadline = services.config.desktop.requestTimeout
+        deadline = min(deadline, waitOf(call.request) or deadline)
         principal = call.principal
         assert isinstance(principal, Principal)
         endpoint = services.connections.endpoint(
@@ -167,18 +168,6 @@ def operations(services: Services) -> list[Operation]:
             tags=("external-agents",),
         ),
     ]
-
-
-_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:[,;]|$)", re.IGNORECASE)
-
-
-def _wait(request: Request) -> float:
-    """How long the caller is ready to wait: C{Prefer: wait=SECONDS} (RFC 7240, 4.3)."""
-    for value in request.headers.getAll(b"prefer"):
-        found = _WAIT.search(value)
-        if found:
-            return max(1.0, float(found[1]))
-    return float("inf")
 
 
 _PASSED_ON = {400, 404, 413, 415, 503}

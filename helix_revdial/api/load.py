@@ -78,7 +78,7 @@ class Load:
             clock,
             rate=limits.handshakesPerSecond,
             burst=limits.handshakeBurst,
-            onLimit=self._refused,
+            onLimit=self.refused,
         )
         self.descriptors = descriptors or Descriptors(
             clock,
@@ -119,7 +119,7 @@ class Load:
         path = request.path
         if path == AGENTS or path.startswith(ALWAYS) or not self.scarce():
             return
-        self._refused("descriptors")
+        self.refused("descriptors")
         raise _busy(
             "The server is short of file descriptors; it keeps those that are left for agents.",
             2.0,
@@ -147,7 +147,7 @@ class Load:
         @raise Problem: 503; the tenant has as many as it may have.
         """
         if self.tenants.spent(tenant):
-            self._refused("connections_per_tenant")
+            self.refused("connections_per_tenant")
             raise _busy(
                 f"The tenant {tenant} has as many tunnels as it may have "
                 f"({self.tenants.limit}; limits.connections_per_tenant).",
@@ -159,7 +159,8 @@ class Load:
         self.tenants.take(tenant)
         request.whenLost(lambda: self.tenants.release(tenant))
 
-    def _refused(self, limit: str) -> None:
+    def refused(self, limit: str) -> None:
+        """A limit of that name has refused something."""
         self.hit(limit)
         if self._count is not None:
             self._count(limit)

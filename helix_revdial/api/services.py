@@ -15,8 +15,10 @@ from helix_revdial.access.tokens import Tokens
 from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
 from helix_revdial.config import ServerConfig
+from helix_revdial.gateways.stream import StreamGateway
 from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
+from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.storage.database import Database
 
@@ -34,6 +36,8 @@ class Services:
     @ivar observation: What watches the server.
     @ivar load: The limits over everything.
     @ivar reload: Reads the settings again, in somebody's name.
+    @ivar sockets: Moves bytes between plain sockets, for every way in.
+    @ivar streams: The way in for streams.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -51,6 +55,18 @@ class Services:
     ready: Callable[[], str] = field(default=lambda: "")
     certificates: CertificateGrants = field(default_factory=CertificateGrants)
     reload: Callable[[str], Awaitable[Reloaded]] = _noReload
+    sockets: SocketRelays | None = None
+    streams: StreamGateway = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streams = StreamGateway(
+            self.clock,
+            self.connections,
+            limit=self.config.limits.streamsPerUser,
+            sockets=self.sockets,
+            onLimit=lambda: self.load.refused("streams_per_user"),
+        )
+        self.tokens.onRevoked(self.streams.end)
 
     def stillValid(self, principal: Principal) -> bool:
         """Whether who was authenticated a moment ago has not lost that since."""

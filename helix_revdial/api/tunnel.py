@@ -38,7 +38,7 @@ PATH = "/api/v1/revdial"
 _RAW = {RequestKind.CONTROL_RAW, RequestKind.DATA_RAW, RequestKind.CHECK_RAW}
 _DATA = {RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET}
 _WEBSOCKET = {RequestKind.CONTROL_WEBSOCKET, RequestKind.DATA_WEBSOCKET}
-_UPGRADES = [(b"Upgrade", b"revdial, websocket"), (b"Connection", b"Upgrade")]
+UPGRADES = [(b"Upgrade", b"revdial, websocket"), (b"Connection", b"Upgrade")]
 _CHECK = {RequestKind.CHECK_RAW, RequestKind.CHECK_WEBSOCKET}
 
 
@@ -66,9 +66,9 @@ def operations(services: Services) -> list[Operation]:
             raise Problem(
                 426,
                 "This is where agents connect: ask for an upgrade to revdial or websocket.",
-                headers=_UPGRADES,
+                headers=UPGRADES,
             )
-        _requireUpgradable(request, asked)
+        requireUpgradable(request, webSocket=asked.kind in _WEBSOCKET)
         if asked.kind in _DATA:
             return _pickUp(services, request, principal, asked)
         if asked.kind in _CHECK:
@@ -90,10 +90,11 @@ def operations(services: Services) -> list[Operation]:
     ]
 
 
-def _requireUpgradable(request: Request, asked: Classified) -> None:
+def requireUpgradable(request: Request, *, webSocket: bool) -> None:
     """
     Refuse what could not be handed over, before a name or a dial is used up for it.
 
+    @param webSocket: Whether WebSocket is asked for.
     @raise Problem: The request has a body, or its WebSocket handshake (RFC 6455,
         section 4.2.1) cannot be answered.
     """
@@ -101,13 +102,13 @@ def _requireUpgradable(request: Request, asked: Classified) -> None:
     length = headers.get(b"Content-Length")
     if headers.get(b"Transfer-Encoding") is not None or (length or b"0").strip(b"0"):
         raise Problem(400, "A request that changes the protocol carries no body.")
-    if asked.kind not in _WEBSOCKET:
+    if not webSocket:
         return
     if headers.get(b"Sec-WebSocket-Version") != b"13":
         raise Problem(
             426,
             "WebSocket version 13 is spoken here.",
-            headers=[(b"Sec-WebSocket-Version", b"13"), *_UPGRADES],
+            headers=[(b"Sec-WebSocket-Version", b"13"), *UPGRADES],
         )
     try:
         key = b64decode(headers.get(b"Sec-WebSocket-Key") or b"", validate=True)

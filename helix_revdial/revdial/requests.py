@@ -103,7 +103,7 @@ def classify(
     offers = [value for name, value in headers if name == _FEATURES]
     tickets = [value for name, value in headers if name == _TICKET]
     features = parseFeatures(offers)
-    upgrade = _upgrade(headers) if method == "GET" and httpVersion != "1.0" else None
+    upgrade = upgradeAsked(method, headers, httpVersion=httpVersion)
     if tickets or any(name == "revdial.dialer" and value for name, value in query):
         return Classified(
             _DATA.get(upgrade, RequestKind.UPGRADE_REQUIRED),
@@ -132,6 +132,14 @@ def classify(
     if TARGETS in features:
         targets = parseTargets(value for name, value in headers if name == _TARGETS)
     return Classified(control, runnerId, features=features, offered=bool(offers), targets=targets)
+
+
+def upgradeAsked(method: str, headers: Headers, *, httpVersion: str = "1.1") -> bytes | None:
+    """
+    Which carrier a request asks for: C{b"revdial"}, C{b"websocket"}, or C{None} for none
+    that we know.
+    """
+    return _upgrade(headers) if method == "GET" and httpVersion != "1.0" else None
 
 
 class AnswerKind(Enum):

@@ -46,6 +46,7 @@ ENDS = (
 LIMITS = (
     "pending_dials_per_runner",
     "streams_per_runner",
+    "streams_per_user",
     "runners",
     "connections",
     "unauthenticated",
