@@ -6,21 +6,32 @@ The head of an answer: what every answer carries, and what none may.
 from __future__ import annotations
 
 import uuid
+from typing import cast
 
 import h11
 
-from helix_revdial.http.problem import phraseOf
+from helix_revdial.http.problem import Problem, phraseOf
 from helix_revdial.http.request import Headers
 from helix_revdial.http.response import Response
 
 MAX_REQUEST_ID = 64
 """Characters of an C{X-Request-Id} that is echoed."""
 
-BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
-    b"Connection: close\r\n\r\n"
+_NO_PLACE = (
+    Problem(503, "The server has too many connections; try again later.", code="busy")
+    .response()
+    .body
 )
-"""What a peer for whom there is no place gets, whatever it asks."""
+
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n"
+    b"Retry-After: 1\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    % (len(cast(bytes, _NO_PLACE)), _NO_PLACE)
+)
+"""
+What a peer for whom there is no place gets, whatever it asks.  In the server's own
+words: an agent that took it for a proxy's would try another carrier at once.
+"""
 
 
 def answerHead(
