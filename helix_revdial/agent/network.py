@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
@@ -107,6 +107,23 @@ def serversOf(
     return Servers(cast(IReactorTime, reactor), ways)
 
 
+def wayTo(
+    reactor: Any, server: ServerURL, settings: NetworkSettings, *, tls: bool = True
+) -> Callable[[], IStreamClientEndpoint]:
+    """
+    What makes an endpoint for each connection to one of the servers.
+
+    @param tls: Whether to speak TLS with a server that wants it.
+    @raise TrustUnusable: A file of certificates cannot be used.
+    @raise ValueError: The environment names a proxy that cannot be.
+    """
+    proxy = settings.proxyOf(server)
+    proxyTrust = Trust(settings.proxyTrust) if proxy is not None and proxy.secure else None
+    trust = Trust(settings.trust)
+    seen = server if tls else replace(server, secure=False)
+    return _endpoints(reactor, seen, trust, proxy, settings.proxyCredentials, proxyTrust)
+
+
 def _endpoints(
     reactor: Any,
     server: ServerURL,
@@ -150,4 +167,4 @@ def _endpoints(
     return endpoint
 
 
-__all__ = ["NetworkSettings", "serversOf"]
+__all__ = ["NetworkSettings", "serversOf", "wayTo"]

@@ -49,7 +49,8 @@ class Options(usage.Options):
         "services. Flags win over the environment."
     )
     optFlags = [
-        ["check-config", None, "Print the settings, without secrets, and exit: 0 usable, 1 not."]
+        ["check-config", None, "Print the settings, without secrets, and exit: 0 usable, 1 not."],
+        ["check", None, "Try out the way to the server and the targets, and exit: 0 well, 1 not."],
     ]
     optFlags += [[row.flag, None, _meaning(row)] for row in SETTINGS if row.flag and row.switch]
     optParameters: ClassVar[list[list[Any]]] = [

@@ -281,6 +281,23 @@ def readSettings(
     )
 
 
+def readWay(
+    flags: Mapping[str, str | Secret | Sequence[str] | None], environment: Mapping[str, str]
+) -> NetworkSettings:
+    """
+    Read no more than what is about the way to the servers: addresses, proxy, TLS.
+
+    @param flags: As for L{readSettings}.
+    @param environment: Where proxies are looked for; the agent's own variables are not.
+    @raise SettingsError: Something cannot be.
+    """
+    given = _Given(flags, {}, TWISTD)
+    try:
+        return readNetwork(given, _readServers(given, "HELIX_API_URL"), environment)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
 def _alternatives(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
@@ -430,4 +447,5 @@ __all__ = [
     "AgentSettings",
     "SettingsError",
     "readSettings",
+    "readWay",
 ]

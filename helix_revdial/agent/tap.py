@@ -8,10 +8,15 @@ real reactor, and only when a service is asked for.
 
 from __future__ import annotations
 
+import io
 import os
-from typing import cast
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn, cast
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
 
 from ..revdial.descriptors import raiseDescriptorLimit
 from ..revdial.monotonic import useMonotonicTime
@@ -29,6 +34,14 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     assert options.runners, "options were not parsed"
+    if options["check"]:
+        # twistd makes the service before it goes into the background and runs the
+        # reactor: this ends the process instead.
+        from .checking import check
+
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        react(lambda reactor: _exiting(check(reactor, options.runners, sys.stdout)))
     useMonotonicTime(reactor)
     raiseDescriptorLimit()
     service: LoggingService
@@ -42,6 +55,15 @@ def makeService(options: Options) -> IService:
             reactor, options.runners, os.environ, options.metricsListen, options.logObserver
         )
     return cast(IService, service)
+
+
+def _exiting(checking: Coroutine[Any, Any, int]) -> Deferred[NoReturn]:
+    """What ends C{react} with the status that a check comes to."""
+
+    async def main() -> NoReturn:
+        raise SystemExit(await checking)
+
+    return Deferred.fromCoroutine(main())
 
 
 __all__ = ["Options", "makeService"]

@@ -43,6 +43,7 @@ DEBUG_VARIABLE = "HELIX_DEBUG"
 FAMILIES = {
     "completion": ("completion:completion", "Completion for bash, zsh and fish."),
     "db": ("database:database", "The server's database: migrations."),
+    "diag": ("diag:diag", "Why an agent on this host does not reach its server, or that it would."),
     "desktop": ("desktop:desktop", "The service inside a sandbox: screenshot, clipboard."),
     "revdial": ("status:revdial", "The server's connections to runners (for administrators)."),
     "server": ("server:server", "The server itself: reload its settings (for administrators)."),
