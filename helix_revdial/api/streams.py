@@ -218,9 +218,7 @@ def _found(
 ) -> list[Lifeline]:
     lines: list[Lifeline] = []
     if state != "recent":
-        lines += [
-            line for line in observation.living(runner) if dial is None or line.dial == dial
-        ]
+        lines += [line for line in observation.living(runner) if dial is None or line.dial == dial]
     if state != "live":
         if dial is None:
             ended: Iterable[Lifeline] = observation.lifelines.recent(runner)
