@@ -44,7 +44,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helix_revdial.revdial.interfaces import ICarrierTransport
-from helix_revdial.revdial.sockets import SocketRelay, SocketStream, plainStream
+from helix_revdial.revdial.socket_streams import SocketStream, plainStream
+from helix_revdial.revdial.sockets import SocketRelay
 
 if TYPE_CHECKING:
     Headers = tuple[tuple[bytes, bytes], ...]

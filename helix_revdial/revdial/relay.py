@@ -52,7 +52,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helix_revdial.revdial.carrier import canHalfClose
-from helix_revdial.revdial.sockets import SocketRelay, SocketRelays, streamOf
+from helix_revdial.revdial.socket_streams import streamOf
+from helix_revdial.revdial.sockets import SocketRelay, SocketRelays
 
 DONE = "done"
 BROKEN = "broken"

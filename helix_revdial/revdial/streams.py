@@ -47,7 +47,7 @@ from zope.interface import Attribute, implementer
 
 from .interfaces import ICarrierTransport
 from .keepalive import DATA_WATCH, watchPath
-from .sockets import SocketStream
+from .socket_streams import SocketStream
 
 
 class IStreamTransport(ICarrierTransport, IConsumer, IPushProducer):

@@ -53,7 +53,8 @@ from helix_revdial.revdial.exchange import (
     firstHeader,
 )
 from helix_revdial.revdial.features import FEATURES_HEADER
-from helix_revdial.revdial.sockets import SocketRelay, SocketStream
+from helix_revdial.revdial.socket_streams import SocketStream
+from helix_revdial.revdial.sockets import SocketRelay
 
 HIJACK_PAUSE = 0.25
 """

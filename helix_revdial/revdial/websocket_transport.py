@@ -39,7 +39,8 @@ from zope.interface import implementer
 
 from helix_revdial.revdial.carrier import CarrierTransport, ClosedByPeer, isTLS
 from helix_revdial.revdial.frames import FrameReader
-from helix_revdial.revdial.sockets import Framing, SocketRelay, SocketStream
+from helix_revdial.revdial.socket_streams import Framing, SocketStream
+from helix_revdial.revdial.sockets import SocketRelay
 
 MAX_MESSAGE = 64 * 1024
 """Payload bytes of one message that we send."""

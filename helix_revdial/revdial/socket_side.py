@@ -1,0 +1,494 @@
+# -*- test-case-name: tests.revdial.test_sockets -*-
+"""
+One connection of a pair whose bytes are moved between the sockets.
+
+A L{Side} receives into the buffer that all sides share, takes frames off and
+puts frames on where its connection is a WebSocket, and sends at once.  It knows
+when its own connection is over; the L{SocketRelay
+<helix_revdial.revdial.sockets.SocketRelay>} knows when the pair is.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import error
+from twisted.internet.interfaces import IDelayedCall, IReadWriteDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from helix_revdial.revdial.frames import (
+    BINARY,
+    CLOSE,
+    MAX_HEAD,
+    PING,
+    PONG,
+    Control,
+    EndMark,
+    FrameError,
+    closePayload,
+    frame,
+    frameHead,
+    readClose,
+)
+from helix_revdial.revdial.masks import newMasker
+from helix_revdial.revdial.socket_streams import Framing, SocketStream
+
+if TYPE_CHECKING:
+    from helix_revdial.revdial.sockets import SocketRelay
+
+MAX_PIECES = 512
+"""Ranges that one C{sendmsg} is given; the kernel takes 1,024."""
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds for a WebSocket peer to end the connection once we have closed."""
+
+_LATER = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
+
+
+@implementer(IReadWriteDescriptor)
+class Side:
+    """
+    One connection of a pair.
+
+    @ivar isOver: Whether nothing more is to come from it or to go to it.
+    """
+
+    _log = Logger()
+
+    def __init__(self, relay: SocketRelay, stream: SocketStream) -> None:
+        self.relay = relay
+        self.stream = stream
+        self.other: Side
+        self._relays = relay.relays
+        self._socket: socket.socket = stream.transport.getHandle()
+        self._fd = stream.transport.fileno()
+        self._framing = stream.framing
+        self._pending: list[memoryview | bytes] = []
+        self._pendingSize = 0
+        self._isReading = False
+        self._isWriting = False
+        self._readEnded = False
+        self._writeEnded = False
+        self._endWaits = False
+        self._closeSent = False
+        self._draining = False
+        self._closeTimer: IDelayedCall | None = None
+        self.isOver = False
+
+    # The reactor.
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return "relay"
+
+    def take(self) -> None:
+        """Take the socket out of the transport's hands."""
+        transport = self.stream.transport
+        self._relays.reactor.removeReader(transport)
+        self._relays.reactor.removeWriter(transport)
+        try:
+            transport.setTcpNoDelay(True)
+        except (AttributeError, OSError):
+            pass  # a unix socket
+        for told in self.stream.onTaken:
+            told(self.relay)
+
+    def updateReading(self) -> None:
+        """Read while the other side takes what comes, or while we wait for an end."""
+        wanted = (
+            self.relay.why is None
+            and not self.isOver
+            and (self._draining or (not self._readEnded and not self.other._pending))
+        )
+        if wanted is not self._isReading:
+            self._isReading = wanted
+            if wanted:
+                self._relays.reactor.addReader(self)
+            else:
+                self._relays.reactor.removeReader(self)
+
+    def _updateWriting(self) -> None:
+        wanted = self.relay.why is None and bool(self._pending)
+        if wanted is not self._isWriting:
+            self._isWriting = wanted
+            if wanted:
+                self._relays.reactor.addWriter(self)
+            else:
+                self._relays.reactor.removeWriter(self)
+
+    def leaveReactor(self) -> None:
+        """The relay is over."""
+        self._isReading = self._isWriting = False
+        self._relays.reactor.removeReader(self)
+        self._relays.reactor.removeWriter(self)
+        if self._closeTimer is not None:
+            self._closeTimer.cancel()
+            self._closeTimer = None
+        self._pending.clear()
+        self._pendingSize = 0
+
+    def release(self, orderly: bool, text: str) -> None:
+        """Let the transport close the socket and tell those above."""
+        for told in self.stream.onEnd:
+            told(orderly, text)
+        reason = error.ConnectionDone() if orderly else error.ConnectionAborted(text)
+        try:
+            self.stream.transport.connectionLost(Failure(reason))
+        except Exception:
+            self._log.failure("a protocol failed at the end of its stream")
+
+    def guard(self, call: Callable[..., None], *arguments: Any) -> None:
+        """What goes wrong here ends this relay and nothing else."""
+        if self.relay.why is not None:
+            return
+        try:
+            call(*arguments)
+        except FrameError as broken:
+            self._refuse(broken)
+        except OSError as failed:
+            self.relay.finish("broken", failed.strerror or str(failed))
+        except Exception:
+            self._log.failure("a relay failed")
+            self.relay.finish("broken", "the relay failed")
+
+    def doRead(self) -> None:
+        self.guard(self._read)
+
+    def doWrite(self) -> None:
+        self.guard(self._flush)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor lost the descriptor, by a hang-up for example."""
+        self.relay.finish("broken", reason.getErrorMessage())
+
+    # Receiving.
+
+    def _read(self) -> None:
+        buffer = self._relays.buffer
+        try:
+            size = self._socket.recv_into(buffer[MAX_HEAD:])
+        except OSError as failed:
+            if failed.errno in _LATER:
+                return
+            raise
+        if size:
+            self.relay.moved()
+            self.received(buffer[MAX_HEAD : MAX_HEAD + size], buffer)
+        else:
+            self._ended()
+
+    def received(self, view: memoryview, buffer: memoryview | None = None) -> None:
+        """
+        Pass on what came.
+
+        @param buffer: What C{view} begins L{MAX_HEAD} bytes into, where it does:
+            the other side may put a head there.
+        """
+        if self._draining:
+            self._drain(view)
+        elif self._framing is None:
+            self._count(len(view))
+            self.other.send([view], len(view), buffer)
+        else:
+            self._unframe(self._framing, view)
+
+    def _count(self, size: int) -> None:
+        for told in self.stream.onReceived:
+            told(size)
+
+    def _unframe(self, framing: Framing, view: memoryview) -> None:
+        pieces: list[memoryview] = []
+        size = 0
+        found = framing.reader.read(view)
+        for one in found:
+            if isinstance(one, memoryview):
+                pieces.append(one)
+                size += len(one)
+            elif isinstance(one, Control):
+                if one.opcode == PING:
+                    self._sendControl(PONG, one.payload)
+                elif one.opcode == CLOSE:
+                    self._passOn(pieces, size)
+                    self._closed(framing, one.payload)
+                    return
+            elif framing.eof and isinstance(one, EndMark):
+                self._passOn(pieces, size)
+                pieces, size = [], 0
+                if self._readEnded:
+                    raise FrameError(1002, "an end after the end of the stream")
+                self._readDone()
+                if self.relay.why is not None:
+                    return
+        self._passOn(pieces, size)
+
+    def _passOn(self, pieces: list[memoryview], size: int) -> None:
+        if not pieces:
+            return
+        if self._readEnded:
+            raise FrameError(1002, "data after the end of the stream")
+        self._count(size)
+        self.other.send(pieces, size)
+
+    def _closed(self, framing: Framing, payload: bytes) -> None:
+        """The peer's close frame: both directions end."""
+        code, _ = readClose(payload)
+        orderly = code in (1000, 1001) or code >= 3000
+        if not orderly or (framing.eof and not self._readEnded):
+            self.relay.finish("broken", f"the peer closed with {code}")
+            return
+        if not self._closeSent:
+            self._closeSent = True
+            self._writeEnded = True
+            self._sendControl(CLOSE, payload[:2])
+        self._bothDone()
+
+    def _ended(self) -> None:
+        """The peer's TCP direction has ended."""
+        framing = self._framing
+        if self._draining:
+            self._bothDone()
+        elif framing is None:
+            self._readDone()
+        elif framing.eof:
+            self.relay.finish("broken", "the connection ended without an end of stream")
+        elif not framing.reader.whole:
+            self.relay.finish("broken", "the connection ended inside a message")
+        else:
+            # A Go peer's way to close: no frame, and nothing of ours will be read.
+            self._bothDone()
+
+    def _readDone(self) -> None:
+        """The peer's direction has ended in good order."""
+        self._readEnded = True
+        self.updateReading()
+        self.relay.ending(self)
+        self.other.end()
+        self._checkOver()
+
+    def _bothDone(self) -> None:
+        """Neither direction of this connection goes on; the other's is flushed."""
+        self._writeEnded = True
+        self.isOver = True
+        self.updateReading()
+        if not self._readEnded:
+            self._readEnded = True
+            self.relay.ending(self)
+            self.other.end()
+        self.other.peerGone()
+        self.relay.checkDone()
+
+    def peerGone(self) -> None:
+        """Nothing that comes from here is wanted any more; what is pending still goes out."""
+        if self.isOver:
+            return
+        self._readEnded = True
+        self.updateReading()
+        self._checkOver()
+
+    def _drain(self, view: memoryview) -> None:
+        """Drop what comes after we have closed, but for the peer's own close frame."""
+        if self._framing is None:
+            return
+        for one in self._framing.reader.read(view):
+            if isinstance(one, Control) and one.opcode == CLOSE:
+                self._bothDone()
+                return
+
+    def _refuse(self, broken: FrameError) -> None:
+        """The peer broke the protocol: say so, if there is room, and end."""
+        self._log.info(
+            "closing a WebSocket: {reason} ({code})", reason=str(broken), code=broken.code
+        )
+        if not self._pending and not self._closeSent:
+            try:
+                self._socket.send(self._frame(CLOSE, closePayload(broken.code, str(broken))))
+            except OSError:
+                pass  # it will learn by the end of the connection
+        self.relay.finish("broken", str(broken))
+
+    # Sending.
+
+    def sendFirst(self, payload: bytes) -> None:
+        """Send what was received before the sockets were taken."""
+        self.send([memoryview(bytearray(payload))], len(payload))
+
+    def send(self, pieces: list[memoryview], size: int, buffer: memoryview | None = None) -> None:
+        """
+        Send payload, framed as this side wants it.
+
+        @param pieces: Writable ranges; they are masked where they lie, and are not
+            used after the call.
+        @param size: Their sum.
+        @param buffer: Has room for a head before the one piece.
+        """
+        if self._writeEnded or self._endWaits:
+            return
+        for told in self.stream.onSent:
+            told(size)
+        framing = self._framing
+        if framing is None:
+            self._transmit(pieces, size)
+            return
+        if len(pieces) == 1 and buffer is not None:
+            head = self._head(framing, pieces)
+            start = MAX_HEAD - len(head)
+            buffer[start:MAX_HEAD] = head
+            whole = buffer[start : MAX_HEAD + size]
+            self._transmit([whole], len(whole))
+            return
+        framed: list[memoryview] = []
+        total = 0
+        for piece in pieces:
+            head = self._head(framing, [piece])
+            framed += [memoryview(head), piece]
+            total += len(head) + len(piece)
+        self._transmit(framed, total)
+
+    def _head(self, framing: Framing, pieces: list[memoryview]) -> bytes:
+        (piece,) = pieces
+        if not framing.client:
+            return frameHead(len(piece), None)
+        key = self._relays.keys.key()
+        newMasker(key).apply(piece)
+        return frameHead(len(piece), key)
+
+    def _frame(self, opcode: int, payload: bytes) -> bytes:
+        assert self._framing is not None
+        return frame(payload, self._relays.keys.key() if self._framing.client else None, opcode)
+
+    def _transmit(self, pieces: list[memoryview], size: int) -> None:
+        """Send at once; keep a copy of what the socket does not take."""
+        if self._pending:
+            self._keep(pieces, 0)
+            return
+        sent = 0
+        try:
+            if len(pieces) == 1:
+                sent = self._socket.send(pieces[0])
+            else:
+                sent = self._socket.sendmsg(pieces[:MAX_PIECES])
+        except OSError as failed:
+            if failed.errno not in _LATER:
+                raise
+        if sent < size:
+            self._keep(pieces, sent)
+            self._updateWriting()
+            self.other.updateReading()
+
+    def _keep(self, pieces: list[memoryview], skip: int) -> None:
+        """Copy the pieces, less their first C{skip} bytes: the buffer is shared."""
+        for piece in pieces:
+            size = len(piece)
+            if skip >= size:
+                skip -= size
+                continue
+            kept = bytes(piece[skip:])
+            skip = 0
+            self._pending.append(kept)
+            self._pendingSize += len(kept)
+
+    def _sendControl(self, opcode: int, payload: bytes) -> None:
+        """
+        Send a control frame, after what is pending.
+
+        A pong is left out while much waits: pings must not fill memory.
+        """
+        if self._closeSent and opcode != CLOSE:
+            return
+        if opcode == PONG and self._pending:
+            return
+        data = self._frame(opcode, payload)
+        self._transmit([memoryview(data)], len(data))
+
+    def _flush(self) -> None:
+        pending = self._pending
+        try:
+            sent = self._socket.sendmsg(pending[:MAX_PIECES])
+        except OSError as failed:
+            if failed.errno in _LATER:
+                return
+            raise
+        if sent:
+            self.relay.moved()
+        self._pendingSize -= sent
+        done = 0
+        for piece in pending:
+            if sent < len(piece):
+                break
+            sent -= len(piece)
+            done += 1
+        del pending[:done]
+        if sent:
+            pending[0] = memoryview(pending[0])[sent:]
+        if pending:
+            return
+        self._updateWriting()
+        if self._endWaits:
+            self._endWaits = False
+            self.end()
+        self.other.updateReading()
+        self._checkOver()
+
+    def end(self) -> None:
+        """The other side's peer has ended: end our direction after what is pending."""
+        if self._writeEnded or self._endWaits or self.relay.why is not None:
+            return
+        if self._pending:
+            self._endWaits = True
+            return
+        framing = self._framing
+        if framing is None:
+            self._writeEnded = True
+            self._shutdown()
+        elif framing.eof:
+            self._sendControl(BINARY, b"")
+            self._writeEnded = True
+        else:
+            self._close()
+        self._checkOver()
+
+    def _close(self) -> None:
+        """Send a close frame, and wait a while for the peer to end the connection."""
+        self._writeEnded = True
+        if not self._closeSent:
+            self._sendControl(CLOSE, closePayload(1000, ""))
+            self._closeSent = True
+        self._draining = True
+        self._readEnded = True
+        if self._closeTimer is None:
+            self._closeTimer = self._relays.clock.callLater(CLOSE_TIMEOUT, self._closeTimedOut)
+        self.updateReading()
+        self.other.end()
+
+    def _closeTimedOut(self) -> None:
+        self._closeTimer = None
+        self.guard(self._bothDone)
+
+    def _shutdown(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as failed:
+            if failed.errno != errno.ENOTCONN:
+                raise
+
+    def _checkOver(self) -> None:
+        """Whether this connection has nothing left to do."""
+        if self.isOver or self.relay.why is not None:
+            return
+        if not (self._readEnded and self._writeEnded) or self._pending:
+            return
+        framing = self._framing
+        if framing is not None and framing.eof and not self._closeSent:
+            # Both end marks are there: close frames follow.
+            self._close()
+        elif framing is None or not self._draining:
+            self.isOver = True
+            self.updateReading()
+            self.relay.checkDone()

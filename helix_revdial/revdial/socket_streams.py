@@ -1,0 +1,91 @@
+# -*- test-case-name: tests.revdial.test_sockets -*-
+"""
+A connection that can be taken over by whoever moves its bytes on its socket.
+
+A transport says by a L{SocketStream} what is needed for that: itself, to be
+parked, how its bytes are framed, what it has received already, and whom to
+tell.  Taking does not happen here; see L{helix_revdial.revdial.sockets}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import tcp
+
+from helix_revdial.revdial.frames import FrameReader
+
+if TYPE_CHECKING:
+    from helix_revdial.revdial.sockets import SocketRelay
+
+
+@dataclass
+class Framing:
+    """
+    The WebSocket of a connection that is taken over.
+
+    @ivar reader: Knows how far the peer's frames have been read.
+    @ivar client: Whether we are the client, and mask.
+    @ivar eof: Whether the end mark is agreed.
+    """
+
+    reader: FrameReader
+    client: bool
+    eof: bool
+
+
+@dataclass
+class SocketStream:
+    """
+    A connection that can be taken over.
+
+    @ivar transport: Twisted's transport, with nothing left to send.
+    @ivar framing: Its WebSocket, or C{None} where bytes are bytes.
+    @ivar early: What was received and not yet parsed.
+    @ivar onTaken: Told who has it now, before anything moves.
+    @ivar onReceived: Told of payload bytes that came from it.
+    @ivar onSent: Told of payload bytes that were sent to it.
+    @ivar onEnd: Told, just before the transport is, whether it ended in good order,
+        and why.
+    """
+
+    transport: tcp.Connection
+    framing: Framing | None = None
+    early: bytes = b""
+    onTaken: list[Callable[[SocketRelay], None]] = field(default_factory=list)
+    onReceived: list[Callable[[int], None]] = field(default_factory=list)
+    onSent: list[Callable[[int], None]] = field(default_factory=list)
+    onEnd: list[Callable[[bool, str], None]] = field(default_factory=list)
+
+
+def plainStream(transport: Any) -> SocketStream | None:
+    """
+    The stream of a transport of Twisted's own, if it can be taken over now.
+
+    Not TLS, not a wrapper, not closing; and nothing in it that is still to be
+    sent, after it has been given the chance.
+    """
+    if not isinstance(transport, tcp.Connection) or getattr(transport, "TLS", False):
+        return None
+    if not transport.connected or transport.disconnected or transport.disconnecting:
+        return None
+    if _hasUnsent(transport):
+        transport.doWrite()
+        if _hasUnsent(transport) or transport.disconnected or transport.disconnecting:
+            return None
+    return SocketStream(transport)
+
+
+def streamOf(transport: Any) -> SocketStream | None:
+    """The stream of a transport, a carrier's or Twisted's own, if it can be taken now."""
+    give = getattr(transport, "socketStream", None)
+    if give is None:
+        return plainStream(transport)
+    stream: SocketStream | None = give()
+    return stream
+
+
+def _hasUnsent(transport: Any) -> bool:
+    return len(transport.dataBuffer) > transport.offset or bool(transport._tempDataBuffer)
