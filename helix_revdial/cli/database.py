@@ -8,6 +8,9 @@ where it does, and no text made here repeats it.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from helix_revdial.cli.edge import PASSED, CommandError, SettingsError, plain
@@ -25,16 +28,17 @@ def database() -> None:
 @database.command("upgrade")
 @click.option(
     "--url",
-    envvar=URL_VARIABLE,
     metavar="URL",
     help="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.  "
     f"With a password in it, give it as {URL_VARIABLE}.",
 )
+@click.option(
+    "--config", metavar="FILE", help="The server's file of settings, which says which database."
+)
 @passInvocation
-def upgradeCommand(invocation: Invocation, url: str | None) -> int:
+def upgradeCommand(invocation: Invocation, url: str | None, config: str | None) -> int:
     """Bring the database's schema to the newest revision."""
-    if not url:
-        raise click.UsageError(f"which database? Set {URL_VARIABLE} or give --url")
+    url = _which(url, config)
     # SQLAlchemy and alembic are slow to import and wanted here only.
     from helix_revdial.storage.database import DatabaseUnavailable
     from helix_revdial.storage.schema import upgrade
@@ -54,6 +58,23 @@ def upgradeCommand(invocation: Invocation, url: str | None) -> int:
     else:
         invocation.output.line(f"Upgraded the database from revision {before} to {now}.")
     return PASSED
+
+
+def _which(url: str | None, config: str | None) -> str:
+    """The database that is meant: by a flag, else as the server finds it."""
+    if url and config:
+        raise click.UsageError("--url and --config both say which database: give one of them")
+    if config:
+        from helix_revdial.config import ConfigError, load
+
+        try:
+            return load(Path(config), os.environ).databaseURL
+        except ConfigError as error:
+            raise SettingsError(f"db upgrade: {plain(error)}") from None
+    url = url or os.environ.get(URL_VARIABLE)
+    if not url:
+        raise click.UsageError(f"which database? Set {URL_VARIABLE}, or give --config or --url")
+    return url
 
 
 def _without(url: str, error: Exception) -> str:

@@ -25,7 +25,22 @@ class UpgradeTests(CommandTestCase):
         self.environment = {"HELIX_REVDIAL_SERVER_DATABASE": ""}
         ran = self.helix("db", "upgrade")
         self.assertEqual(ran.code, 2)
-        self.assertIn("Set HELIX_REVDIAL_SERVER_DATABASE or give --url", ran.err)
+        self.assertIn("Set HELIX_REVDIAL_SERVER_DATABASE, or give --config or --url", ran.err)
+
+    def test_config(self) -> None:
+        """The server's own file says which database; what is wrong in it is named."""
+        state, path = Path(self.mktemp()).absolute(), Path(self.mktemp())
+        state.mkdir()
+        path.write_text(f'[server]\nstate_directory = "{state}"\n', encoding="utf-8")
+        ran = self.helix("db", "upgrade", "--config", str(path))
+        self.assertEqual((ran.code, ran.err), (0, ""))
+        self.assertTrue((state / "helix.sqlite").exists())
+        ran = self.helix("db", "upgrade", "--config", str(path), "--url", "sqlite://")
+        self.assertEqual(ran.code, 2)
+        path.write_text("[server]\nstate = 'x'\n", encoding="utf-8")
+        ran = self.helix("db", "upgrade", "--config", str(path))
+        self.assertEqual(ran.code, 2)
+        self.assertIn("line 2", ran.err)
 
     def test_unusable(self) -> None:
         """Other databases are refused, those that cannot be opened fail; no password is shown."""
