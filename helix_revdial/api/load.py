@@ -86,7 +86,12 @@ class Load:
             reserve=limits.descriptorReserve or None,
         )
         self.overload = Overload(
-            clock, overloadLimits(limits), scarce=self.scarce, buffered=buffered
+            clock,
+            overloadLimits(limits),
+            scarce=self.scarce,
+            buffered=buffered,
+            # Whoever watches the connections counts these.
+            onLimit=self.hit,
         )
         self.tenants = Shares(limits.connectionsPerTenant)
 

@@ -61,16 +61,19 @@ class Overload:
         *,
         scarce: Callable[[], bool] = lambda: False,
         buffered: Callable[[], int] = lambda: 0,
+        onLimit: Callable[[str], None] | None = None,
     ) -> None:
         """
         @param clock: Tells the time.
         @param scarce: Whether descriptors are running out.
         @param buffered: How many bytes wait for peers to read.
+        @param onLimit: Told the name of each limit that refuses a dial.
         """
         self.limits = limits
         self._clock = clock
         self._scarce = scarce
         self._buffered = buffered
+        self._onLimit = onLimit
         self._bytes = 0
         self._lookAgain = float("-inf")
 
@@ -82,15 +85,20 @@ class Overload:
         @raise Overloaded: No.
         """
         if dials >= self.limits.dials:
-            raise Overloaded("dials", "too many dials are under way")
+            raise self._refused("dials", "too many dials are under way")
         if self._scarce():
-            raise Overloaded("descriptors", "the server is short of descriptors")
+            raise self._refused("descriptors", "the server is short of descriptors")
         now = self._clock.seconds()
         if now >= self._lookAgain:
             self._lookAgain = now + LOOK_EVERY
             self._bytes = self._buffered()
         if self._bytes >= self.limits.bufferedBytes:
-            raise Overloaded("buffered_bytes", "too many bytes wait for their readers")
+            raise self._refused("buffered_bytes", "too many bytes wait for their readers")
+
+    def _refused(self, limit: str, text: str) -> Overloaded:
+        if self._onLimit is not None:
+            self._onLimit(limit)
+        return Overloaded(limit, text)
 
 
 __all__ = ["Overload", "OverloadLimits", "Overloaded"]

@@ -165,6 +165,7 @@ class DescriptorTests(LimitedCase):
         self.open = 80
         error = self.assertRaises(TooManyPendingDials, self.load.overload.check, 0)
         self.assertIn("descriptors", str(error))
+        self.assertEqual(self.load.hit.counts, {"descriptors": 1})
 
 
 class ReloadTests(LimitedCase):
