@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote, urlencode, urlsplit
 
+from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -130,6 +131,14 @@ class _Body(Protocol):
         self.finished.callback(result)
 
 
+class _AnyHost(EncodedURL):
+    """A URL whose host may be an IPv6 address: hyperlink encodes that as if it were a name."""
+
+    def to_uri(self) -> EncodedURL:
+        """An address is what it is sent as."""
+        return self if ":" in self.host else super().to_uri()
+
+
 class Exchange:
     """
     Asks one server, with one credential.
@@ -231,7 +240,7 @@ class Exchange:
         started = self.monotonic()
         response = await self._http.request(
             method,
-            url,
+            _AnyHost.from_text(url),
             headers=headers,
             data=data,
             allow_redirects=False,

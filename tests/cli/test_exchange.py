@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from OpenSSL.SSL import Error as TLSError
+from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.error import (
     ConnectError,
@@ -22,6 +23,8 @@ from twisted.web._newclient import ParseError
 from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
 
 from helix_revdial.cli.edge import CommandError
 from helix_revdial.cli.exchange import MAX_PROBLEM, Answer, Exchange
@@ -52,7 +55,7 @@ class FakeHTTP:
         self.result = result
         self.kwargs: dict[str, Any] = {}
 
-    def request(self, method: str, url: str, **kwargs: Any) -> Deferred[Any]:
+    def request(self, method: str, url: Any, **kwargs: Any) -> Deferred[Any]:
         """Answer with what was given."""
         self.kwargs = kwargs
         self.url = url
@@ -198,10 +201,46 @@ class RequestTests(ExchangeTestCase):
     def test_credentialInTheHeaderOnly(self) -> None:
         """The key stands in Authorization and nowhere else; redirects are off."""
         self.start(None, query=[("a", "b c")])
-        self.assertEqual(self.http.url, "http://cp.example/prefix/api/v1/x?a=b%20c")
+        self.assertEqual(str(self.http.url), "http://cp.example/prefix/api/v1/x?a=b%20c")
         headers = self.http.kwargs["headers"]
         self.assertEqual(headers.getRawHeaders("authorization"), [f"Bearer {KEY}"])
         self.assertIs(self.http.kwargs["allow_redirects"], False)
+
+    def test_everyKindOfHost(self) -> None:
+        """An IPv6 address reaches the agent as it is; treq takes it for no domain name."""
+        for given, sent in (
+            ("http://[::1]:8080", b"http://[::1]:8080/x?a=b%20c"),
+            ("https://[2001:db8::7]/prefix", b"https://[2001:db8::7]/prefix/x?a=b%20c"),
+            ("http://192.0.2.1:81", b"http://192.0.2.1:81/x?a=b%20c"),
+            ("https://b\u00fccher.example", b"https://xn--bcher-kva.example/x?a=b%20c"),
+        ):
+            asked: list[bytes] = []
+            http = HTTPClient(RecordingAgent(asked))
+            settings = Settings(ServerURL.parse(given), KEY)
+            clock = Clock()
+            exchange = Exchange(clock, http, settings, clock.seconds)
+            made = Deferred.fromCoroutine(exchange.request("GET", "/x", query=[("a", "b c")]))
+            self.failureResultOf(made, Unreachable)
+            self.assertEqual(asked, [sent])
+
+
+@implementer(IAgent)
+class RecordingAgent:
+    """Notes the URLs that it is asked for, and reaches none of them."""
+
+    def __init__(self, asked: list[bytes]) -> None:
+        self.asked = asked
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """Note the URL."""
+        self.asked.append(uri)
+        return fail(NothingListens())
 
 
 class AnswerTests(CommandTestCase):
