@@ -26,13 +26,9 @@ class RunnersTests(AgentTestCase):
 
     timeout: ClassVar[float] = 90
 
-    def file(self, text: str) -> str:
-        path = absolute(self.mktemp())
-        Path(path).write_text(text, encoding="utf-8")
-        return path
-
     def agent(self, text: str) -> AgentProcess:
-        return self.start(*TWISTD, "helix-revdial-agent", f"--config={self.file(text)}")
+        path = fileOf(absolute(self.mktemp()), text)
+        return self.start(*TWISTD, "helix-revdial-agent", f"--config={path}")
 
     async def test_eachForItself(self) -> None:
         """
@@ -139,6 +135,12 @@ class RunnersTests(AgentTestCase):
             stream.wire.abortConnection()
 
 
+def fileOf(path: str, text: str) -> str:
+    """Write a file; its path."""
+    Path(path).write_text(text, encoding="utf-8")
+    return path
+
+
 async def turn() -> None:
     """One turn of the reactor, and a little more."""
     from twisted.internet.task import deferLater
@@ -155,3 +157,63 @@ def memory(agent: AgentProcess) -> dict[str, int]:
         if name in ("VmRSS", "RssFile"):
             found[name] = int(value.split()[0]) * 1024
     return found
+
+
+class CheckTests(AgentTestCase):
+    """C{--check} and C{helix diag} as people run them."""
+
+    timeout: ClassVar[float] = 60
+
+    async def test_check(self) -> None:
+        """
+        Each runner of a file is looked at; what fails is said with what to do, in the exit
+        status too; the token is nowhere, and no agent runs.
+        """
+        service, down = self.serve(), self.unusedPort()
+        path = fileOf(
+            absolute(self.mktemp()),
+            f"""
+            [defaults]
+            server = "http://127.0.0.1:{self.unusedPort()}"
+            token_file = "{self.tokenFile()}"
+            [[runner]]
+            key = "wolf-1"
+            targets = [{{ name = "up", address = "127.0.0.1:{service}" }}]
+            [[runner]]
+            key = "wolf-2"
+            targets = [{{ name = "down", address = "127.0.0.1:{down}" }}]
+            """,
+        )
+        helix = "import sys; from helix_revdial.cli.main import main; main()"
+        for arguments in (
+            (*TWISTD, "helix-revdial-agent", f"--config={path}", "--check"),
+            ("-c", helix, "diag", f"--config={path}"),
+        ):
+            agent = self.start(*arguments, environment={"PYTHONIOENCODING": "utf-8"})
+            code = await within(reactor, agent.ended, "the end of the check")
+            self.assertEqual(code, 1, agent.output)
+            for words in (
+                "wolf-1 to http://127.0.0.1:",
+                "connection refused",
+                "nothing listens on port",
+                "✅ target up",
+                "wolf-2 to http://127.0.0.1:",
+                "❌ target down",
+            ):
+                self.assertIn(words, agent.output)
+            self.assertNotIn("Traceback", agent.output)
+
+    async def test_misuse(self) -> None:
+        """What cannot be looked at is a usage error, and nothing is asked of a server."""
+        helix = "import sys; from helix_revdial.cli.main import main; main()"
+        for arguments in (
+            ("--config=/nonexistent.toml",),
+            ("--server=cp.example",),
+            ("--server=http://a", "--runner=-x"),
+            ("--server=http://a", "--target=x"),
+            ("--config=x", "--insecure"),
+        ):
+            agent = self.start("-c", helix, "diag", *arguments)
+            code = await within(reactor, agent.ended, f"the end of diag {arguments}")
+            self.assertEqual(code, 2, agent.output)
+            self.assertTrue(agent.output.startswith("helix: "), agent.output)
