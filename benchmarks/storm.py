@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -236,6 +237,7 @@ async def measure(reactor: Any, arguments: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     finally:
         server.kill()
+        shutil.rmtree(server.directory, ignore_errors=True)
 
 
 async def _until(reactor: Any, true: Any, limit: float = 30.0) -> None:

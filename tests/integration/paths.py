@@ -97,6 +97,7 @@ class Middlebox:
 
     @ivar port: Where agents reach it.
     @ivar pairs: What goes through, in the order it came.
+    @ivar shut: Whether it swallows what comes from now on, too.
     """
 
     def __init__(self, host: str, port: int, idle: float | None = None) -> None:
@@ -107,6 +108,7 @@ class Middlebox:
         self._to = (host, port)
         self._idle = idle
         self.pairs: list[Pair] = []
+        self.shut = False
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen(1024)
@@ -125,7 +127,7 @@ class Middlebox:
                 far = socket.create_connection(self._to)
             except OSError:
                 return
-            self.pairs.append(Pair(near, far, self._idle))
+            self.pairs.append(Pair(near, far, self._idle, self.shut))
 
     def stop(self) -> None:
         """End everything."""
@@ -144,8 +146,10 @@ class Pair:
     @ivar bytes: How many have passed, both ways together.
     """
 
-    def __init__(self, near: socket.socket, far: socket.socket, idle: float | None) -> None:
-        self.swallow = False
+    def __init__(
+        self, near: socket.socket, far: socket.socket, idle: float | None, swallow: bool
+    ) -> None:
+        self.swallow = swallow
         self.answer: Callable[[bytes], bytes] | None = None
         self.ended = False
         self.bytes = 0
