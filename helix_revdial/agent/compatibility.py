@@ -25,9 +25,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.logger import globalLogBeginner
 
-from ..telemetry.logs import observerFor
 from ..revdial.descriptors import raiseDescriptorLimit
 from ..revdial.monotonic import useMonotonicTime
+from ..telemetry.logs import observerFor
 from .service import agentService
 from .settings import AgentSettings, SettingsError, readSettings
 from .token import Secret
