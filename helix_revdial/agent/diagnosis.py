@@ -26,43 +26,32 @@ from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import Any, cast
 
-import h11
 from cryptography import x509
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
-    IHandshakeListener,
-    IHostResolution,
-    IOpenSSLClientConnectionCreator,
     IProtocol,
-    IProtocolFactory,
     IReactorTime,
-    IResolutionReceiver,
     IStreamClientEndpoint,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import LoopingCall
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from ..revdial.checks import CHECK_QUERY, Check, connectCheck
 from ..revdial.client import ServerURL
 from ..revdial.errors import DialError
 from ..revdial.exchange import (
-    USER_AGENT,
-    Answer,
-    CarrierForm,
     CarrierURL,
     MalformedAnswer,
-    UpgradeEndpoint,
     UpgradeRefused,
 )
 from .failures import connectReason
 from .findings import Finding, Heard, Outcome, judgeToken, judgeUpgrade, judgeVersion, plain
 from .network import NetworkSettings, wayTo
+from .probes import ANSWER, Addresses, Handshake, Leaving, Unverified, getPage, quiet
 from .proxy import ProxyFailed
 from .targets import LocalTarget, TargetAddress
 from .token import TokenSource, TokenUnusable
@@ -70,9 +59,6 @@ from .trust import NotTrusted, TrustUnusable, formatPin, pinOf
 
 STEP = 5.0
 """Seconds for a step: a name, a connection, an answer."""
-
-ANSWER = 10.0
-"""Seconds for an answer to HTTP, as an agent waits."""
 
 MAX_ADDRESSES = 8
 """Addresses of a name that are tried."""
@@ -187,7 +173,7 @@ class _Way:
             return [host], Finding("name", "ok", f"{host} is an address")
         except ValueError:
             pass
-        receiver = _Addresses()
+        receiver = Addresses()
         self._reactor.nameResolver.resolveHostName(receiver, host, port)
         try:
             found = await receiver.done.addTimeout(STEP, self._clock)
@@ -235,7 +221,7 @@ class _Way:
         began = self._clock.seconds()
         try:
             endpoint = kind(self._reactor, address, port, timeout=STEP)
-            await endpoint.connect(_quiet(_Leaving))
+            await endpoint.connect(quiet(Leaving))
         except Exception as failed:
             reason = connectReason(failed) or type(failed).__name__
             if isinstance(failed, error.TimeoutError):
@@ -248,7 +234,7 @@ class _Way:
         if proxy is None:
             return Finding("proxy", "ok", "none is configured")
         try:
-            await self._plain().connect(_quiet(_Leaving))
+            await self._plain().connect(quiet(Leaving))
         except ProxyFailed as failed:
             return Finding(
                 "proxy",
@@ -314,7 +300,7 @@ class _Way:
             seen = str(failed)
             try:
                 other = await self._handshake(
-                    wrapClientTLS(_Unverified(self._server.host), self._plain())
+                    wrapClientTLS(Unverified(self._server.host), self._plain())
                 )
             except Exception:
                 other = None
@@ -336,9 +322,9 @@ class _Way:
         reason = connectReason(failed) or type(failed).__name__
         return Finding("tls", "failed", plain(reason), "see that the port is the server's")
 
-    async def _handshake(self, endpoint: IStreamClientEndpoint) -> _Handshake:
-        protocol = _Handshake()
-        connecting = endpoint.connect(_quiet(lambda: protocol))
+    async def _handshake(self, endpoint: IStreamClientEndpoint) -> Handshake:
+        protocol = Handshake()
+        connecting = endpoint.connect(quiet(lambda: protocol))
         try:
             await connecting.addTimeout(ANSWER, self._clock)
             await protocol.done.addTimeout(ANSWER, self._clock)
@@ -358,7 +344,7 @@ class _Way:
             f"{self._server.basePath}/api/v1/version",
         )
         try:
-            heard = await _get(self._reactor, self._open(), url)
+            heard = await getPage(self._reactor, self._open(), url, limit=ANSWER)
         except Exception as failed:
             return None, self._noAnswer("http", failed)
         return heard, judgeVersion(heard)
@@ -649,7 +635,7 @@ async def _target(reactor: Any, name: str, address: TargetAddress) -> Finding:
     clock = cast(IReactorTime, reactor)
 
     def pair(clock: IReactorTime, *, linger: float) -> tuple[IProtocol, IProtocol]:
-        return cast(IProtocol, _Leaving()), cast(IProtocol, Protocol())
+        return cast(IProtocol, Leaving()), cast(IProtocol, Protocol())
 
     began = clock.seconds()
     try:
@@ -664,150 +650,6 @@ async def _target(reactor: Any, name: str, address: TargetAddress) -> Finding:
         )
     took = _milliseconds(clock.seconds() - began)
     return Finding(f"target {name}", "ok", f"{address} accepts, in {took}")
-
-
-async def _get(reactor: Any, endpoint: IStreamClientEndpoint, url: CarrierURL) -> Heard:
-    """A plain GET; only the beginning of the body is read."""
-    try:
-        await _Get(reactor, endpoint, url).connect(_quiet(Protocol))
-    except UpgradeRefused as answer:
-        return Heard(answer.status, answer.reason, answer.headers, answer.body)
-    raise AssertionError("a plain GET switches to nothing")
-
-
-class _Get(UpgradeEndpoint):
-    """An exchange that asks for no upgrade, so that every answer ends it."""
-
-    def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint, url: CarrierURL) -> None:
-        super().__init__(reactor, endpoint, timeout=ANSWER, ready=None)
-        self._request = h11.Request(
-            method="GET",
-            target=url.path,
-            headers=[
-                (b"Host", url.hostHeader()),
-                (b"User-Agent", USER_AGENT),
-                (b"Accept", b"application/json"),
-                (b"Connection", b"close"),
-            ],
-        )
-
-    def _form(self) -> CarrierForm:
-        return _GetForm(self._request)
-
-
-class _GetForm:
-    def __init__(self, request: h11.Request) -> None:
-        self.request = request
-
-    def begin(self, transport: Any, head: bytes) -> None:
-        transport.write(head)
-
-    def accepts(self, answer: Answer) -> bool:
-        if answer.status == 101:
-            raise MalformedAnswer("the server switched protocols unasked")
-        return False
-
-    def open(self, transport: Any, answer: Answer, protocol: IProtocol) -> IProtocol:
-        raise AssertionError("a plain GET opens nothing")
-
-
-def _quiet(build: Callable[[], Protocol]) -> IProtocolFactory:
-    """A factory that does not log its own life."""
-    factory: Factory = Factory.forProtocol(build)
-    factory.noisy = False
-    return factory
-
-
-class _Leaving(Protocol):
-    """Is connected, and goes."""
-
-    def connectionMade(self) -> None:
-        cast(Any, self.transport).abortConnection()
-
-
-@implementer(IHandshakeListener)
-class _Handshake(Protocol):
-    """
-    Waits for a TLS handshake.
-
-    @ivar done: Fires when it is complete, errbacks when it never will be.
-    @ivar certificate: The server's.
-    @ivar version: Of TLS.
-    """
-
-    def __init__(self) -> None:
-        self.done: Deferred[None] = Deferred()
-        self.certificate: crypto.X509 | None = None
-        self.version = "TLS"
-        self._fired = False
-
-    def handshakeCompleted(self) -> None:
-        transport = cast(Any, self.transport)
-        self.certificate = transport.getPeerCertificate()
-        self.version = str(transport.getHandle().get_protocol_version_name())
-        self._fire(None)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._fire(reason)
-
-    def leave(self) -> None:
-        """Close, whatever is known by then."""
-        if self.transport is not None:
-            cast(Any, self.transport).abortConnection()
-        # Nobody waits any more.
-        self.done.addErrback(lambda _: None)
-
-    def _fire(self, result: Failure | None) -> None:
-        if not self._fired:
-            self._fired = True
-            if result is None:
-                self.done.callback(None)
-            else:
-                self.done.errback(result)
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _Unverified:
-    """
-    TLS with anybody, to see which certificate he has; nothing is ever sent over it.
-    """
-
-    def __init__(self, host: str) -> None:
-        self._host = host
-
-    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-        context.set_verify(SSL.VERIFY_NONE, lambda *_: True)
-        connection = SSL.Connection(context, None)
-        try:
-            ip_address(self._host)
-        except ValueError:
-            connection.set_tlsext_host_name(self._host.encode("ascii"))
-        return connection
-
-
-@implementer(IResolutionReceiver)
-class _Addresses:
-    """
-    Collects the addresses of a name.
-
-    @ivar done: Fires with them, in order and each once.
-    """
-
-    def __init__(self) -> None:
-        self.done: Deferred[list[str]] = Deferred()
-        self._found: list[str] = []
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        """Nothing to do: what comes too late is not looked at."""
-
-    def addressResolved(self, address: Any) -> None:
-        if address.host not in self._found:
-            self._found.append(address.host)
-
-    def resolutionComplete(self) -> None:
-        if not self.done.called:
-            self.done.callback(self._found)
 
 
 __all__ = ["Finding", "Subject", "diagnose"]
