@@ -49,12 +49,12 @@ def answerHead(
         raise ValueError("the framing is the connection's business")
     if not 200 <= answer.status <= 599:
         raise ValueError("not a final status")
-    headers = [
-        (b"Date", date),
-        (b"Server", server),
-        (b"X-Request-Id", requestId.encode("ascii")),
-        *answer.headers,
-    ]
+    headers = [(b"X-Request-Id", requestId.encode("ascii")), *answer.headers]
+    # An answer that is passed on has those of its origin (RFC 9110, 6.6.1 and 10.2.4).
+    if b"server" not in names:
+        headers.insert(0, (b"Server", server))
+    if b"date" not in names:
+        headers.insert(0, (b"Date", date))
     hasBody = answer.status not in (204, 304)
     if isinstance(answer.body, bytes) and hasBody and b"content-length" not in names:
         headers.append((b"Content-Length", b"%d" % len(answer.body)))

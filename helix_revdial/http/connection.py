@@ -57,7 +57,7 @@ from helix_revdial.http.intake import Intake
 from helix_revdial.http.limits import addressKey
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import ConnectionGone, Request
-from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.http.response import BrokenOff, HandedOver, Response
 
 if TYPE_CHECKING:
     from helix_revdial.http.factory import HTTPFactory
@@ -127,6 +127,7 @@ class HTTPConnection(Protocol):
         self._intake: Intake | None = None
         self._answered = False
         self._endsWithCaller = False
+        self._wholeWithCaller = False
         self._logged = False
         self._drainLeft = 0
         self._begun = 0.0
@@ -270,7 +271,7 @@ class HTTPConnection(Protocol):
             self._advance()
         elif self._intake is not None and self._intake.open:
             self._intake.breakOff(Problem(400, "The connection ended before the request body did."))
-        elif self._endsWithCaller and self.phase is Phase.SERVING and not self._answered:
+        elif self.phase is Phase.SERVING and self._callerGone():
             self._abort()
 
     def writeConnectionLost(self) -> None:
@@ -376,7 +377,8 @@ class HTTPConnection(Protocol):
         self._headBegun = False
         self.phase = Phase.SERVING
         self._h11 = head.connection
-        self._answered = self._logged = self._endsWithCaller = False
+        self._answered = self._logged = False
+        self._endsWithCaller = self._wholeWithCaller = False
         self._begun = self._clock.seconds()
         intake = self._intake = Intake(
             head.length,
@@ -418,7 +420,8 @@ class HTTPConnection(Protocol):
                     requestId=request.requestId,
                 )
             return
-        self._log.failure("answering {requestId}", failure, requestId=request.requestId)
+        if failure.check(BrokenOff) is None:
+            self._log.failure("answering {requestId}", failure, requestId=request.requestId)
         if self._request is request and self.phase is Phase.SERVING:
             self._logOnce(request, "broken off")
             self._abort()
@@ -577,11 +580,16 @@ class HTTPConnection(Protocol):
         """See L{Request.whenLost}."""
         self._whenLost.append(call)
 
-    def endWithCaller(self) -> None:
+    def endWithCaller(self, *, whole: bool = False) -> None:
         """See L{Request.endWithCaller}."""
         self._endsWithCaller = True
-        if self._inputEnded and self.phase is Phase.SERVING and not self._answered:
+        self._wholeWithCaller = whole
+        if self._inputEnded and self.phase is Phase.SERVING and self._callerGone():
             self._abort()
+
+    def _callerGone(self) -> bool:
+        """Whether a caller that has ended its direction counts as gone."""
+        return self._wholeWithCaller or (self._endsWithCaller and not self._answered)
 
     def closeIdle(self) -> None:
         """Close if all that is done is to wait for another request than the first."""

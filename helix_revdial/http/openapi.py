@@ -14,8 +14,11 @@ from typing import Any
 
 import msgspec
 
-from helix_revdial.http.operations import JSON, Operation, OperationTable
+from helix_revdial.http.operations import ANY, JSON, Operation, OperationTable
 from helix_revdial.http.problem import ProblemDocument, phraseOf
+
+_METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
+"""What stands for a row that takes any method; the document knows no others."""
 
 _REF = "#/components/schemas/{name}"
 
@@ -29,7 +32,13 @@ def openapi(table: OperationTable) -> dict[str, Any]:
     schemas = _Schemas(table.operations)
     paths: dict[str, dict[str, Any]] = {}
     for row in table.operations:
-        paths.setdefault(row.openAPIPath, {})[row.method.lower()] = _operation(row, schemas)
+        described = paths.setdefault(row.openAPIPath, {})
+        if row.method != ANY:
+            described[row.method.lower()] = _operation(row, schemas)
+            continue
+        for method in _METHODS:
+            operation = _operation(row, schemas)
+            described[method] = operation | {"operationId": row.name + method.capitalize()}
     return {
         "openapi": "3.1.0",
         "info": {

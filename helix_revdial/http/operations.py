@@ -36,7 +36,10 @@ from helix_revdial.http.validation import decodeJSON, decodeQuery
 JSON = "application/json"
 
 MAX_PARAMETER = 256
-"""Characters of a path parameter; nothing of ours has a longer name."""
+"""Characters of a path parameter that is a segment; nothing of ours has a longer name."""
+
+ANY = "*"
+"""Stands for every method, known or not."""
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
 
@@ -47,7 +50,7 @@ class Operation:
     One row.
 
     @ivar name: Unique; the C{operationId} of the OpenAPI document.
-    @ivar method: The HTTP method.  HEAD comes with GET.
+    @ivar method: The HTTP method.  HEAD comes with GET.  L{ANY}: whatever it is.
     @ivar path: Such as C{"/api/v1/sessions/{session}"}; C{"{rest:path}"} takes
         slashes too.
     @ivar run: Carries it out.  What it returns is encoded as JSON, unless it is
@@ -85,6 +88,11 @@ class Operation:
     def parameters(self) -> list[str]:
         """The names of the path's parameters, in order."""
         return [matched[0] for matched in _PARAMETER.findall(self.path)]
+
+    @property
+    def segments(self) -> list[str]:
+        """Those of them that are one segment of the path each."""
+        return [matched[0] for matched in _PARAMETER.findall(self.path) if not matched[1]]
 
     @property
     def openAPIPath(self) -> str:
@@ -157,7 +165,11 @@ class OperationTable:
         self._translate = translate
         self._check()
         rules = [
-            Rule(_werkzeugPath(row.path), methods=[row.method], endpoint=row.name)
+            Rule(
+                _werkzeugPath(row.path),
+                methods=None if row.method == ANY else [row.method],
+                endpoint=row.name,
+            )
             for row in self.operations
         ]
         self._rows = {row.name: row for row in self.operations}
@@ -218,9 +230,10 @@ class OperationTable:
             raise
         except (RequestRedirect, HTTPException):
             raise Problem(404, "There is nothing at this path.") from None
-        if any(len(str(value)) > MAX_PARAMETER for value in params.values()):
+        row = self._rows[name]
+        if any(len(str(params[name])) > MAX_PARAMETER for name in row.segments):
             raise Problem(404, "There is nothing at this path.")
-        return Call(request, self._rows[name], dict(params))
+        return Call(request, row, dict(params))
 
     @staticmethod
     def _otherMethod(request: Request, methods: Sequence[str]) -> Response:

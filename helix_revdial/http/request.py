@@ -73,7 +73,7 @@ class RequestOwner(Structural):
 
     def whenLost(self, call: Callable[[], None]) -> None: ...
 
-    def endWithCaller(self) -> None: ...
+    def endWithCaller(self, *, whole: bool = False) -> None: ...
 
     def handOver(
         self, request: Request, build: Callable[[], IProtocol], replayHead: bool
@@ -165,15 +165,17 @@ class Request:
         """
         self._owner.whenLost(call)
 
-    def endWithCaller(self) -> None:
+    def endWithCaller(self, *, whole: bool = False) -> None:
         """
         From now on until the answer begins, the caller's end of its direction is taken
         for its going away, and cancels the dispatch.
 
+        @param whole: Until the answer is complete: for one that may take for ever.
+
         For what holds something scarce while it waits.  TCP does not tell a caller
         that has closed its socket from one that only says that it has no more to send.
         """
-        self._owner.endWithCaller()
+        self._owner.endWithCaller(whole=whole)
 
     def handOver(
         self,

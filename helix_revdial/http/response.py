@@ -10,6 +10,12 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Final
 
 
+class BrokenOff(Exception):
+    """
+    Raised by the body of an answer whose source has broken: no fault of the server's.
+    """
+
+
 class Response:
     """
     An answer.
