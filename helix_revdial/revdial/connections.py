@@ -761,6 +761,21 @@ class Connections:
         """C{"connected"}, C{"grace"}, or C{None}."""
         return self._table.status(key)
 
+    def leadsTo(self, key: str, target: str | None) -> tuple[int, Expose] | None:
+        """
+        Where a dial would lead now, for whoever would use a stream of before again.
+
+        @return: The generation that is connected as C{key}, and whom its target is
+            for; C{None} where none is.
+        """
+        holder = self._table.holder(key)
+        if holder is None or holder.graceEnds is not None:
+            return None
+        registration = self._registrations.get(holder.generation)
+        if registration is None:
+            return None
+        return holder.generation, exposeOf(registration.targets, target)
+
     def stats(self) -> Stats:
         """The counts of the moment."""
         counts = self._table.stats()
