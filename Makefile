@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types suite wheel pytest-suite clean
+.PHONY: demo test check lint types suite wheel pytest-suite bench bench-short clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/python docs/examples/demo.py
@@ -39,6 +39,14 @@ pytest-suite: $(VENV)/.ready
 # What is shipped is the wheel: it must offer both plugins in an environment of its own.
 wheel: $(VENV)/.ready
 	@$(BIN)/python -m tests.wheel
+
+# This project beside haproxy, ssh and others; see docs/performance.md.
+bench: $(VENV)/.ready
+	@$(BIN)/python -m benchmarks --agents 1000 --streams 500 $(BENCH)
+
+# Half a minute: bulk and its cost against haproxy; fails where a third of the baseline is lost.
+bench-short: $(VENV)/.ready
+	@$(BIN)/python -m benchmarks --short
 
 clean:
 	@rm -rf $(VENV) build dist demo _trial_temp* .mypy_cache .ruff_cache .hypothesis *.egg-info
