@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gateways": {"revdial", "http", "access"},
     "sessions": {"storage", "access"},
     "desktop": {"http"},
-    "cli": {"storage", "desktop", "agent", "config"},
+    "cli": {"storage", "desktop", "agent", "config", "revdial"},
     "api": ALL | {"api"},
     "control_plane": ALL | {"api"},
     "control_plane_tap": ALL | {"api", "control_plane"},

@@ -19,7 +19,7 @@ import click
 
 from helix_revdial.cli.edge import runCommand
 from helix_revdial.cli.output import Output
-from helix_revdial.cli.profile import Flags, resolve
+from helix_revdial.cli.profile import Flags, Settings, resolve
 
 if TYPE_CHECKING:
     from helix_revdial.cli.client import Client
@@ -29,6 +29,9 @@ CLOSE_TIMEOUT = 1.0
 
 Asking = Callable[[Any, "Client"], Coroutine[Any, Any, int]]
 """Takes the reactor and the client; returns the exit code."""
+
+Serving = Callable[[Any, Settings], Coroutine[Any, Any, int]]
+"""Takes the reactor and the settings; returns the exit code."""
 
 
 @dataclass
@@ -65,6 +68,18 @@ class Invocation:
                 await closing
 
         return runCommand(main)
+
+
+    def withSettings(self, command: Serving) -> int:
+        """
+        Run a command that reaches the server in its own way.
+
+        @return: The command's exit code.
+
+        @raise SettingsError: The settings cannot be used.
+        """
+        settings = resolve(self.flags, os.environ)
+        return runCommand(lambda reactor: command(reactor, settings))
 
 
 passInvocation = click.make_pass_decorator(Invocation, ensure=True)
@@ -128,6 +143,7 @@ __all__ = [
     "Duration",
     "Identifier",
     "Invocation",
+    "Serving",
     "Timeout",
     "jsonFlag",
     "passInvocation",

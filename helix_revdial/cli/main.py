@@ -42,9 +42,11 @@ DEBUG_VARIABLE = "HELIX_DEBUG"
 
 FAMILIES = {
     "completion": ("completion:completion", "Completion for bash, zsh and fish."),
+    "connect": ("connecting:connect", "Standard input and output as a stream to a target."),
     "db": ("database:database", "The server's database: migrations."),
     "diag": ("diag:diag", "Why an agent on this host does not reach its server, or that it would."),
     "desktop": ("desktop:desktop", "The service inside a sandbox: screenshot, clipboard."),
+    "forward": ("forward:forward", "Ports of this machine that lead to targets of a runner."),
     "revdial": ("status:revdial", "The server's connections to runners (for administrators)."),
     "server": ("server:server", "The server itself: reload its settings (for administrators)."),
     "sessions": ("sessions:sessions", "Sessions: create, list, delete."),

@@ -23,6 +23,8 @@ class MainTests(CommandTestCase):
         self.assertEqual((ran.code, ran.err), (0, ""))
         for family, subcommands in {
             "completion": (),
+            "connect": (),
+            "forward": (),
             "db": ("upgrade",),
             "desktop": ("serve",),
             "revdial": ("status",),
