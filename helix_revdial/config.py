@@ -200,6 +200,25 @@ class LimitsSection(_Section, frozen=True, rename=_snake):
     """Descriptors kept for control connections; 0 for a tenth of all."""
 
 
+class GatewaysSection(_Section, frozen=True, rename=_snake):
+    """HTTP to services beside agents."""
+
+    requestsPerUser: Count = 256
+    """HTTP requests of one user that may be under way, upgraded ones included."""
+
+    requestsPerRunner: Count = 512
+    """The same to one runner."""
+
+    answerTimeout: Seconds = 300.0
+    """Seconds from the end of a request until its service must begin to answer."""
+
+    trustedProxies: tuple[str, ...] = ()
+    """Networks, addresses or C{"unix"}: whose C{X-Forwarded-} fields are passed on."""
+
+    baseDomain: str | None = None
+    """The domain of C{TARGET--RUNNER} host names; without it there are none."""
+
+
 class DesktopSection(_Section, frozen=True, rename=_snake):
     """Screenshots and clipboards of sessions."""
 
@@ -286,6 +305,7 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     http: HttpSection = HttpSection()
     liveness: LivenessSection = LivenessSection()
     limits: LimitsSection = LimitsSection()
+    gateways: GatewaysSection = GatewaysSection()
     desktop: DesktopSection = DesktopSection()
     drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()

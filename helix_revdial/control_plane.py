@@ -41,7 +41,8 @@ from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
 from helix_revdial.api.load import Load
 from helix_revdial.api.metrics import MetricsService
-from helix_revdial.api.services import Services, cutWhatEnds
+from helix_revdial.api.proxy import ByName
+from helix_revdial.api.services import Services, cutWhatEnds, proxyLimits
 from helix_revdial.api.tracing import traced
 from helix_revdial.config import (
     RUNNER_TOKEN_VARIABLE,
@@ -394,10 +395,9 @@ class ControlPlane(LoggingService):
             reload=self.reload,
             sockets=SocketRelays(clock),
         )
-        self._table = operationTable(
-            self.services,
-            Authority(tokens, sessions, audit, certificate=self._principalOf),
-        )
+        authority = Authority(tokens, sessions, audit, certificate=self._principalOf)
+        self._byName = ByName(self.services, authority, lambda: self._config.gateways.baseDomain)
+        self._table = operationTable(self.services, authority)
 
     def _await(self, connections: Connections) -> None:
         """The runners of before the start are away, not gone; and so for the next start."""
@@ -479,6 +479,7 @@ class ControlPlane(LoggingService):
             self.services.connections.setLimits(**tunnelLimits(config.tunnel, config.limits))
             self.services.load.setLimits(config.limits)
             self.services.streams.setLimit(config.limits.streamsPerUser)
+            self.services.proxy.setLimits(proxyLimits(config.gateways))
 
         return put
 
@@ -500,6 +501,7 @@ class ControlPlane(LoggingService):
             for family in before.endedIn(grants):
                 services.connections.revoke(credential=family)
                 services.streams.end(family)
+                services.proxy.end(family)
 
         return put
 
@@ -514,7 +516,9 @@ class ControlPlane(LoggingService):
             raise Problem(503, "The server is starting.", headers=[(b"Retry-After", b"1")])
         self.services.load.shed(request)
         try:
-            return await traced(request, self._table, self.metrics.observation.spans)
+            # A host that leads to a service is another origin: the API is not there.
+            dispatch = self._byName if self._byName.isFor(request) else self._table
+            return await traced(request, dispatch, self.metrics.observation.spans)
         except DatabaseUnavailable as error:
             problem = translate(error)
             assert problem is not None
@@ -538,6 +542,7 @@ class ControlPlane(LoggingService):
         self.supervision.stopping(limit + STOP_TIMEOUT)
         if self._table is not None:
             self._remembered.stop()
+            self.services.proxy.stop()
             drain = Drain(self._reactor, self.factory, self.services.connections, self._closePorts)
             if self._second is not None:
                 self._second.arm(drain.hurry)

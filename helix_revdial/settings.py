@@ -6,11 +6,13 @@ room that it is about.  The rooms know no file, so this is said here.
 
 from __future__ import annotations
 
+import re
 from typing import TypedDict
 
 from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
 from helix_revdial.config import (
     ConfigError,
+    GatewaysSection,
     HttpSection,
     LimitsSection,
     ListenSection,
@@ -22,9 +24,13 @@ from helix_revdial.config import (
 from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.listening.door import DoorSettings, prepare
 from helix_revdial.listening.errors import ListenError
+from helix_revdial.listening.sources import ProxySources
 from helix_revdial.listening.tls import TLSSettings
 from helix_revdial.revdial.keepalive import KernelWatch, Liveness
 from helix_revdial.revdial.overload import OverloadLimits
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 def check(config: ServerConfig) -> None:
@@ -37,8 +43,11 @@ def check(config: ServerConfig) -> None:
     try:
         for section in config.listen:
             prepare(doorSettings(section))
+        trustedProxies(config.gateways)
     except ListenError as error:
         raise ConfigError(str(error)) from None
+    if config.gateways.baseDomain is not None:
+        checkBaseDomain(config.gateways.baseDomain)
     certificateGrants(config)
 
 
@@ -94,6 +103,27 @@ def tunnelLimits(section: TunnelSection, limits: LimitsSection) -> TunnelLimits:
         "maxRunners": section.maxRunners,
         "maxStreams": limits.streamsPerRunner,
     }
+
+
+def trustedProxies(section: GatewaysSection) -> ProxySources | None:
+    """
+    Whose word about callers counts; C{None} for nobody's.
+
+    @raise ListenError: One of them is no network.
+    """
+    if not section.trustedProxies:
+        return None
+    return ProxySources(section.trustedProxies, "gateways.trusted_proxies")
+
+
+def checkBaseDomain(name: str) -> None:
+    """
+    @raise ConfigError: It is no domain.
+    """
+    if len(name) > 180 or _DOMAIN.fullmatch(name) is None:
+        raise ConfigError(
+            f"gateways.base_domain: {name!r} is no domain in lower case, such as apps.example"
+        )
 
 
 def overloadLimits(section: LimitsSection) -> OverloadLimits:

@@ -16,6 +16,7 @@ from helix_revdial.access.certificates import fingerprintOf
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.table import ACCESS, Decision, decide
 from helix_revdial.access.tokens import Tokens
+from helix_revdial.gateways.forwarding import OWN_AUTHORIZATION
 from helix_revdial.http.operations import Call
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
@@ -45,12 +46,15 @@ class Authority:
 
     async def authenticate(self, request: Request) -> Principal | None:
         """
-        Who asks.  An C{Authorization} header goes before a client certificate.
+        Who asks.  An C{Authorization} header goes before a client certificate, and
+        C{X-Helix-Authorization} before that: where it is given, C{Authorization} is
+        for somebody else.
 
         @return: C{None} for a request with neither.
         @raise Problem: 401 for a header that names nobody.
         """
-        given = request.headers.getAll(b"authorization")
+        given = request.headers.getAll(OWN_AUTHORIZATION)
+        given = given or request.headers.getAll(b"authorization")
         if not given:
             return self._byCertificate(request)
         secret = parseAuthorization(given[0]) if len(given) == 1 else None

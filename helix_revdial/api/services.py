@@ -14,7 +14,8 @@ from helix_revdial.access.principals import Principal
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
-from helix_revdial.config import ServerConfig
+from helix_revdial.config import GatewaysSection, ServerConfig
+from helix_revdial.gateways.proxy import HTTPProxy, ProxyLimits
 from helix_revdial.gateways.stream import StreamGateway
 from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
@@ -38,6 +39,7 @@ class Services:
     @ivar reload: Reads the settings again, in somebody's name.
     @ivar sockets: Moves bytes between plain sockets, for every way in.
     @ivar streams: The way in for streams.
+    @ivar proxy: The way in for HTTP.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -57,6 +59,7 @@ class Services:
     reload: Callable[[str], Awaitable[Reloaded]] = _noReload
     sockets: SocketRelays | None = None
     streams: StreamGateway = field(init=False)
+    proxy: HTTPProxy = field(init=False)
 
     def __post_init__(self) -> None:
         self.streams = StreamGateway(
@@ -67,6 +70,14 @@ class Services:
             onLimit=lambda: self.load.refused("streams_per_user"),
         )
         self.tokens.onRevoked(self.streams.end)
+        self.proxy = HTTPProxy(
+            self.clock,
+            self.connections,
+            proxyLimits(self.config.gateways),
+            sockets=self.sockets,
+            onLimit=lambda: self.load.refused("http_requests"),
+        )
+        self.tokens.onRevoked(self.proxy.end)
 
     def stillValid(self, principal: Principal) -> bool:
         """Whether who was authenticated a moment ago has not lost that since."""
@@ -85,6 +96,15 @@ class Services:
 
         runner = runnerFor(session, has("connected"))
         return runner if has("connected")(runner) else runnerFor(session, has("grace"))
+
+
+def proxyLimits(section: GatewaysSection) -> ProxyLimits:
+    """The C{[gateways]} section."""
+    return ProxyLimits(
+        perCaller=section.requestsPerUser,
+        perRunner=section.requestsPerRunner,
+        answerTimeout=section.answerTimeout,
+    )
 
 
 def cutWhatEnds(tokens: Tokens, sessions: Sessions, connections: Connections) -> None:

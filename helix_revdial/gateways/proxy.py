@@ -168,16 +168,10 @@ class HTTPProxy:
         self._runners.limit = limits.perRunner
         self.idle.timeout = limits.idleTimeout
 
-    def end(self, family: str) -> int:
-        """
-        Cut everything that was asked with a token family.
-
-        @return: How many exchanges that were.
-        """
-        exchanges = [each for each in self._exchanges if each.errand.family == family]
-        for exchange in exchanges:
+    def end(self, family: str) -> None:
+        """Cut everything that was asked with a token family."""
+        for exchange in [each for each in self._exchanges if each.errand.family == family]:
             exchange.cut()
-        return len(exchanges)
 
     def stop(self) -> None:
         """Keep no idle connections from now on."""

@@ -1,5 +1,5 @@
 # -*- test-case-name: tests.listening.test_sources -*-
-"""Who may send PROXY headers: networks, single addresses, unix sockets."""
+"""Which proxies are believed: networks, single addresses, unix sockets."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ UNIX = "unix"
 class ProxySources:
     """The proxies that are believed."""
 
-    def __init__(self, sources: Iterable[str]) -> None:
+    def __init__(self, sources: Iterable[str], setting: str = "proxy_protocol") -> None:
         """
         @param sources: Such as C{"10.0.0.0/8"}, C{"192.0.2.7"}, C{"unix"}.
+        @param setting: Where they stand, for whoever has to correct them.
         @raise ListenError: One of them is nothing of the kind, or there is none.
         """
         self._unix = False
@@ -32,7 +33,7 @@ class ProxySources:
                 self._networks.append(ip_network(source))
             except ValueError as error:
                 raise ListenError(
-                    f"proxy_protocol: {source!r} is no network or address: {error}"
+                    f"{setting}: {source!r} is no network or address: {error}"
                 ) from None
         if not self._unix and not self._networks:
             raise ListenError('proxy_protocol: "from" names no proxy: nobody could connect')

@@ -47,6 +47,7 @@ LIMITS = (
     "pending_dials_per_runner",
     "streams_per_runner",
     "streams_per_user",
+    "http_requests",
     "runners",
     "connections",
     "unauthenticated",
