@@ -1,6 +1,7 @@
 """
 Proof that what is shipped works: build the wheel, install it in a clean
-environment, and ask C{twistd} there for both plugins.
+environment, and ask there for what it offers: C{twistd}'s two plugins, the programs,
+and C{revdial:} endpoint strings.
 
 Run as C{python -m tests.wheel} from the root of the checkout.
 """
@@ -15,6 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 EXPECTED = {"helix-revdial-server", "helix-revdial-agent"}
+
+PARSE = r"""
+from twisted.internet.endpoints import clientFromString
+from twisted.internet.testing import MemoryReactorClock
+text = r"revdial:https\://cp.example:wolf-1:target=api:tokenFile=/t"
+print(clientFromString(MemoryReactorClock(), text))
+"""
+
+PARSED = "<GatewayEndpoint https://cp.example wolf-1 target='api'>"
 
 
 def run(*argv: str | Path, cwd: Path = ROOT) -> str:
@@ -43,6 +53,11 @@ def main() -> None:
             run(scratch / "venv" / "bin" / "twistd", plugin, "--help", cwd=scratch)
         for program in ("helix", "revdial-client", "wolf-revdial-client"):
             run(scratch / "venv" / "bin" / program, "--help", cwd=scratch)
+        parsed = run(python, "-c", PARSE, cwd=scratch).strip()
+        if parsed != PARSED:
+            sys.exit(
+                f"the installed wheel parses a revdial: endpoint as {parsed!r}, not {PARSED!r}"
+            )
         print(f"{wheel.name}: offers {', '.join(sorted(offered))}")
 
 

@@ -1,0 +1,3 @@
+from helix_revdial.revdial.endpoint_strings import RevdialParser
+
+revdialParser = RevdialParser()
