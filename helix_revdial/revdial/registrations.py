@@ -3,7 +3,8 @@
 One generation of a runner, and what can be said of it.
 
 Values, but for L{Registration}, which holds the generation's L{Dialer
-<helix_revdial.revdial.dialer.Dialer>} and its counts.
+<helix_revdial.revdial.dialer.Dialer>} and its counts, and for L{Claim}, which is what
+there is before it.
 """
 
 from __future__ import annotations
@@ -63,6 +64,25 @@ class GraceEntry:
     generation: int
     secondsLeft: float
     pendingDials: int
+
+
+@dataclass(eq=False)
+class Claim:
+    """A registration that waits for its number, or for the holder to be probed."""
+
+    key: str
+    owner: str
+    credential: str
+    revoked: bool = False
+    before: str | None = None
+
+    def matches(self, key: str | None, owner: str | None, credential: str | None) -> bool:
+        """Whether a revocation means it too."""
+        return (
+            (key is None or key == self.key)
+            and (owner is None or owner == self.owner)
+            and (credential is None or credential == self.credential)
+        )
 
 
 class Registration:

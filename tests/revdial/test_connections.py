@@ -555,7 +555,8 @@ class GuardTests(ConnectionsCase):
         def fails(*_: Any) -> None:
             raise ZeroDivisionError("a bug")
 
-        self.connections._audit = self.connections._onEnded = self.connections._onGone = fails
+        roster = self.connections._roster
+        roster._audit = roster._onEnded = roster._onGone = fails
         self.agent()
         agent = self.agent()
         connecting = self.dial()
