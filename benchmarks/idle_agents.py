@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
-from twisted.internet.task import react
+from twisted.internet.task import deferLater, react
 
-from helix_revdial.revdial.client import ServerPath, ServerURL
+from helix_revdial.revdial.client import Refused, ServerPath, ServerURL
 from helix_revdial.revdial.descriptors import raiseDescriptorLimit
 from helix_revdial.revdial.features import ALL, RAW
 from helix_revdial.revdial.listener import Listener
@@ -37,7 +37,7 @@ async def hold(reactor: Any, server: str, token: str, count: int, carrier: str) 
             key=f"idle-{number}",
             features=features,
         )
-        return Deferred.fromCoroutine(path.connectControl(Listener(reactor, path, {})))
+        return Deferred.fromCoroutine(_connect(reactor, path))
 
     waits: list[Deferred[Any]] = [some.run(one, number) for number in range(count)]
     for succeeded, result in await DeferredList(waits, consumeErrors=True):
@@ -45,6 +45,18 @@ async def hold(reactor: Any, server: str, token: str, count: int, carrier: str) 
             raise SystemExit(str(result))
     print("connected", flush=True)
     await Deferred()
+
+
+async def _connect(reactor: Any, path: ServerPath) -> None:
+    while True:
+        try:
+            await path.connectControl(Listener(reactor, path, {}))
+            return
+        except Refused as refused:
+            # Too many at once; the server spreads them.
+            if refused.status != 503:
+                raise
+            await deferLater(reactor, 0.2)
 
 
 def main() -> None:

@@ -21,10 +21,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from ..revdial.client import ServerPath, ServerURL
+from ..revdial.exchange import addressEndpoint
 from ..revdial.offered import OfferedTarget
 from .failures import connectReason
 from .proxies import CredentialsFile, ProxyChoice, ProxyURL
@@ -148,9 +149,9 @@ def _endpoints(
     def endpoint() -> IStreamClientEndpoint:
         way: IStreamClientEndpoint
         if proxy is None:
-            way = HostnameEndpoint(reactor, server.host, server.port)
+            way = addressEndpoint(reactor, server.host, server.port)
         else:
-            way = HostnameEndpoint(reactor, proxy.host, proxy.port)
+            way = addressEndpoint(reactor, proxy.host, proxy.port)
             if toProxy is not None:
                 way = wrapClientTLS(toProxy, way)
             way = ProxyEndpoint(

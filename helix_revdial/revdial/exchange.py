@@ -29,8 +29,14 @@ from typing import Protocol as Shape
 
 import h11
 from twisted.internet import error
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    wrapClientTLS,
+)
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
@@ -158,6 +164,20 @@ class CarrierURL:
         return host.encode("ascii")
 
 
+def addressEndpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
+    """
+    The endpoint for a name or an address.
+
+    A name is resolved in a thread and tried address by address; a literal needs
+    neither, and each dial would pay for both.
+    """
+    if isIPAddress(host):
+        return TCP4ClientEndpoint(reactor, host, port)
+    if isIPv6Address(host):
+        return TCP6ClientEndpoint(reactor, host, port)
+    return HostnameEndpoint(reactor, host, port)
+
+
 def endpointFor(
     reactor: Any,
     host: str,
@@ -171,7 +191,7 @@ def endpointFor(
     @param tlsOptions: Other trust than the platform's; it still has to verify
         C{host}.
     """
-    endpoint = HostnameEndpoint(reactor, host, port)
+    endpoint = addressEndpoint(reactor, host, port)
     if not secure:
         return endpoint
     if tlsOptions is None:

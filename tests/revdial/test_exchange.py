@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import Factory
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,6 +21,8 @@ from helix_revdial.revdial.exchange import (
     CarrierURL,
     MalformedAnswer,
     UpgradeRefused,
+    addressEndpoint,
+    endpointFor,
 )
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint
 from tests.revdial.wire import Recorder, WireEndpoint
@@ -271,3 +275,20 @@ class URLTests(SynchronousTestCase):
         ):
             caught = self.assertRaises(ValueError, CarrierURL, host, port, False, path)
             self.assertNotIn("secret", str(caught))
+
+
+class AddressTests(SynchronousTestCase):
+    """The endpoint for a server's name or address."""
+
+    def test_aLiteralIsNotResolvedAtEachDial(self) -> None:
+        """Only a name needs a resolver and its thread; an address is connected to at once."""
+        reactor = MemoryReactorClock()
+        for host, kind in (
+            ("192.0.2.1", TCP4ClientEndpoint),
+            ("2001:db8::1", TCP6ClientEndpoint),
+            ("cp.example", HostnameEndpoint),
+        ):
+            self.assertIs(type(addressEndpoint(reactor, host, 80)), kind, host)
+        for host in ("192.0.2.1", "2001:db8::1"):
+            endpointFor(reactor, host, 80, False).connect(Factory.forProtocol(Protocol))
+            self.assertEqual(reactor.tcpClients.pop()[:2], (host, 80))
