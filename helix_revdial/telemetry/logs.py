@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
@@ -35,6 +36,7 @@ from twisted.logger import (
     LogLevel,
     formatEvent,
     formatEventAsClassicLogText,
+    formatTime,
 )
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -73,27 +75,65 @@ _SECRET_FIELD = re.compile(
     r"(?i)^(.*_)?(token|secret|ticket|password|authorization|cookie|credentials?|apikey|api_key)$"
 )
 
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"hlx_[A-Za-z0-9_-]{8,}"), f"hlx_{REDACTED}"),
-    (re.compile(r"(?i)\b(bearer|apikey)\s+[^\s\"',;]{6,}"), rf"\1 {REDACTED}"),
-    (re.compile(r"\b([Bb]asic)\s+(?=\S*[A-Z0-9=])[A-Za-z0-9+/]{6,}=*"), rf"\1 {REDACTED}"),
+_SECRETS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
+    (("hlx_",), re.compile(r"hlx_[A-Za-z0-9_-]{8,}"), f"hlx_{REDACTED}"),
     (
+        ("bearer", "apikey"),
+        re.compile(r"(?i)\b(bearer|apikey)\s+[^\s\"',;]{6,}"),
+        rf"\1 {REDACTED}",
+    ),
+    (
+        ("basic",),
+        re.compile(r"\b([Bb]asic)\s+(?=\S*[A-Z0-9=])[A-Za-z0-9+/]{6,}=*"),
+        rf"\1 {REDACTED}",
+    ),
+    (
+        ("=",),
         re.compile(
             r"(?i)\b(revdial\.dialer|revdial\.req|ticket|token|access_token|api_?key|password|secret)"
             r"=(?!tok_)[^\s&\"',;)]+"
         ),
         rf"\1={REDACTED}",
     ),
-    (re.compile(r"(?i)\b(revdial-ticket|cookie|authorization):\s*[^\r\n]+"), rf"\1: {REDACTED}"),
-    (re.compile(r"(://)[^/\s@:]+:[^/\s@]+@"), rf"\1{REDACTED}@"),
+    (
+        ("ticket:", "cookie:", "authorization:"),
+        re.compile(r"(?i)\b(revdial-ticket|cookie|authorization):\s*[^\r\n]+"),
+        rf"\1: {REDACTED}",
+    ),
+    (("://",), re.compile(r"(://)[^/\s@:]+:[^/\s@]+@"), rf"\1{REDACTED}@"),
 )
+"""
+What a secret looks like, after what stands in every text that has one, in lower case: to
+look for that costs a hundredth of what the expression costs.
+"""
 
 
 def redact(text: str) -> str:
     """C{text} without what looks like a secret."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
+    # Where case is not ASCII's, an expression may match letters that are lower cased to
+    # others than it names.
+    lower = text.lower() if text.isascii() else None
+    for signs, pattern, instead in _SECRETS:
+        if lower is None or any(sign in lower for sign in signs):
+            text = pattern.sub(instead, text)
     return text
+
+
+def messageOf(event: LogEvent) -> str:
+    """
+    The text of an event, as C{formatEvent} makes it.
+
+    Most formats have nothing that C{str} does not know; Twisted's own formatter, in
+    Python, takes ten times as long, at two lines for each dial.
+    """
+    form = event.get("log_format")
+    if type(form) is str and "()" not in form and "log_flattened" not in event:
+        try:
+            return form.format_map(event)
+        except Exception:
+            # It says what is wrong with the event.
+            return formatEvent(event)
+    return formatEvent(event)
 
 
 def eventAsJSON(event: LogEvent) -> str:
@@ -119,7 +159,7 @@ def _line(event: LogEvent) -> str:
         "time": _time(event.get("log_time")),
         "level": levelOf(event).name,
         "logger": str(event.get("log_namespace", "-"))[:MAX_VALUE],
-        "message": _cut(redact(formatEvent(event)), MAX_TEXT),
+        "message": _cut(redact(messageOf(event)), MAX_TEXT),
     }
     failure = event.get("log_failure")
     if isinstance(failure, Failure):
@@ -204,13 +244,30 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+@lru_cache(maxsize=2)
+def _second(when: int) -> str:
+    """A second as Twisted's log writes it."""
+    return formatTime(when)
+
+
 def eventAsLine(event: LogEvent) -> str | None:
     """
     An event as Twisted's own log has it, without secrets.
     """
     try:
-        text = formatEventAsClassicLogText(event)
-        return None if text is None else redact(text)
+        if "log_failure" in event or "log_trace" in event:
+            text = formatEventAsClassicLogText(event)
+            return None if text is None else redact(text)
+        message = messageOf(event)
+        if not message:
+            return None
+        system = event.get("log_system")
+        if system is None:
+            level = event.get("log_level")
+            system = f"{event.get('log_namespace', '-')}#{'-' if level is None else level.name}"
+        when = event.get("log_time")
+        clock = formatTime(when) if when is None else _second(int(when // 1))
+        return redact(f"{clock} [{system}] {message}".replace("\n", "\n\t") + "\n")
     except Exception as error:
         return f"an event could not be written: {type(error).__name__}\n"
 

@@ -19,6 +19,7 @@ from twisted.logger import (
     Logger,
     LogLevel,
     LogPublisher,
+    formatEventAsClassicLogText,
 )
 from twisted.python import log as legacy
 from twisted.python.failure import Failure
@@ -234,6 +235,46 @@ class SecretTests(SynchronousTestCase):
         text = eventAsLine({"log_time": 1.0, "log_format": "x {y}", "y": SECRET})
         assert text is not None
         self.assertIn(f"x hlx_{REDACTED}", text)
+
+
+class _Odd:
+    def word(self) -> str:
+        return "called"
+
+
+class PlainTests(SynchronousTestCase):
+    """Lines are what Twisted's own formatter makes of events, only sooner."""
+
+    def test_asTwistedWritesThem(self) -> None:
+        """Fields, calls, specifications, several lines, nothing at all, and what fails."""
+        for more in (
+            {"log_format": "a {b} {c!r} {d:.3f} {{e}}", "b": b"1", "c": "2", "d": 3},
+            {"log_format": "{odd.word()}", "odd": _Odd()},
+            {"log_format": "{word()} {a[0]}", "word": _Odd().word, "a": [1]},
+            {"log_format": "{a.real}", "a": 1},
+            {"log_format": "two\nlines {a}", "a": "and\nmore"},
+            {"log_format": "{missing}"},
+            {"log_format": "{broken"},
+            {"log_format": ""},
+            {"log_format": None},
+            {},
+            {"log_format": "a", "log_system": "the\nsystem"},
+            {"log_format": "a", "log_time": None},
+            {"log_format": b"bytes {a}", "a": 1},
+            {"log_format": "failed", "log_failure": Failure(ValueError("why"))},
+        ):
+            event: dict[str, Any] = {
+                "log_time": 1234567890.9,
+                "log_namespace": "n",
+                "log_level": LogLevel.warn,
+            }
+            event.update(more)
+            self.assertEqual(eventAsLine(event), formatEventAsClassicLogText(event), more)
+
+    def test_aSecretInUnusualLetters(self) -> None:
+        """Letters whose lower case is no ASCII count as those that they stand for."""
+        self.assertNotIn("hunter2", redact("pa\u017fsword=hunter2"))
+        self.assertNotIn("hunter22", redact("BEARER hunter22"))
 
 
 class ObserverTests(SynchronousTestCase):
