@@ -151,6 +151,31 @@ def decide(word: str, principal: Principal | None, session: SessionFacts | None 
     return Decision.FORBIDDEN
 
 
+_PEOPLE: Final[dict[Who, tuple[str, str]]] = {
+    "viewer": ("a viewer", "users"),
+    "operator": ("an operator", "operators and administrators"),
+    "admin": ("an administrator", "administrators"),
+    "runner": ("a runner", "runners"),
+    "session": ("a session's sandbox", "sandboxes"),
+}
+"""For a column of the table: who stands in it; whom a row admits whose first user it is."""
+
+
+def refusal(word: str, principal: Principal) -> str:
+    """
+    Why L{decide} forbids what it forbids, a sentence for people.
+
+    @param principal: whom it forbade to run the operation.
+    @raise KeyError: for a word that is not in the table.
+    """
+    cells = dict(zip(WHO, ACCESS[word].cells, strict=True))
+    column = columnOf(principal)
+    if cells[column] is Cell.OWN:
+        return "This session belongs to somebody else."
+    least = next(who for who in WHO[1:] if cells[who] is not Cell.NO)
+    return f"This is for {_PEOPLE[least][1]}, and the token is that of {_PEOPLE[column][0]}."
+
+
 def tableText() -> str:
     """The table as C{docs/access.md} has it, in Markdown."""
     lines = [

@@ -14,7 +14,7 @@ from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.authorization import parseAuthorization
 from helix_revdial.access.certificates import fingerprintOf
 from helix_revdial.access.principals import Principal
-from helix_revdial.access.table import ACCESS, Decision, decide
+from helix_revdial.access.table import ACCESS, Decision, decide, refusal
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.gateways.forwarding import OWN_AUTHORIZATION
 from helix_revdial.http.operations import Call
@@ -118,12 +118,7 @@ class Authority:
                     session=name or None,
                     peer=call.request.clientHost,
                 )
-                detail = (
-                    f"The session {name} belongs to somebody else."
-                    if session is not None
-                    else f"This token may not {call.operation.summary[:1].lower()}"
-                    f"{call.operation.summary[1:].rstrip('.')}."
-                )
+                detail = refusal(word, principal)
                 raise Problem(403, detail, code="not-allowed")
 
 

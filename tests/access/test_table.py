@@ -7,7 +7,16 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.access.principals import Principal
-from helix_revdial.access.table import ACCESS, WHO, Cell, Decision, columnOf, decide, tableText
+from helix_revdial.access.table import (
+    ACCESS,
+    WHO,
+    Cell,
+    Decision,
+    columnOf,
+    decide,
+    refusal,
+    tableText,
+)
 from tests.access.test_policy import Facts, runner, sandbox, user
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "access.md"
@@ -105,3 +114,33 @@ class DecideTests(SynchronousTestCase):
         """A word that is not in the table permits nothing."""
         with self.assertRaises(KeyError):
             decide("root", CALLERS["admin"])
+
+
+class RefusalTests(SynchronousTestCase):
+    """Why somebody is forbidden something, in a sentence."""
+
+    def test_everyForbiddenCell(self) -> None:
+        """There is a sentence for each, which says whom the operation is for."""
+        said = set()
+        for word in ACCESS:
+            for who, principal in CALLERS.items():
+                if decide(word, principal, COLLEAGUES) is Decision.FORBIDDEN:
+                    assert principal is not None
+                    said.add((who, refusal(word, principal)))
+        self.assertEqual(
+            {text for who, text in said if who == "operator"},
+            {
+                "This is for administrators, and the token is that of an operator.",
+                "This session belongs to somebody else.",
+            },
+        )
+        self.assertIn(
+            (
+                "viewer",
+                "This is for operators and administrators, and the token is that of a viewer.",
+            ),
+            said,
+        )
+        self.assertIn(
+            ("session", "This is for users, and the token is that of a session's sandbox."), said
+        )

@@ -74,6 +74,10 @@ class SessionTests(SynchronousTestCase):
         viewer = self.server.user("vic", "viewer")
         answer = self.server.post("/api/v1/sessions", viewer, {"name": "x"})
         self.assertEqual(answer.status, 403)
+        self.assertEqual(
+            answer.detail,
+            "This is for operators and administrators, and the token is that of a viewer.",
+        )
         self.assertIn("forbidden", [entry.event for entry in self.server.events()])
 
 
