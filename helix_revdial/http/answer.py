@@ -1,11 +1,17 @@
 # -*- test-case-name: tests.http.test_connection -*-
 """
-The head of an answer: what every answer carries, and what none may.
+How an answer becomes bytes: its head, its body, and the ready-made ones.
+
+L{answerHead} says what every answer carries, and what none may.  L{writeAnswer} has
+h11 frame the body in pieces of a limited size, and waits between them until the peer
+takes more.  L{refusal} and L{BUSY} are whole answers to what is no request.  Nothing
+here knows whose connection it is.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import cast
 
 import h11
@@ -65,6 +71,63 @@ def answerHead(
         headers=headers,
         reason=phraseOf(answer.status).encode("ascii"),
     )
+
+
+async def writeAnswer(
+    framing: h11.Connection,
+    head: h11.Response,
+    body: bytes | AsyncIterable[bytes],
+    *,
+    write: Callable[[list[bytes]], None],
+    writable: Callable[[], Awaitable[None]],
+    pieceBytes: int,
+) -> None:
+    """
+    Write an answer to the end.
+
+    @param framing: The request's own.
+    @param head: What comes first.
+    @param body: What follows; empty where the answer has none.
+    @param write: Given pieces to write.
+    @param writable: Fires when the peer takes more.
+    @param pieceBytes: Bytes between two waits, at most.
+    """
+    start = framing.send(head) or b""
+    if isinstance(body, bytes):
+        write([start, *_framed(framing, body[:pieceBytes])])
+        for offset in range(pieceBytes, len(body), pieceBytes):
+            await writable()
+            write(_framed(framing, body[offset : offset + pieceBytes]))
+    else:
+        write([start])
+        await writable()
+        async for piece in body:
+            for offset in range(0, len(piece), pieceBytes):
+                write(_framed(framing, piece[offset : offset + pieceBytes]))
+                await writable()
+    end = framing.send(h11.EndOfMessage())
+    if end:
+        write([end])
+
+
+def _framed(framing: h11.Connection, piece: bytes) -> list[bytes]:
+    if not piece:
+        return []
+    return framing.send_with_data_passthrough(h11.Data(data=piece)) or []
+
+
+def refusal(problem: Problem, requestId: str, *, date: bytes, server: bytes) -> list[bytes]:
+    """
+    The answer to what is no request; the connection closes after it.
+
+    @param date: The C{Date} field.
+    @param server: The C{Server} field.
+    """
+    answer = problem.response(requestId)
+    head = answerHead(answer, date=date, server=server, requestId=requestId, close=True)
+    framing = h11.Connection(h11.SERVER)
+    data = [framing.send(head), framing.send(h11.Data(data=cast(bytes, answer.body)))]
+    return [piece for piece in data if piece]
 
 
 async def closeBody(body: object) -> None:

@@ -2,11 +2,13 @@
 """
 The HTTP/1.1 server connection.
 
-L{HTTPConnection} owns a transport from the moment it is accepted until it is closed
-or handed over.  It reads one head at a time (L{helix_revdial.http.head}), gives the
-request to the dispatch, lets its body in (L{helix_revdial.http.intake}), writes the
-answer that h11 frames, and goes on with the next request.  It knows no routes, no
-users and no tunnels.
+L{HTTPConnection} serves requests on one transport, from the moment it is accepted
+until it is closed or handed over.  It reads one head at a time
+(L{helix_revdial.http.head}), gives the request to the dispatch, lets its body in
+(L{helix_revdial.http.intake}), writes the answer (L{helix_revdial.http.answer}), and
+goes on with the next request.  How the connection begins and closes, whatever is
+served on it, is L{ConnectionLife <helix_revdial.http.lifecycle.ConnectionLife>}'s.  It
+knows no routes, no users and no tunnels.
 
 Invariants:
 
@@ -29,31 +31,35 @@ Where the connection has a successor, that decides.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import h11
-from cryptography.hazmat.primitives.serialization import Encoding
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
-    IAddress,
     IHalfCloseableProtocol,
     INegotiated,
     IProtocol,
-    IPushProducer,
     ISSLTransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from helix_revdial.http.answer import BUSY, answerHead, closeBody, newRequestId, requestIdOf
+from helix_revdial.http.answer import (
+    BUSY,
+    answerHead,
+    closeBody,
+    newRequestId,
+    refusal,
+    requestIdOf,
+    writeAnswer,
+)
 from helix_revdial.http.body import BodyUnavailable
-from helix_revdial.http.deadline import Deadline
 from helix_revdial.http.head import BadRequest, Head, HeadReader
 from helix_revdial.http.intake import Intake
+from helix_revdial.http.lifecycle import ConnectionLife, Phase
 from helix_revdial.http.limits import addressKey
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import ConnectionGone, Request
@@ -68,59 +74,25 @@ REQUESTS_PER_TURN = 16
 """Pipelined requests served before other connections have their turn."""
 
 
-class Phase(enum.Enum):
-    """What a connection is doing."""
-
-    READING = "waiting for a head"
-    SERVING = "a request is being answered"
-    DRAINING = "the answer is out, the rest of the request's body is not in"
-    CLOSING = "closed by us; what comes is dropped"
-    HANDED_OVER = "another protocol's"
-    LOST = "gone"
-
-
-@implementer(IHalfCloseableProtocol, IPushProducer)
-class HTTPConnection(Protocol):
+@implementer(IHalfCloseableProtocol)
+class HTTPConnection(ConnectionLife):
     """
     One connection.  See the module's docstring.
-
-    @ivar identifies: Whether the peer's TLS certificate, where there is one, has
-        been verified and says who asks.
     """
 
-    identifies = False
-    factory: HTTPFactory
-    transport: Any
     _log = Logger()
 
     def __init__(self, factory: HTTPFactory) -> None:
-        self.factory = factory
-        self.phase = Phase.READING
+        super().__init__(factory)
         self._clock = factory.clock
-        self._limits = factory.limits
         self._heads = HeadReader(
             maxBytes=factory.limits.headBytes, maxFields=factory.limits.headFields
         )
-        self._deadline = Deadline(factory.clock)
-        """Of the head, of idleness, of closing."""
-        self._stall = Deadline(factory.clock)
-        """Of a peer that does not take our bytes."""
-        self._turn = Deadline(factory.clock)
-        """The next turn of a connection with many pipelined requests."""
         self._headBegun = True
         """Whether the deadline that runs is a head's: at first it is, from the start."""
         self._advancing = False
-        self._readsPaused = False
-        self._inputEnded = False
-        self._writesPaused = False
-        self._drained: Deferred[None] | None = None
-        self._producing = False
-        self._admittedAs: str | None = None
-        self.countedAs: str | None = None
-        """The address as whose connection this one is counted."""
         self._whenLost: list[Callable[[], None]] = []
         self._servedOne = False
-        self._addressChecked = False
         self._authenticated = False
         self._h11 = h11.Connection(h11.SERVER)
         self._request: Request | None = None
@@ -187,52 +159,10 @@ class HTTPConnection(Protocol):
         if request is not None:
             request.body.fail(BodyUnavailable("the connection was lost"))
 
-    def _peer(self) -> IAddress | None:
-        return cast("IAddress | None", self.transport.getPeer())
-
-    def _peerCertificate(self) -> bytes | None:
-        if not self.identifies or not self._secure:
-            return None
-        certificate = self.transport.getPeerCertificate()
-        if certificate is None:
-            return None
-        encoded: bytes = certificate.to_cryptography().public_bytes(Encoding.DER)
-        return encoded
-
-    def _releaseAdmission(self) -> None:
-        address, self._admittedAs = self._admittedAs, None
-        if address is not None:
-            self.factory.admission.release(address)
-
     def authenticated(self) -> None:
         """The peer is no stranger any more."""
         self._authenticated = True
         self._releaseAdmission()
-
-    def _countByRealAddress(self) -> bool:
-        """
-        Behind a PROXY header the peer's own address shows only once bytes arrive.
-
-        @return: Whether there is a place for it.
-        """
-        if self._admittedAs is None or self._addressChecked:
-            return True
-        self._addressChecked = True
-        address = addressKey(self._peer())
-        if address == self._admittedAs:
-            return True
-        admission = self.factory.admission
-        self._releaseAdmission()
-        if self.countedAs is not None:
-            admission.leave(self.countedAs)
-            self.countedAs = None
-        if not admission.enter(address):
-            return False
-        self.countedAs = address
-        if not admission.admit(address):
-            return False
-        self._admittedAs = address
-        return True
 
     # Input
 
@@ -507,27 +437,15 @@ class HTTPConnection(Protocol):
             self._answered = True
             if not request.body.wanted:
                 cast(Intake, self._intake).discard()
-            start = self._h11.send(head)
-            pieces = answer.body
-            if request.method == "HEAD" or answer.status in (204, 304):
-                self._write([start])
-            elif isinstance(pieces, bytes):
-                size = self._limits.pieceBytes
-                self._write([start, *self._framed(pieces[:size])])
-                for offset in range(size, len(pieces), size):
-                    await self._writable()
-                    self._write(self._framed(pieces[offset : offset + size]))
-            else:
-                self._write([start])
-                await self._writable()
-                async for piece in pieces:
-                    size = self._limits.pieceBytes
-                    for offset in range(0, len(piece), size):
-                        self._write(self._framed(piece[offset : offset + size]))
-                        await self._writable()
-            end = self._h11.send(h11.EndOfMessage())
-            if end:
-                self._write([end])
+            empty = request.method == "HEAD" or answer.status in (204, 304)
+            await writeAnswer(
+                self._h11,
+                head,
+                b"" if empty else answer.body,
+                write=self._write,
+                writable=self._writable,
+                pieceBytes=self._limits.pieceBytes,
+            )
         finally:
             await closeBody(body)
         await self._writable()
@@ -545,11 +463,6 @@ class HTTPConnection(Protocol):
         """Whether the connection is of no use after this request."""
         intake = self._intake
         return self.factory.stopping or (intake is not None and intake.hopeless)
-
-    def _framed(self, piece: bytes) -> list[bytes]:
-        if not piece:
-            return []
-        return self._h11.send_with_data_passthrough(h11.Data(data=piece)) or []
 
     def _write(self, pieces: list[bytes]) -> None:
         if self.phase is not Phase.SERVING:
@@ -612,110 +525,23 @@ class HTTPConnection(Protocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer what is no request, and close."""
         requestId = newRequestId()
-        answer = problem.response(requestId)
-        head = answerHead(
-            answer,
-            date=self.factory.date(),
-            server=self.factory.serverHeader,
-            requestId=requestId,
-            close=True,
+        self.transport.writeSequence(
+            refusal(problem, requestId, date=self.factory.date(), server=self.factory.serverHeader)
         )
-        framed = h11.Connection(h11.SERVER)
-        data = [framed.send(head), framed.send(h11.Data(data=cast(bytes, answer.body)))]
-        self.transport.writeSequence([piece for piece in data if piece])
-        self.factory.logRefused(self._peer(), answer.status, problem.detail, requestId)
+        self.factory.logRefused(self._peer(), problem.status, problem.detail, requestId)
         self._lingeringClose()
-
-    # Output's backpressure (the transport's IPushProducer)
-
-    def pauseProducing(self) -> None:
-        """The transport has enough: the peer is not taking it."""
-        self._writesPaused = True
-        self._stall.set(self._limits.stallTimeout, self._abort)
-
-    def resumeProducing(self) -> None:
-        """The transport has written everything."""
-        self._writesPaused = False
-        self._stall.clear()
-        drained, self._drained = self._drained, None
-        if drained is not None:
-            drained.callback(None)
-        if self.phase is Phase.READING:
-            self._advance()
-
-    def stopProducing(self) -> None:
-        """The transport is gone; connectionLost follows."""
-
-    def _writable(self) -> Deferred[None]:
-        """Fires when the transport takes more."""
-        if not self._writesPaused:
-            return succeed(None)
-        self._drained = Deferred()
-        return self._drained
 
     # Closing
 
-    def _close(self) -> None:
-        """Flush and close."""
-        self._beginClosing()
-        self._deadline.set(self._limits.stallTimeout, self._abort)
-        self.transport.loseConnection()
-
-    def _lingeringClose(self) -> None:
-        """
-        Flush and close, although the peer may be sending still.
-
-        Closing a TCP socket with unread input resets it, and the reset overtakes
-        our answer (RFC 9112, 9.6): so end our direction, and drop what comes until
-        the peer ends its own or the time is up.  TLS has its own exchange for that.
-        The time runs from here, not from writeConnectionLost, which a wrapper
-        between the socket and us (PROXY) does not pass on.
-        """
-        transport = self.transport
-        if self._inputEnded or self._secure or not hasattr(transport, "loseWriteConnection"):
-            self._close()
-            return
-        self._beginClosing()
-        self._deadline.set(self._limits.lingerTimeout, self._endLinger)
-        transport.loseWriteConnection()
-
-    def _endLinger(self) -> None:
-        self._deadline.set(self._limits.stallTimeout, self._abort)
-        self.transport.loseConnection()
-
-    def _beginClosing(self) -> None:
-        self.phase = Phase.CLOSING
+    def _dropInput(self) -> None:
         self._heads.take()
-        for deadline in (self._stall, self._turn):
-            deadline.clear()
         if self._intake is not None:
             self._intake.stop()
-        transport = self.transport
-        self._freeProducerSlot()
-        if self._readsPaused and not self._inputEnded:
-            self._readsPaused = False
-            transport.resumeProducing()
-
-    def _freeProducerSlot(self) -> None:
-        if self._producing:
-            self._producing = False
-            self.transport.unregisterProducer()
-
-    def _abort(self) -> None:
-        """Drop the connection: the peer sees that it is not a clean end."""
-        if self.phase is not Phase.LOST:
-            if self.phase is not Phase.HANDED_OVER:
-                self._beginClosing()
-            self.transport.abortConnection()
 
     def stop(self) -> None:
         """Close if nothing is being done; otherwise after what is."""
         if self.phase is Phase.READING and not self._turn.running and not len(self._heads):
             self._close()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._abort()
 
     # Handing over
 

@@ -150,7 +150,7 @@ class Owner:
     def whenLost(self, call: Callable[[], None]) -> None:
         """This connection is never lost."""
 
-    def endWithCaller(self) -> None:
+    def endWithCaller(self, *, whole: bool = False) -> None:
         """Nor does its caller go away."""
 
     def handOver(self, request: Request, build: Any, replayHead: bool) -> None:
