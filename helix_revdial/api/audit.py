@@ -25,11 +25,15 @@ class AuditDocument(msgspec.Struct, rename="camel"):
     times: int
 
 
+MAX_ID = 2**63 - 1
+"""The highest id that a database's row can have."""
+
+
 class AuditQuery(msgspec.Struct, rename="camel"):
     """Which entries."""
 
-    event: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    before: int | None = None
+    event: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z-]*$")] | None = None
+    before: Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 

@@ -159,8 +159,8 @@ def _ownErrors(row: Operation) -> set[int]:
     """The statuses that the table itself answers with."""
     errors = {500}
     if row.access is not None:
-        errors |= {401, 403}
-    if row.query is not None:
+        errors |= {401, 403, 503}
+    if row.query is not None or "{" in row.path:
         errors.add(400)
     if row.media or row.response is not None:
         errors.add(406)

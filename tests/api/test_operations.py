@@ -240,6 +240,14 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual([one["event"] for one in only], ["forbidden"])
         other = self.server.user("eve", "admin", "other")
         self.assertEqual(self.server.get("/api/v1/admin/audit", other).json()["items"], [])
+        for query, status in (
+            (f"before={2**63 - 1}", 200),
+            (f"before={2**63}", 400),
+            ("before=0", 400),
+            ("event=forbidden%00", 400),
+        ):
+            answer = self.server.get(f"/api/v1/admin/audit?{query}", root)
+            self.assertEqual(answer.status, status, query)
 
     def test_health(self) -> None:
         """Both paths, open to all; not ready says why and when to ask again."""
