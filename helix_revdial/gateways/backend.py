@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.gateways.test_backend -*-
+# -*- test-case-name: tests.gateways.test_proxy -*-
 """
 One HTTP/1.1 connection to a service, by a dialled stream.
 

@@ -200,7 +200,7 @@ class HTTPProxy:
         self._exchanges.add(exchange)
         try:
             return await exchange.run()
-        except BaseException:
+        except Exception:
             exchange.over()
             raise
 

@@ -17,7 +17,7 @@ import msgspec
 from helix_revdial.http.operations import ANY, JSON, Operation, OperationTable
 from helix_revdial.http.problem import ProblemDocument, phraseOf
 
-_METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
 """What stands for a row that takes any method; the document knows no others."""
 
 _REF = "#/components/schemas/{name}"
@@ -36,7 +36,7 @@ def openapi(table: OperationTable) -> dict[str, Any]:
         if row.method != ANY:
             described[row.method.lower()] = _operation(row, schemas)
             continue
-        for method in _METHODS:
+        for method in METHODS:
             operation = _operation(row, schemas)
             described[method] = operation | {"operationId": row.name + method.capitalize()}
     return {
