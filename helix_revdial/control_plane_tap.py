@@ -7,6 +7,7 @@ The one place of the server in which the reactor is imported.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -103,6 +104,9 @@ def makeService(options: Options) -> IService:
 
     useMonotonicTime(reactor)
     raiseDescriptorLimit()
+    # What is there by then stays: looking through it again and again for what is not
+    # needed any more would hold every stream up, for tens of milliseconds each time.
+    reactor.callWhenRunning(gc.freeze)
 
     return ControlPlane(
         reactor,

@@ -8,6 +8,7 @@ real reactor, and only when a service is asked for.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -44,6 +45,8 @@ def makeService(options: Options) -> IService:
         react(lambda reactor: _exiting(check(reactor, options.runners, sys.stdout)))
     useMonotonicTime(reactor)
     raiseDescriptorLimit()
+    # Modules and tables stay: the collector need not look through them again and again.
+    reactor.callWhenRunning(gc.freeze)
     service: LoggingService
     if options.metricsListen is None:
         service = agentsService(reactor, options.runners, os.environ)
