@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_upgrade,tests.revdial.test_websocket -*-
+# -*- test-case-name: tests.revdial.test_upgrade,tests.revdial.test_websocket_transport -*-
 """
 What every carrier has in common: a byte stream that a protocol sits on.
 

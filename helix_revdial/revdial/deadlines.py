@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_table -*-
+# -*- test-case-name: tests.revdial.test_deadlines -*-
 """
 Many points in time, of which the next one matters.
 

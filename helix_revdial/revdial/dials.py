@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_table -*-
+# -*- test-case-name: tests.revdial.test_table_dials -*-
 """
 A dial: one caller's wish for a byte stream to a runner, until it is picked up.
 

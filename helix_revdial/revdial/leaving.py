@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_connections -*-
+# -*- test-case-name: tests.revdial.test_leaving -*-
 """
 The server's end in good order: who is told, who is kept, what is waited for.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_connections -*-
+# -*- test-case-name: tests.revdial.test_registering -*-
 """
 How a runner gets its name, and how its control connection ends.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_connections -*-
+# -*- test-case-name: tests.revdial.test_connections,tests.revdial.test_views -*-
 """
 One generation of a runner, and what can be said of it.
 

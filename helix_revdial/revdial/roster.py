@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_connections -*-
+# -*- test-case-name: tests.revdial.test_connections,tests.revdial.test_registering -*-
 """
 Who is connected, what is dialled and what is open; and what follows from the table.
 

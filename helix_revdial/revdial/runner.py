@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_table -*-
+# -*- test-case-name: tests.revdial.test_table,tests.revdial.test_table_claims -*-
 """
 One key that is connected or in grace, and the rule against clones.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_table -*-
+# -*- test-case-name: tests.revdial.test_table,tests.revdial.test_table_dials -*-
 """
 Who is connected, who may take a name over, and who gets which stream.
 

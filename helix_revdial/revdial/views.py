@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_connections -*-
+# -*- test-case-name: tests.revdial.test_views -*-
 """
 What can be seen of the connections, the dials and the streams.
 
