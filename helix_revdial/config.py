@@ -219,6 +219,44 @@ class GatewaysSection(_Section, frozen=True, rename=_snake):
     """The domain of C{TARGET--RUNNER} host names; without it there are none."""
 
 
+class ForwardSection(_Section, frozen=True, rename=_snake):
+    """A port of the server that leads to a target."""
+
+    listen: str
+    """C{tcp:PORT} on 127.0.0.1, or C{tcp:PORT:interface=ADDRESS}."""
+
+    runner: str
+    """The runner's key."""
+
+    target: str | None = None
+    """The target's name; without it, the agent's default."""
+
+    allow: tuple[str, ...] = ()
+    """Networks and addresses that may connect; needed beyond loopback."""
+
+    proxyProtocol: bool = False
+    """Whether the target gets a PROXY header (version 2) that says who connected."""
+
+
+class ForwardsSection(_Section, frozen=True, rename=_snake):
+    """Ports of the server that lead to targets, without a token."""
+
+    ports: str | None = None
+    """The ports that forwards may have, C{"20000-20100"}; without it there are none."""
+
+    interfaces: tuple[str, ...] = ("127.0.0.1",)
+    """The addresses that forwards may listen on."""
+
+    maxForwards: Count = 100
+    """Forwards at once."""
+
+    maxConnections: Count = 1000
+    """Connections of one forward at once."""
+
+    forward: tuple[ForwardSection, ...] = ()
+    """Those that are there from the start."""
+
+
 class DesktopSection(_Section, frozen=True, rename=_snake):
     """Screenshots and clipboards of sessions."""
 
@@ -306,6 +344,7 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     liveness: LivenessSection = LivenessSection()
     limits: LimitsSection = LimitsSection()
     gateways: GatewaysSection = GatewaysSection()
+    forwards: ForwardsSection = ForwardsSection()
     desktop: DesktopSection = DesktopSection()
     drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()

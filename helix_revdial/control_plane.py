@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from helix_revdial import __version__
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.generations import Generations
-from helix_revdial.access.policy import sessionOf
+from helix_revdial.access.policy import Expose, sessionOf
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenError
 from helix_revdial.access.tokens import TokenConflict, Tokens
@@ -52,6 +52,7 @@ from helix_revdial.config import (
     ServerConfig,
 )
 from helix_revdial.drain import Drain
+from helix_revdial.gateways.tcp_forward import ForwardRefused
 from helix_revdial.http.factory import HTTPFactory, IdentifyingFactory
 from helix_revdial.http.operations import OperationTable
 from helix_revdial.http.problem import Problem
@@ -70,6 +71,7 @@ from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.settings import (
     certificateGrants,
     doorSettings,
+    forwardSettings,
     httpLimits,
     liveness,
     tunnelLimits,
@@ -398,6 +400,16 @@ class ControlPlane(LoggingService):
         authority = Authority(tokens, sessions, audit, certificate=self._principalOf)
         self._byName = ByName(self.services, authority, lambda: self._config.gateways.baseDomain)
         self._table = operationTable(self.services, authority)
+        self._forward()
+
+    def _forward(self) -> None:
+        """Open the ports of the configuration's forwards."""
+        forwards = self.services.forwards
+        for settings in forwardSettings(self._config.forwards):
+            try:
+                forwards.create(settings, _forOperators)
+            except ForwardRefused as error:
+                raise CannotStart(f"forward {settings.listen}: {error}") from None
 
     def _await(self, connections: Connections) -> None:
         """The runners of before the start are away, not gone; and so for the next start."""
@@ -501,6 +513,7 @@ class ControlPlane(LoggingService):
             for family in before.endedIn(grants):
                 services.connections.revoke(credential=family)
                 services.streams.end(family)
+                services.forwards.end(family)
                 services.proxy.end(family)
 
         return put
@@ -566,7 +579,10 @@ class ControlPlane(LoggingService):
         self.supervision.ended()
 
     def _closePorts(self) -> Deferred[Any]:
-        return maybeDeferred(self._ports.stopService)
+        closing = [maybeDeferred(self._ports.stopService)]
+        if self._table is not None:
+            closing.append(self.services.forwards.stopListening())
+        return DeferredList(closing, fireOnOneErrback=True, consumeErrors=True)
 
     def _stopAssembled(self) -> list[Callable[[], Any]]:
         if self._table is None:
@@ -574,11 +590,17 @@ class ControlPlane(LoggingService):
         services = self.services
         return [
             self._watch.stop,
+            lambda: Deferred.fromCoroutine(services.forwards.stop()),
             lambda: Deferred.fromCoroutine(services.connections.stop()),
             lambda: Deferred.fromCoroutine(services.audit.stop()),
             lambda: Deferred.fromCoroutine(services.database.close()),
             self.metrics.stopService,
         ]
+
+
+async def _forOperators() -> Callable[[Expose], bool]:
+    """What a forward of the configuration may have: what operators may."""
+    return lambda expose: expose in ("operator", "owner")
 
 
 async def _awaitable(result: Any) -> None:

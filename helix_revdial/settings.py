@@ -7,11 +7,14 @@ room that it is about.  The rooms know no file, so this is said here.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import TypedDict
 
 from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
+from helix_revdial.access.principals import isPattern
 from helix_revdial.config import (
     ConfigError,
+    ForwardsSection,
     GatewaysSection,
     HttpSection,
     LimitsSection,
@@ -21,13 +24,16 @@ from helix_revdial.config import (
     TLSSection,
     TunnelSection,
 )
+from helix_revdial.gateways.tcp_forward import Bounds, ForwardRefused, ForwardSettings
 from helix_revdial.http.limits import HTTPLimits
-from helix_revdial.listening.door import DoorSettings, prepare
+from helix_revdial.listening.door import DoorSettings, checkDescription, prepare
 from helix_revdial.listening.errors import ListenError
 from helix_revdial.listening.sources import ProxySources
 from helix_revdial.listening.tls import TLSSettings
+from helix_revdial.revdial.features import ALL as FEATURES
 from helix_revdial.revdial.keepalive import KernelWatch, Liveness
 from helix_revdial.revdial.overload import OverloadLimits
+from helix_revdial.storage.database import parseURL
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -44,11 +50,72 @@ def check(config: ServerConfig) -> None:
         for section in config.listen:
             prepare(doorSettings(section))
         trustedProxies(config.gateways)
+        forwardSettings(config.forwards)
     except ListenError as error:
         raise ConfigError(str(error)) from None
+    try:
+        if config.metrics.listen is not None:
+            checkDescription(config.metrics.listen)
+    except ListenError as error:
+        raise ConfigError(f"metrics.listen: {error}") from None
+    try:
+        parseURL(config.databaseURL)
+    except ValueError as error:
+        raise ConfigError(f"server.database: {error}") from None
+    for pattern in config.access.runnerTokenPatterns:
+        if not isPattern(pattern):
+            raise ConfigError(
+                f"access.runner_token_patterns: {pattern[:130]!r} is no pattern: a runner key, or "
+                "the beginning of one with * after it"
+            )
+    for word in config.tunnel.requireFeatures:
+        if word not in FEATURES:
+            raise ConfigError(
+                f"tunnel.require_features: no agent offers {word[:50]!r}; the words are "
+                f"{', '.join(sorted(FEATURES))}"
+            )
+    if config.liveness.silence <= config.liveness.keepAlive:
+        raise ConfigError(
+            "liveness.silence must be longer than liveness.keep_alive: an agent is given up "
+            "before it is asked"
+        )
     if config.gateways.baseDomain is not None:
         checkBaseDomain(config.gateways.baseDomain)
     certificateGrants(config)
+
+
+def forwardBounds(section: ForwardsSection) -> Bounds:
+    """
+    What C{[forwards]} sets apart.
+
+    @raise ConfigError: It makes no sense.
+    """
+    try:
+        first, last = Bounds.parsePorts(section.ports)
+        interfaces = tuple(str(ip_address(each)) for each in section.interfaces)
+    except ValueError as error:
+        raise ConfigError(f"forwards: {error}") from None
+    return Bounds(first, last, interfaces, section.maxForwards, section.maxConnections)
+
+
+def forwardSettings(section: ForwardsSection) -> list[ForwardSettings]:
+    """
+    The C{[[forwards.forward]]} tables.
+
+    @raise ConfigError: One of them cannot be.
+    """
+    bounds = forwardBounds(section)
+    found = []
+    for each in section.forward:
+        try:
+            settings = ForwardSettings.parse(
+                each.listen, each.runner, each.target, each.allow, each.proxyProtocol
+            )
+            bounds.check(settings)
+        except ForwardRefused as error:
+            raise ConfigError(f"forwards.forward {each.listen}: {error.field}: {error}") from None
+        found.append(settings)
+    return found
 
 
 def doorSettings(section: ListenSection) -> DoorSettings:

@@ -17,11 +17,14 @@ from helix_revdial.api.observation import Observation
 from helix_revdial.config import GatewaysSection, ServerConfig
 from helix_revdial.gateways.proxy import HTTPProxy, ProxyLimits
 from helix_revdial.gateways.stream import StreamGateway
+from helix_revdial.gateways.tcp_forward import Forwards
 from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.sessions.sessions import Session, Sessions
+from helix_revdial.settings import forwardBounds
 from helix_revdial.storage.database import Database
+from helix_revdial.storage.ids import newId
 
 
 async def _noReload(by: str) -> Reloaded:
@@ -40,6 +43,7 @@ class Services:
     @ivar sockets: Moves bytes between plain sockets, for every way in.
     @ivar streams: The way in for streams.
     @ivar proxy: The way in for HTTP.
+    @ivar forwards: Ports that lead to targets.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -60,6 +64,7 @@ class Services:
     sockets: SocketRelays | None = None
     streams: StreamGateway = field(init=False)
     proxy: HTTPProxy = field(init=False)
+    forwards: Forwards = field(init=False)
 
     def __post_init__(self) -> None:
         self.streams = StreamGateway(
@@ -78,6 +83,18 @@ class Services:
             onLimit=lambda: self.load.refused("http_requests"),
         )
         self.tokens.onRevoked(self.proxy.end)
+        self.forwards = Forwards(
+            self.clock,
+            self.connections,
+            lambda: newId("fwd", self.wallClock()),
+            sockets=self.sockets,
+            scarce=self.load.scarce,
+            onRefused=lambda forward, peer: self.audit.record(
+                "forward-refused", subject=forward.id, peer=peer
+            ),
+        )
+        self.forwards.bounds = forwardBounds(self.config.forwards)
+        self.tokens.onRevoked(self.forwards.end)
 
     def stillValid(self, principal: Principal) -> bool:
         """Whether who was authenticated a moment ago has not lost that since."""

@@ -264,6 +264,20 @@ class Client:
             await self._exchange.request("POST", "/api/v1/tokens/import", body=wanted)
         )
 
+    async def forwards(self) -> list[Record]:
+        """C{GET /api/v1/admin/forwards}."""
+        return await self._pages("/api/v1/admin/forwards", [])
+
+    async def createForward(self, wanted: Record) -> Record:
+        """C{POST /api/v1/admin/forwards}."""
+        return self._object(
+            await self._exchange.request("POST", "/api/v1/admin/forwards", body=wanted)
+        )
+
+    async def deleteForward(self, forward: str) -> None:
+        """C{DELETE /api/v1/admin/forwards/{forward}}."""
+        await self._exchange.request("DELETE", f"/api/v1/admin/forwards/{_segment(forward)}")
+
     async def reload(self) -> Record:
         """C{POST /api/v1/admin/reload}."""
         return self._object(await self._exchange.request("POST", "/api/v1/admin/reload"))

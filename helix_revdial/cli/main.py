@@ -47,6 +47,7 @@ FAMILIES = {
     "diag": ("diag:diag", "Why an agent on this host does not reach its server, or that it would."),
     "desktop": ("desktop:desktop", "The service inside a sandbox: screenshot, clipboard."),
     "forward": ("forward:forward", "Ports of this machine that lead to targets of a runner."),
+    "forwards": ("forwards:forwards", "Ports of the server that lead to targets (for admins)."),
     "revdial": ("status:revdial", "The server's connections to runners (for administrators)."),
     "server": ("server:server", "The server itself: reload its settings (for administrators)."),
     "sessions": ("sessions:sessions", "Sessions: create, list, delete."),

@@ -1,0 +1,453 @@
+# -*- test-case-name: tests.gateways.test_tcp_forward -*-
+"""
+TCP forwards: ports of the server that lead to targets.
+
+Whoever can reach such a port reaches the target, without a token.  So a forward
+listens only within the ports and interfaces that the operator set apart, beyond
+loopback only with a list of who may come, and it has its target in the name of
+whoever made it: each connection is judged, by what the agent then says of the target,
+as if he had asked for the stream himself.
+
+Each connection is a dial of its own, and is not read before its target is connected.
+
+Invariants:
+
+  - Where a forward is gone, its port is free and its connections are cut.
+  - A forward has at most so many connections, dials that wait included.
+  - A failure of one connection is counted, and changes nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from helix_revdial.gateways.proxy_header import proxyHeader
+from helix_revdial.revdial.connections import Connections
+from helix_revdial.revdial.errors import DialError
+from helix_revdial.revdial.keepalive import DATA_WATCH, watchPath
+from helix_revdial.revdial.offered import TARGET_NAME, Expose
+from helix_revdial.revdial.relay import RelayEnd, RelayProtocol, relayPair
+from helix_revdial.revdial.requests import RUNNER_KEY
+from helix_revdial.revdial.sockets import SocketRelays
+
+LOOPBACK = "127.0.0.1"
+"""Where a forward listens that does not say."""
+
+MAX_ALLOWED = 256
+"""Networks of one forward's list."""
+
+_LISTEN = re.compile(r"tcp:(?P<port>[0-9]{1,5})(?::interface=(?P<interface>(?:[^:\\]|\\.)+))?")
+
+Network = IPv4Network | IPv6Network
+Judge = Callable[[], Awaitable[Callable[[Expose], bool]]]
+"""Says, for one connection, whether the forward may have a target that is for these."""
+
+
+class ForwardRefused(Exception):
+    """
+    This forward cannot be; the text says why.
+
+    @ivar field: Which part of it is wrong: C{listen}, C{runner}, C{target} or C{allow}.
+    """
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """
+    What forwards may use.
+
+    @ivar first: The first port; with C{last} below it, there are none.
+    @ivar interfaces: Addresses that they may listen on.
+    @ivar most: Forwards at once.
+    @ivar connections: Connections of one forward at once.
+    """
+
+    first: int = 1
+    last: int = 0
+    interfaces: tuple[str, ...] = (LOOPBACK,)
+    most: int = 100
+    connections: int = 1000
+
+    @classmethod
+    def parsePorts(cls, text: str | None) -> tuple[int, int]:
+        """
+        Read C{"20000-20100"}, C{"20000"}, or C{None} for no ports.
+
+        @raise ValueError: It is none of these.
+        """
+        if text is None:
+            return 1, 0
+        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+        if match is None:
+            raise ValueError(f"{text!r}: expected FIRST-LAST")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 0 < first <= last < 65536:
+            raise ValueError(f"{text!r}: expected FIRST-LAST within 1-65535")
+        return first, last
+
+    def check(self, settings: ForwardSettings) -> None:
+        """
+        @raise ForwardRefused: A forward is not within these.
+        """
+        if self.last < self.first:
+            raise ForwardRefused("listen", "this server has no ports for forwards (forwards.ports)")
+        if settings.interface not in self.interfaces:
+            allowed = ", ".join(self.interfaces)
+            raise ForwardRefused("listen", f"the interface is none of {allowed}")
+        if settings.port and not self.first <= settings.port <= self.last:
+            raise ForwardRefused("listen", f"the port is not within {self.first}-{self.last}")
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """
+    What a forward is to do.
+
+    @ivar port: 0 for any that is free, within the bounds.
+    @ivar allow: Who may connect; empty for everybody who can.
+    @ivar proxyProtocol: Whether the target is told who connected, before anything else.
+    """
+
+    interface: str
+    port: int
+    runner: str
+    target: str | None
+    allow: tuple[Network, ...] = ()
+    proxyProtocol: bool = False
+
+    @property
+    def listen(self) -> str:
+        """Where it is to listen."""
+        interface = self.interface.replace(":", "\\:")
+        return f"tcp:{self.port}:interface={interface}"
+
+    @classmethod
+    def parse(
+        cls,
+        listen: str,
+        runner: str,
+        target: str | None,
+        allow: Iterable[str] = (),
+        proxyProtocol: bool = False,
+    ) -> ForwardSettings:
+        """
+        @param listen: C{tcp:PORT}, and C{:interface=ADDRESS} (colons behind backslashes).
+        @param allow: Networks or addresses.
+        @raise ForwardRefused: One of them makes no sense.
+        """
+        match = _LISTEN.fullmatch(listen)
+        if match is None or int(match["port"]) > 65535:
+            raise ForwardRefused("listen", "expected tcp:PORT or tcp:PORT:interface=ADDRESS")
+        interface = re.sub(r"\\(.)", r"\1", match["interface"] or LOOPBACK)
+        try:
+            interface = str(ip_address(interface))
+        except ValueError:
+            raise ForwardRefused("listen", "the interface is no IP address") from None
+        if RUNNER_KEY.fullmatch(runner) is None:
+            raise ForwardRefused("runner", "expected a runner's key")
+        if target is not None and TARGET_NAME.fullmatch(target) is None:
+            raise ForwardRefused("target", "expected a target's name")
+        networks: list[Network] = []
+        for text in allow:
+            try:
+                networks.append(ip_network(text))
+            except ValueError as error:
+                raise ForwardRefused("allow", f"not a network or an address: {error}") from None
+        if len(networks) > MAX_ALLOWED:
+            raise ForwardRefused("allow", f"more than {MAX_ALLOWED} networks")
+        if not networks and not ip_address(interface).is_loopback:
+            raise ForwardRefused(
+                "allow", "a forward beyond loopback needs a list of who may connect"
+            )
+        return cls(interface, int(match["port"]), runner, target, tuple(networks), proxyProtocol)
+
+
+@dataclass(eq=False)
+class Forward:
+    """
+    One forward that listens.
+
+    @ivar by: Whose it is: the id of a token, or C{None} for the configuration's.
+    @ivar family: The token family that ends it; C{None} for none.
+    @ivar accepted: Connections so far, those below included.
+    @ivar refused: Of these, those that were not on the list, or too many.
+    @ivar failed: Of these, those whose target was not connected.
+    @ivar lastError: Why the last of these failed.
+    """
+
+    id: str
+    settings: ForwardSettings
+    judge: Judge
+    by: str | None
+    family: str | None
+    port: IListeningPort = field(init=False)
+    connections: set[_Connection] = field(init=False, default_factory=set)
+    accepted: int = field(init=False, default=0)
+    refused: int = field(init=False, default=0)
+    failed: int = field(init=False, default=0)
+    lastError: str | None = field(init=False, default=None)
+
+    @property
+    def listen(self) -> str:
+        """Where it listens, with the port that it has."""
+        host: Any = self.port.getHost()
+        return replace(self.settings, port=host.port).listen
+
+
+class Forwards:
+    """
+    Every forward of the server.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        connections: Connections,
+        newId: Callable[[], str],
+        *,
+        sockets: SocketRelays | None = None,
+        linger: float = 60.0,
+        scarce: Callable[[], bool] = lambda: False,
+        onRefused: Callable[[Forward, str], None] = lambda forward, peer: None,
+    ) -> None:
+        """
+        @param reactor: Listens, and tells the time.
+        @param connections: Leads to the runners.
+        @param newId: Makes an id.
+        @param sockets: Moves bytes between plain sockets.
+        @param linger: Seconds of silence after the first end of a connection.
+        @param scarce: Whether descriptors are running out.
+        @param onRefused: Told of a peer that is not on a forward's list.
+        """
+        self.bounds = Bounds()
+        self._reactor = reactor
+        self._connections = connections
+        self._newId = newId
+        self._sockets = sockets
+        self._linger = linger
+        self._scarce = scarce
+        self._onRefused = onRefused
+        self._forwards: dict[str, Forward] = {}
+
+    def list(self) -> list[Forward]:
+        """Every forward, in the order in which they were made."""
+        return list(self._forwards.values())
+
+    def get(self, name: str) -> Forward | None:
+        """The forward of that id."""
+        return self._forwards.get(name)
+
+    def create(
+        self,
+        settings: ForwardSettings,
+        judge: Judge,
+        *,
+        by: str | None = None,
+        family: str | None = None,
+    ) -> Forward:
+        """
+        Listen.
+
+        @raise ForwardRefused: It is not within the bounds, or the port cannot be had.
+        """
+        bounds = self.bounds
+        bounds.check(settings)
+        if len(self._forwards) >= bounds.most:
+            raise ForwardRefused("listen", f"there are {bounds.most} forwards already")
+        forward = Forward(self._newId(), settings, judge, by, family)
+        factory = _Accepting(self, forward)
+        ports: Iterable[int] = [settings.port]
+        if not settings.port:
+            ports = range(bounds.first, bounds.last + 1)
+        reason = "no port is free"
+        for port in ports:
+            try:
+                forward.port = self._reactor.listenTCP(port, factory, interface=settings.interface)
+            except CannotListenError as error:
+                strerror = getattr(error.socketError, "strerror", None)
+                reason = f"port {port} cannot be had: {strerror or error.socketError}"
+                continue
+            self._forwards[forward.id] = forward
+            self._log.info(
+                "Forward {forward}: {listen} leads to {runner} {target}",
+                forward=forward.id,
+                listen=forward.listen,
+                runner=settings.runner,
+                target=settings.target,
+            )
+            return forward
+        raise ForwardRefused("listen", reason)
+
+    async def delete(self, forward: Forward) -> None:
+        """Listen no more, and cut its connections; its port is free afterwards."""
+        if self._forwards.pop(forward.id, None) is None:
+            return
+        self._log.info("Forward {forward} is gone", forward=forward.id)
+        for connection in list(forward.connections):
+            connection.cut()
+        await maybeDeferred(forward.port.stopListening)
+
+    def end(self, family: str) -> None:
+        """Delete what was made with a token family."""
+        for forward in self.list():
+            if forward.family == family:
+                Deferred.fromCoroutine(self.delete(forward)).addErrback(self._notDeleted)
+
+    def _notDeleted(self, failure: Failure) -> None:
+        self._log.failure("A forward could not be ended", failure)
+
+    def stopListening(self) -> Deferred[Any]:
+        """Take no more connections; those that are open go on."""
+        return DeferredList([maybeDeferred(forward.port.stopListening) for forward in self.list()])
+
+    async def stop(self) -> None:
+        """Delete all."""
+        for forward in self.list():
+            await self.delete(forward)
+
+    # One connection
+
+    def accept(self, forward: Forward, address: IAddress) -> Protocol | None:
+        """A connection was accepted: dial, or close it."""
+        forward.accepted += 1
+        host = getattr(address, "host", "")
+        if not _isAllowed(forward.settings.allow, host):
+            forward.refused += 1
+            self._onRefused(forward, host)
+            return None
+        if len(forward.connections) >= self.bounds.connections or self._scarce():
+            forward.refused += 1
+            forward.lastError = "too many connections"
+            return None
+        connection = _Connection(self, forward, address)
+        forward.connections.add(connection)
+        connection.start()
+        return connection.accepted
+
+    def pair(self, onEnd: Callable[[RelayEnd], None]) -> tuple[RelayProtocol, RelayProtocol]:
+        """The two halves of a connection's relay."""
+        return relayPair(self._reactor, linger=self._linger, onEnd=onEnd, sockets=self._sockets)
+
+    async def dial(self, connection: _Connection) -> None:
+        """
+        Connect to the target.
+
+        @raise DialError: It is not connected.
+        """
+        forward = connection.forward
+        settings = forward.settings
+        allow = await forward.judge()
+        factory = Factory.forProtocol(lambda: connection.target)
+        factory.noisy = False  # two log lines for each stream say nothing
+        endpoint = self._connections.endpoint(
+            settings.runner, settings.target, about={"forward": forward.id}, allow=allow
+        )
+        await endpoint.connect(factory)
+
+
+class _Accepting(Factory):
+    """Takes the connections of one forward."""
+
+    noisy = False
+
+    def __init__(self, forwards: Forwards, forward: Forward) -> None:
+        self._forwards = forwards
+        self._forward = forward
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        assert addr is not None
+        return self._forwards.accept(self._forward, addr)
+
+
+class _Connection:
+    """
+    A connection to a forward's port, and the stream for it.
+
+    @ivar accepted: The half of the relay for whoever connected.
+    @ivar target: The half for the target.
+    """
+
+    _log = Logger()
+
+    def __init__(self, forwards: Forwards, forward: Forward, source: IAddress) -> None:
+        self.forward = forward
+        self._source = source
+        self.accepted, self.target = forwards.pair(self._ended)
+        self._isOver = False
+        self._forwards = forwards
+        self._dialling: Deferred[None] | None = None
+
+    def start(self) -> None:
+        """Dial."""
+        self._dialling = dialling = Deferred.fromCoroutine(self._forwards.dial(self))
+        dialling.addCallbacks(self._connected, self._failed)
+
+    def cut(self) -> None:
+        """End it, in whatever state it is."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self.accepted.abandon()
+
+    def _connected(self, _: None) -> None:
+        self._dialling = None
+        caller: Any = self.accepted.transport
+        if self.forward.settings.proxyProtocol:
+            stream: Any = self.target.transport
+            stream.write(proxyHeader(self._source, caller.getHost()))
+        caller.setTcpNoDelay(True)
+        watchPath(caller, DATA_WATCH)
+
+    def _failed(self, failure: Failure) -> None:
+        self._dialling = None
+        if failure.check(CancelledError) is None and not self._isOver:
+            self.forward.failed += 1
+            self.forward.lastError = failure.getErrorMessage()
+            if failure.check(DialError, ForwardRefused) is None:
+                self._log.failure("A forward's dial failed", failure)
+        self.accepted.abandon()
+
+    def _ended(self, end: RelayEnd) -> None:
+        self._isOver = True
+        self.forward.connections.discard(self)
+        if self._dialling is not None:
+            # Whoever connected has gone.
+            self._dialling.cancel()
+
+
+def _isAllowed(networks: tuple[Network, ...], host: str) -> bool:
+    if not networks:
+        return True
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    if mapped is not None:
+        address = mapped
+    return any(address in network for network in networks)
+
+
+__all__ = [
+    "Bounds",
+    "Forward",
+    "ForwardRefused",
+    "ForwardSettings",
+    "Forwards",
+]
