@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_websocket_transport,tests.revdial.test_websocket_closing -*-
+# -*- test-case-name: tests.revdial.test_websocket_transport -*-
 """
 The stream over WebSocket: when to send, when to stop, how to end.
 
