@@ -81,10 +81,10 @@ class Options(usage.Options):
         self.read = read
         try:
             self.config = read()
-            if self["check-config"]:
-                check(self.config)
+            check(self.config)
         except ConfigError as error:
-            raise usage.UsageError(str(error)) from None
+            # One line, without the usage: it is not the flags that are wrong.
+            sys.exit(str(error))
         if self["check-config"]:
             sys.stdout.write(f"{path or 'settings'}: ok\n")
             sys.exit(0)

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keeping": {"revdial", "systemd"},
     "telemetry": set(),
     "listening": set(),
-    "settings": {"config", "listening", "http", "access", "revdial", "gateways"},
+    "settings": {"config", "storage", "listening", "http", "access", "revdial", "gateways"},
     "reload": {"config"},
     "agent": {"revdial", "systemd", "telemetry", "http", "toml_settings"},
     "gateways": {"revdial", "http", "access"},

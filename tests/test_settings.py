@@ -66,6 +66,14 @@ class SettingsTests(SynchronousTestCase):
                 '[[access.client_certificate]]\nsubject_alt_name = "dns:x"\n',
                 "access.client_certificate: dns:x: a runner token has 1 to 64 patterns",
             ),
+            ('[metrics]\nlisten = "foo"\n', "metrics.listen: Unknown endpoint type: 'foo'"),
+            (
+                '[server]\ndatabase = "mysql://u:hush@x/y"\n',
+                "server.database: a database's URL is sqlite:///FILE or",
+            ),
+            ('[access]\nrunner_token_patterns = ["**"]\n', "'**' is no pattern"),
+            ('[tunnel]\nrequire_features = ["echo", "magic"]\n', "no agent offers 'magic'"),
+            ("[liveness]\nkeep_alive = 50\n", "liveness.silence must be longer"),
         ):
             self.assertIn(words, self.refused(text))
 

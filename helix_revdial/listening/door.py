@@ -76,6 +76,7 @@ def prepare(settings: DoorSettings) -> Prepared:
     if kind in _OTHERS_WORK:
         raise ListenError(f"listen endpoint {settings.endpoint!r}: {_OTHERS_WORK[kind]}")
     try:
+        checkDescription(settings.endpoint)
         return Prepared(
             None if settings.tls is None else load(settings.tls),
             None if settings.proxies is None else ProxySources(settings.proxies),
@@ -255,6 +256,31 @@ class Door(Service):
     def _complain(self, prepared: Prepared) -> None:
         for complaint in () if prepared.tls is None else prepared.tls.complaints:
             self._log.warn("{complaint}", complaint=complaint)
+
+
+def checkDescription(description: str) -> None:
+    """
+    Check the description of a server endpoint, as far as that can be done and open nothing:
+    what systemd or a plugin makes of its own is seen when it is opened.
+
+    @raise ListenError: With what is wrong with it.
+    """
+    kind, _, rest = description.partition(":")
+    try:
+        port = rest.partition(":")[0].removeprefix("port=")
+        if kind in ("tcp", "tcp6") and int(port) not in range(65536):
+            raise ValueError("a port is a number from 0 to 65535")
+        # None in the reactor's place: these parsers only pass it on.
+        if kind != "systemd":
+            serverFromString(None, description)
+    except Exception as error:
+        if kind in ("tcp", "tcp6", "unix"):
+            raise ListenError(
+                f"{_explained(error, description)}; write for example "
+                "tcp:8080:interface=127.0.0.1, or unix:/run/x.sock:mode=660"
+            ) from None
+        if str(error).startswith("Unknown endpoint type"):
+            raise ListenError(str(error)) from None
 
 
 def _withBacklog(description: str) -> str:

@@ -104,6 +104,23 @@ class DoorTests(SynchronousTestCase):
             self.assertIn(f"listen endpoint {settings.endpoint!r}: ", message)
         self.assertEqual(self.reactor.tcpServers, [])
 
+    def test_descriptions(self) -> None:
+        """One that cannot be is refused before anything is opened, and with an example."""
+        for endpoint in ("tcp:port=80", "tcp6:1", "unix:/x:mode=660", "systemd:name=x"):
+            prepare(DoorSettings(endpoint))
+        for endpoint, words in (
+            ("", "Unknown endpoint type: ''"),
+            ("bogus:1", "Unknown endpoint type: 'bogus'"),
+            ("tcp:x", "invalid literal for int() with base 10: 'x'; write for example tcp:8080"),
+            ("tcp:65536", "a port is a number from 0 to 65535; write for example"),
+            ("tcp:1:colour=red", "unexpected keyword argument 'colour'; write for example"),
+            ("unix:/x:mode=9", "write for example"),
+        ):
+            with self.assertRaises(ListenError) as caught:
+                prepare(DoorSettings(endpoint))
+            self.assertIn(f"listen endpoint {endpoint!r}: ", str(caught.exception))
+            self.assertIn(words, str(caught.exception))
+
     def test_prepareOpensNothing(self) -> None:
         """The check of the settings needs no reactor."""
         self.assertIsNone(prepare(DoorSettings("tcp:1")).tls)
