@@ -24,7 +24,7 @@ from .measures import WORKLOADS, Workload, idleAgents, idleStreams, measure
 from .processes import Failed, Program, freePort, untilListening
 from .report import markdown, svg
 from .results import Results, fallen, lastRatios
-from .tunnels import Missing, Surroundings, Tunnel, haproxy, helix, other, ssh
+from .tunnels import Missing, Named, Surroundings, Tunnel, haproxy, helix, ssh
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -71,10 +71,19 @@ def arguments() -> argparse.Namespace:
         "--tunnel",
         action="append",
         default=[],
+        type=named,
         metavar="NAME=PORT:COMMAND",
         help="another tunnel that listens on PORT; {target} in COMMAND is the target's port",
     )
     return parser.parse_args()
+
+
+def named(text: str) -> Named:
+    """A tunnel of the command line, or an error that says what is wrong with it."""
+    try:
+        return Named.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def certificate(directory: Path) -> Path:
@@ -192,8 +201,8 @@ def main() -> int:
         names = list(SHORT_WORKLOADS)
     if asked.only:
         chosen = {name: begin for name, begin in chosen.items() if name in asked.only.split(",")}
-    for text in asked.tunnel:
-        chosen[text.partition("=")[0]] = partial(other, text)
+    for tunnel in asked.tunnel:
+        chosen[tunnel.name] = tunnel.start
     if asked.delay and not names:
         names = list(DELAY_WORKLOADS)
     workloads = [

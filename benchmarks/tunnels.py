@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -297,29 +296,43 @@ def ssh(name: str, around: Surroundings) -> Tunnel:
     return tunnel
 
 
-def other(text: str, around: Surroundings) -> Tunnel:
+@dataclass(frozen=True)
+class Named:
     """
     Any tunnel that a command line starts.
 
-    @param text: C{NAME=PORT:COMMAND}; C{{target}} in the command is the target's
-        port.  The command runs in a shell and stays in the foreground; all that it
-        starts is counted as one end.
-    @raise ValueError: It is no such text.
+    @ivar port: Where it listens.
+    @ivar command: For the shell; C{{target}} in it is the target's port.  It stays in the
+        foreground, and all that it starts is counted as one end.
     """
-    name, equals, rest = text.partition("=")
-    port, colon, command = rest.partition(":")
-    if not (name and equals and colon and port.isdigit() and command):
-        raise ValueError(f"not NAME=PORT:COMMAND: {text!r}")
-    filled = command.replace("{target}", str(around.target))
-    tunnel = Tunnel(name, int(port))
-    tunnel.near.append(
-        Program(shlex.quote(name), ["sh", "-c", filled], around.directory),
-    )
-    try:
-        untilListening(tunnel.port, tunnel.near[0])
-        # Its far end may need a moment more than its port.
-        time.sleep(1.0)
-    except BaseException:
-        tunnel.stop()
-        raise
-    return tunnel
+
+    name: str
+    port: int
+    command: str
+
+    @classmethod
+    def parse(cls, text: str) -> Named:
+        """
+        Read C{NAME=PORT:COMMAND}.
+
+        @raise ValueError: It is no such text.
+        """
+        name, equals, rest = text.partition("=")
+        port, colon, command = rest.partition(":")
+        if not (name and equals and colon and port.isdigit() and command):
+            raise ValueError(f"not NAME=PORT:COMMAND: {text!r}")
+        return cls(name, int(port), command)
+
+    def start(self, around: Surroundings) -> Tunnel:
+        """Start it, and wait for its port."""
+        filled = self.command.replace("{target}", str(around.target))
+        program = Program(self.name, ["sh", "-c", filled], around.directory)
+        tunnel = Tunnel(self.name, self.port, [program])
+        try:
+            untilListening(self.port, program)
+            # Its far end may need a moment more than its port.
+            time.sleep(1.0)
+        except BaseException:
+            tunnel.stop()
+            raise
+        return tunnel
