@@ -168,6 +168,7 @@ class ControlPlane(LoggingService):
         self._stopping = False
         try:
             self._grants = certificateGrants(config)
+            forwardSettings(config.forwards)
         except ConfigError as error:
             raise CannotStart(str(error)) from None
         self._reload = Reload(

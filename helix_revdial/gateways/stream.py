@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IProtocol, IReactorTime
 from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
 
 from helix_revdial.access.shares import Shares
 from helix_revdial.http.request import Request
@@ -33,6 +34,7 @@ from helix_revdial.http.response import HandedOver
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.errors import TooManyPendingDials
 from helix_revdial.revdial.features import EOF, FEATURES_HEADER, formatFeatures, parseFeatures
+from helix_revdial.revdial.keepalive import DATA_WATCH, watchPath
 from helix_revdial.revdial.offered import Expose
 from helix_revdial.revdial.relay import RelayEnd, RelayProtocol, relayPair
 from helix_revdial.revdial.sockets import SocketRelays
@@ -184,23 +186,21 @@ class StreamGateway:
         agreed = formatFeatures([EOF] if eof else [])
         fields = [(FEATURES_HEADER, agreed)] if offers else []
         request.purpose = "stream"
-        if not webSocket:
-            return request.handOver(
-                rawServer(
-                    left,
-                    responseHeaders=fields,
-                    clock=self._clock,
-                    onFailure=lambda failure: left.abandon(),
-                )
+
+        def failed(failure: Failure) -> None:
+            left.abandon()
+
+        if webSocket:
+            carrier = webSocketServer(
+                left, eof=eof, responseHeaders=fields, clock=self._clock, onFailure=failed
             )
-        carrier = webSocketServer(
-            left,
-            eof=eof,
-            responseHeaders=fields,
-            clock=self._clock,
-            onFailure=lambda failure: left.abandon(),
-        )
-        return request.handOver(carrier, replayHead=True)
+        else:
+            carrier = rawServer(left, responseHeaders=fields, clock=self._clock, onFailure=failed)
+        handedOver = request.handOver(carrier, replayHead=webSocket)
+        if left.transport is not None:
+            # A stream has no heartbeat of its own, and may be idle for hours.
+            watchPath(left.transport, DATA_WATCH)
+        return handedOver
 
     def _over(self, way: _Way, end: RelayEnd) -> None:
         if way in self._ways:
