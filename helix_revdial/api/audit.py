@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from helix_revdial.access.tokens import DEFAULT_TENANT
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
+from helix_revdial.telemetry.timestamps import timestamp
 
 
 class AuditDocument(msgspec.Struct, rename="camel"):
@@ -62,9 +62,7 @@ def operations(services: Services) -> list[Operation]:
             [
                 AuditDocument(
                     entry.id,
-                    datetime.fromtimestamp(entry.at, UTC)
-                    .isoformat(timespec="milliseconds")
-                    .replace("+00:00", "Z"),
+                    timestamp(entry.at),
                     entry.event,
                     entry.tenant,
                     entry.subject,

@@ -9,13 +9,12 @@ the command line reads.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.revdial.connections import ConnectionDetail, GraceEntry
+from helix_revdial.telemetry.timestamps import timestamp
 
 
 class Target(msgspec.Struct):
@@ -150,14 +149,13 @@ def operations(services: Services) -> list[Operation]:
 
 
 def _connection(detail: ConnectionDetail) -> Connection:
-    since = datetime.fromtimestamp(detail.connectedSince, UTC)
     return Connection(
         key=detail.key,
         generation=detail.generation,
         carrier=detail.carrier,
         features=sorted(detail.features),
         remote_address=detail.remoteAddress,
-        connected_since=since.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        connected_since=timestamp(detail.connectedSince),
         last_heard_seconds=round(detail.lastHeard, 3),
         round_trip_ms=None if detail.roundTrip is None else round(detail.roundTrip * 1000, 3),
         open_streams=detail.openStreams,

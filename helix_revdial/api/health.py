@@ -7,7 +7,6 @@ what it is (C{/version}).  Open to all; the same under C{/api/v1}.
 from __future__ import annotations
 
 import platform
-from datetime import UTC, datetime
 
 import msgspec
 
@@ -15,6 +14,7 @@ from helix_revdial import __version__
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
+from helix_revdial.telemetry.timestamps import timestamp
 
 
 class Health(msgspec.Struct):
@@ -35,8 +35,7 @@ def operations(services: Services) -> list[Operation]:
     """The rows, each under both paths."""
 
     def now() -> str:
-        moment = datetime.fromtimestamp(services.wallClock(), UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return timestamp(services.wallClock())
 
     async def healthz(call: Call) -> Health:
         return Health("ok", now())

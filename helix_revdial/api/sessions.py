@@ -7,7 +7,6 @@ Deleting a session ends its tokens and cuts its tunnel at once.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -17,6 +16,7 @@ from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.response import Response
 from helix_revdial.sessions.sessions import Session
+from helix_revdial.telemetry.timestamps import timestamp
 
 PATH = "/api/v1/sessions"
 
@@ -152,12 +152,11 @@ def _principal(call: Call) -> Principal:
 
 
 def _document(session: Session) -> SessionDocument:
-    created = datetime.fromtimestamp(session.created, UTC)
     return SessionDocument(
         session.id,
         session.tenant,
         session.owner,
         session.name,
         session.status,
-        created.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        timestamp(session.created),
     )

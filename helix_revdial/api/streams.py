@@ -9,7 +9,6 @@ the runners of that session.  C{helix why} makes sentences of the answers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -21,6 +20,7 @@ from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
 from helix_revdial.storage.database import DatabaseUnavailable
 from helix_revdial.telemetry.lifelines import Lifeline
+from helix_revdial.telemetry.timestamps import timestamp
 
 MAX_ITEMS = 1000
 """Records of one answer."""
@@ -242,13 +242,13 @@ async def _runner(services: Services, key: str, started: float) -> RunnerRecord:
     return RunnerRecord(
         key=key,
         status=services.connections.status(key) or "none",
-        server_started_at=_time(started),
-        first_seen=None if line is None else _time(line.firstSeen),
-        connected_at=None if line is None else _time(line.connectedAt),
+        server_started_at=timestamp(started),
+        first_seen=None if line is None else timestamp(line.firstSeen),
+        connected_at=None if line is None else timestamp(line.connectedAt),
         generation=None if line is None else line.generation,
         registrations=0 if line is None else line.registrations,
         peer=None if line is None else line.peer,
-        lost_at=None if line is None or line.lostAt is None else _time(line.lostAt),
+        lost_at=None if line is None or line.lostAt is None else timestamp(line.lostAt),
         lost_reason=None if line is None else line.lostReason,
         grace_seconds_left=round(left[0], 3) if left else None,
         last_refusal=await _lastRefusal(services, key),
@@ -272,7 +272,7 @@ async def _lastRefusal(services: Services, key: str) -> Refusal | None:
     entry = max(found, key=lambda each: each.at)
     reason, peer = entry.fields.get("reason"), entry.fields.get("peer")
     return Refusal(
-        _time(entry.at),
+        timestamp(entry.at),
         entry.event,
         None if reason is None else str(reason),
         None if peer is None else str(peer),
@@ -287,7 +287,7 @@ def _record(line: Lifeline) -> StreamRecord:
         target=line.target,
         generation=line.generation,
         state=line.state,
-        started_at=_time(line.startedAt),
+        started_at=timestamp(line.startedAt),
         phases={name: round(seconds * 1000, 3) for name, seconds in line.phases.items()},
         outcome=line.outcome,
         reason=line.reason,
@@ -297,8 +297,3 @@ def _record(line: Lifeline) -> StreamRecord:
         request=line.about.get("request"),
         trace=line.about.get("trace"),
     )
-
-
-def _time(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

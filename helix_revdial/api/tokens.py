@@ -9,7 +9,6 @@ in the answer of the call that made it, and nowhere else.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -23,6 +22,7 @@ from helix_revdial.api.services import Services
 from helix_revdial.api.sessions import Page
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
+from helix_revdial.telemetry.timestamps import timestamp
 
 PATH = "/api/v1/tokens"
 
@@ -286,18 +286,13 @@ def _document(record: TokenRecord, secret: str | None = None) -> TokenDocument:
         kind=record.kind,
         name=record.name,
         tenant=record.tenant,
-        created=_moment(record.created),
+        created=timestamp(record.created),
         user=record.user,
         role=record.role,  # type: ignore[arg-type]
         patterns=list(record.patterns),
         session=record.session,
-        expires=None if record.expires is None else _moment(record.expires),
-        revoked=None if record.revoked is None else _moment(record.revoked),
+        expires=None if record.expires is None else timestamp(record.expires),
+        revoked=None if record.revoked is None else timestamp(record.revoked),
         replacement=record.replacement,
         token=secret,
     )
-
-
-def _moment(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -44,6 +44,7 @@ from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
 from .log_writer import FLUSH_LIMIT, LogWriter
+from .timestamps import timestamp
 
 MAX_LINE = 16 * 1024
 """Bytes of a line."""
@@ -190,10 +191,8 @@ def _encoded(line: Mapping[str, Any]) -> str:
 
 def _time(seconds: object) -> str:
     if isinstance(seconds, int | float) and isfinite(seconds):
-        moment = datetime.fromtimestamp(seconds, UTC)
-    else:
-        moment = datetime.now(UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return timestamp(seconds)
+    return timestamp(datetime.now(UTC).timestamp())
 
 
 def levelOf(event: LogEvent) -> Any:

@@ -17,16 +17,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from .fleet import freePort
+
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 DEADLINE = 20.0
-
-
-def freePort() -> int:
-    """A port of loopback that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class ServerProcessTests(SynchronousTestCase):
