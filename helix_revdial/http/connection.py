@@ -350,7 +350,7 @@ class HTTPConnection(ConnectionLife):
                     requestId=request.requestId,
                 )
             return
-        if failure.check(BrokenOff) is None:
+        if failure.check(BrokenOff, ConnectionGone) is None:
             self._log.failure("answering {requestId}", failure, requestId=request.requestId)
         if self._request is request and self.phase is Phase.SERVING:
             self._logOnce(request, "broken off")
