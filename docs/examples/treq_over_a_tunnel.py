@@ -25,20 +25,24 @@ from helix_revdial.revdial.endpoints import DialEndpoint
 
 @implementer(IAgentEndpointFactory)
 class TunnelEndpoints:
-    """The host of a URL is a runner's key: C{http://wolf-1/health}."""
+    """
+    Every URL leads to one target of one runner.  The host in it does not say which:
+    keys such as C{sandbox-ses_01ABC} are no host names, and URLs have no upper case there.
+    """
 
-    def __init__(self, connections: Connections, target: str | None = None) -> None:
+    def __init__(self, connections: Connections, key: str, target: str | None = None) -> None:
         self._connections = connections
+        self._key = key
         self._target = target
 
     def endpointForURI(self, uri: URI) -> DialEndpoint:
-        return self._connections.endpoint(uri.host.decode("ascii"), self._target)
+        return self._connections.endpoint(self._key, self._target)
 
 
-async def fetch(reactor: Any, connections: Connections, url: str) -> str:
+async def fetch(reactor: Any, connections: Connections, key: str, path: str) -> str:
     """Get a page of the target C{web}."""
-    agent = Agent.usingEndpointFactory(reactor, TunnelEndpoints(connections, "web"))
-    response = await HTTPClient(agent).get(url)
+    agent = Agent.usingEndpointFactory(reactor, TunnelEndpoints(connections, key, "web"))
+    response = await HTTPClient(agent).get(f"http://runner{path}")
     text: str = await response.text()
     return text
 
@@ -54,7 +58,7 @@ async def main(reactor: Any) -> None:
     tunnel = Miniature(reactor)
     port = await tunnel.listener.endpoint("web").listen(site())
     await tunnel.start()
-    print(await fetch(reactor, tunnel.connections, "http://wolf-1/health"), end="")
+    print(await fetch(reactor, tunnel.connections, "wolf-1", "/health"), end="")
     await maybeDeferred(port.stopListening)
     await tunnel.stop()
 
