@@ -135,3 +135,10 @@ def _fromElsewhere(request: Request) -> bool:
         return True
     origin = request.headers.get(b"origin")
     return origin is not None and origin != b"https://" + (request.headers.get(b"host") or b"")
+
+
+def asking(call: Call) -> Principal:
+    """Who asks, where the table lets nobody through who does not say."""
+    principal = call.principal
+    assert isinstance(principal, Principal)
+    return principal

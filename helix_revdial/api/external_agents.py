@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from helix_revdial.access.policy import mayDial
-from helix_revdial.access.principals import Principal
+from helix_revdial.api.authority import asking
 from helix_revdial.api.observation import aboutOf
 from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
@@ -55,8 +55,7 @@ def operations(services: Services) -> list[Operation]:
         trace = traceOf(call.request)
         deadline = services.config.desktop.requestTimeout
         deadline = min(deadline, waitOf(call.request) or deadline)
-        principal = call.principal
-        assert isinstance(principal, Principal)
+        principal = asking(call)
         endpoint = services.connections.endpoint(
             runner,
             timeout=deadline,

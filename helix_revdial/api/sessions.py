@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from helix_revdial.access.principals import Principal
+from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.response import Response
@@ -57,7 +57,7 @@ def operations(services: Services) -> list[Operation]:
     """Create, list, get, delete."""
 
     async def create(call: Call) -> Response:
-        principal = _principal(call)
+        principal = asking(call)
         assert principal.user is not None
         session = await services.sessions.create(
             name=call.body.name, tenant=principal.tenant, owner=principal.user
@@ -72,7 +72,7 @@ def operations(services: Services) -> list[Operation]:
         )
 
     async def listAll(call: Call) -> SessionList:
-        principal = _principal(call)
+        principal = asking(call)
         query = call.query
         found = await services.sessions.list(
             tenant=principal.tenant,
@@ -144,11 +144,6 @@ def operations(services: Services) -> list[Operation]:
             tags=("sessions",),
         ),
     ]
-
-
-def _principal(call: Call) -> Principal:
-    assert isinstance(call.principal, Principal)
-    return call.principal
 
 
 def _document(session: Session) -> SessionDocument:

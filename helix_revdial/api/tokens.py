@@ -18,6 +18,7 @@ from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenError, TokenRecord
 from helix_revdial.access.store import UnknownToken
 from helix_revdial.access.tokens import DEFAULT_OVERLAP, MAX_OVERLAP, TokenConflict
+from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.api.sessions import Page
 from helix_revdial.http.operations import Call, Operation
@@ -95,7 +96,7 @@ def operations(services: Services) -> list[Operation]:
 
     async def purpose(call: Call) -> dict[str, object]:
         """The checked parameters of a new token."""
-        principal, body = _principal(call), call.body
+        principal, body = asking(call), call.body
         if body.kind == "session" and body.session is not None:
             await ownsSession(principal, body.session)
         elif not principal.hasRole("admin"):
@@ -141,7 +142,7 @@ def operations(services: Services) -> list[Operation]:
         return _document(record)
 
     async def listAll(call: Call) -> TokenList:
-        principal, query = _principal(call), call.query
+        principal, query = asking(call), call.query
         found, total = await services.tokens.list(
             tenant=principal.tenant,
             user=None if principal.hasRole("admin") else principal.user,
@@ -159,14 +160,14 @@ def operations(services: Services) -> list[Operation]:
         await mayChange(call)
         body = call.body
         record, secret = await services.tokens.rotate(
-            call.params["token"], body.overlap, tenant=_principal(call).tenant
+            call.params["token"], body.overlap, tenant=asking(call).tenant
         )
         _noted(call, "token-rotated", record)
         return _document(record, secret)
 
     async def revoke(call: Call) -> None:
         await mayChange(call)
-        ended = await services.tokens.revoke(call.params["token"], tenant=_principal(call).tenant)
+        ended = await services.tokens.revoke(call.params["token"], tenant=asking(call).tenant)
         for record in ended:
             _noted(call, "token-revoked", record)
 
@@ -176,7 +177,7 @@ def operations(services: Services) -> list[Operation]:
         sessions that they made.  Not other tokens of the same user: one of them
         may have a higher role, and rotating it would give its secret away.
         """
-        principal, name = _principal(call), call.params["token"]
+        principal, name = asking(call), call.params["token"]
         if principal.hasRole("admin") or name in (principal.tokenId, principal.family):
             return
         record = await services.tokens.get(name, tenant=principal.tenant)
@@ -184,7 +185,7 @@ def operations(services: Services) -> list[Operation]:
             raise Problem(404, "There is no such token.")
 
     def _noted(call: Call, event: str, record: TokenRecord) -> None:
-        principal = _principal(call)
+        principal = asking(call)
         services.audit.record(
             event,
             subject=principal.tokenId,
@@ -272,11 +273,6 @@ def translate(error: Exception) -> Problem | None:
             return Problem(409, f"{str(error)[:1].upper()}{str(error)[1:]}.")
         case _:
             return None
-
-
-def _principal(call: Call) -> Principal:
-    assert isinstance(call.principal, Principal)
-    return call.principal
 
 
 def _document(record: TokenRecord, secret: str | None = None) -> TokenDocument:

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from helix_revdial.access.policy import NotPermitted, RunnerPolicy, sessionOf
 from helix_revdial.access.principals import Principal
+from helix_revdial.api.authority import asking
 from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
@@ -48,8 +49,7 @@ def operations(services: Services) -> list[Operation]:
 
     async def connect(call: Call) -> HandedOver:
         request = call.request
-        principal = call.principal
-        assert isinstance(principal, Principal)
+        principal = asking(call)
         asked = classify(
             request.method,
             list(request.headers),
