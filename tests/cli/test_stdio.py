@@ -41,7 +41,7 @@ class Collector(Protocol):
         """Never."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.lost.callback(reason.value)
+        self.lost.callback(reason.value or ConnectionDone())
 
 
 class StandardStreamsTests(TestCase):
