@@ -137,13 +137,6 @@ class Request:
         self.trace: object = None
         self._owner = owner
 
-    def queryValue(self, name: str) -> str | None:
-        """The first value of a query parameter."""
-        for found, value in self.query:
-            if found == name:
-                return value
-        return None
-
     @property
     def head(self) -> bytes:
         """Request line and header fields, as another HTTP parser would take them."""

@@ -61,8 +61,6 @@ LIMITS = (
     "handshakes_queued",
 )
 
-STATUSES = ("2xx", "3xx", "4xx", "5xx", "handed_over", "aborted")
-
 REFUSALS = ("held", "busy", "not-connected")
 
 ATTEMPTS = ("connected", "refused", "unreachable", "timed-out", "no-token")

@@ -40,9 +40,6 @@ class QueryTests(SynchronousTestCase):
             parseQuery(b"b=1&a=x+y%26&&b=&c&d=%ff"),
             [("b", "1"), ("a", "x y&"), ("b", ""), ("c", ""), ("d", "\ufffd")],
         )
-        request = makeRequest(target="/?runnerid=a&runnerid=b")
-        self.assertEqual(request.queryValue("runnerid"), "a")
-        self.assertIsNone(request.queryValue("other"))
 
 
 class ProblemTests(SynchronousTestCase):
