@@ -5,17 +5,13 @@ of the wire, and TLS.
 
 from __future__ import annotations
 
-from typing import Any
-
 import trustme
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions, PrivateCertificate
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from helix_revdial.revdial.errors import TargetRefused
+from tests.integration.callers import Caller
 
 from .agents import TOKEN, TWISTD, AgentTestCase, absolute, reactor
 from .scripted import AgentProcess, within
@@ -23,48 +19,6 @@ from .tunnels import Server, until
 
 BODY = bytes(range(256)) * 4096
 """One MiB."""
-
-
-@implementer(IHalfCloseableProtocol)
-class Caller(Protocol):
-    """
-    A caller's end of a stream.
-
-    @ivar data: All that came.
-    @ivar ended: Fires when the other direction has ended.
-    """
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.ended: Deferred[None] = Deferred()
-        self.enough: tuple[int, Deferred[None]] | None = None
-
-    @property
-    def wire(self) -> Any:
-        return self.transport
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-        if self.enough is not None and len(self.data) >= self.enough[0]:
-            (_, enough), self.enough = self.enough, None
-            enough.callback(None)
-
-    def whenReceived(self, count: int) -> Deferred[None]:
-        """Fires when C{count} bytes have come."""
-        enough: Deferred[None] = Deferred()
-        self.enough = (count, enough)
-        self.dataReceived(b"")
-        return enough
-
-    def readConnectionLost(self) -> None:
-        if not self.ended.called:
-            self.ended.callback(None)
-
-    def writeConnectionLost(self) -> None:
-        pass
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.readConnectionLost()
 
 
 class TunnelTests(AgentTestCase):

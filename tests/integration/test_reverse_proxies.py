@@ -15,12 +15,10 @@ import trustme
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectError, ProcessExitedAlready
-from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connectionDone
+from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
-from zope.interface import implementer
 
 from helix_revdial.agent.network import NetworkSettings, serversOf
 from helix_revdial.agent.servers import Servers
@@ -31,6 +29,7 @@ from helix_revdial.revdial.features import ALL, RAW
 from helix_revdial.revdial.listener import PING, Listener
 from helix_revdial.revdial.relay import relayPair
 from helix_revdial.revdial.sockets import SocketRelays
+from tests.integration.callers import Caller
 from tests.needs import needsProgram
 
 from .agents import Service, reactor
@@ -111,32 +110,6 @@ class Running(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         self.ended.callback(None)
-
-
-@implementer(IHalfCloseableProtocol)
-class Caller(Protocol):
-    """A caller's end of a stream."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.ended: Deferred[None] = Deferred()
-
-    @property
-    def wire(self) -> Any:
-        return self.transport
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-
-    def readConnectionLost(self) -> None:
-        if not self.ended.called:
-            self.ended.callback(None)
-
-    def writeConnectionLost(self) -> None:
-        pass
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.readConnectionLost()
 
 
 class ReverseProxyTestCase(TestCase):

@@ -59,12 +59,33 @@ def frames(data: bytes) -> list[tuple[bool, int, bytes]]:
     return found
 
 
-class PairCase(SynchronousTestCase):
-    """Our client and our server, over a connection in memory."""
+class WireCase(SynchronousTestCase):
+    """
+    Two ends over a connection in memory.
+
+    @ivar wire: The connection; its left is the client's.
+    @ivar failures: What the server's end said in place of a stream.
+    """
+
+    wire: Wire
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.failures: list[Failure] = []
+
+    def settle(self, size: int = 65536) -> None:
+        """Move everything that can move."""
+        self.wire.settle(size, self.clock)
+
+    def nothingIsLeft(self) -> None:
+        """Both ends are gone, and no timer remains."""
+        self.assertFalse(self.wire.left.connected)
+        self.assertFalse(self.wire.right.connected)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class PairCase(WireCase):
+    """Our client and our server, over a WebSocket in memory."""
 
     def pair(
         self,
@@ -97,16 +118,6 @@ class PairCase(SynchronousTestCase):
         if settle:
             self.settle()
             self.assertIs(self.successResultOf(self.connected), self.client)
-
-    def settle(self, size: int = 65536) -> None:
-        """Move everything that can move."""
-        self.wire.settle(size, self.clock)
-
-    def nothingIsLeft(self) -> None:
-        """Both ends are gone, and no timer remains."""
-        self.assertFalse(self.wire.left.connected)
-        self.assertFalse(self.wire.right.connected)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class Greeter(HalfRecorder):

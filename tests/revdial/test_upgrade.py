@@ -8,14 +8,13 @@ from typing import Any
 
 from twisted.internet import error
 from twisted.internet.protocol import Factory
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from helix_revdial.revdial.exchange import CarrierURL, UpgradeRefused
 from helix_revdial.revdial.interfaces import ICarrierTransport
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, hijackServer, rawServer
+from tests.revdial.pairs import WireCase
 from tests.revdial.wire import HalfRecorder, HeadThen, Recorder, Wire, WireEndpoint
 
 URL = CarrierURL("cp.example", 80, False, "/api/v1/revdial")
@@ -51,12 +50,8 @@ class SilentProducer:
         """Nothing will come."""
 
 
-class PairCase(SynchronousTestCase):
+class PairCase(WireCase):
     """Our client and our server, over a connection in memory."""
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.failures: list[Failure] = []
 
     def pair(self, client: Any = None, server: Any = None, *, hijack: bool = False) -> None:
         """Connect; the client's side of C{self.wire} is its left."""
@@ -80,16 +75,6 @@ class PairCase(SynchronousTestCase):
         self.wire = endpoint.wires[0]
         self.settle()
         self.assertIs(self.successResultOf(self.connected), self.client)
-
-    def settle(self, size: int = 65536) -> None:
-        """Move everything that can move."""
-        self.wire.settle(size, self.clock)
-
-    def nothingIsLeft(self) -> None:
-        """Both ends are gone, and no timer remains."""
-        self.assertFalse(self.wire.left.connected)
-        self.assertFalse(self.wire.right.connected)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class RawTests(PairCase):
