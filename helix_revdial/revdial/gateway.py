@@ -47,7 +47,14 @@ from .errors import (
     TooManyPendingDials,
     TunnelBroke,
 )
-from .exchange import CarrierURL, MalformedAnswer, UpgradeRefused, endpointFor, firstHeader
+from .exchange import (
+    CarrierURL,
+    MalformedAnswer,
+    NoConnection,
+    UpgradeRefused,
+    endpointFor,
+    firstHeader,
+)
 from .features import EOF, FEATURES_HEADER, parseFeatures
 from .keepalive import DATA_WATCH, watchPath
 from .server_url import API_PATH, ServerURL
@@ -182,10 +189,10 @@ class GatewayEndpoint:
             protocol = await dialling
         except UpgradeRefused as refused:
             raise _errorOf(refused) from None
-        except NoAnswer as error:
-            if str(error).startswith("no answer"):
-                raise DialTimeout(f"the server did not answer in {self._timeout:g} s") from None
+        except NoConnection:
             raise
+        except NoAnswer:
+            raise DialTimeout(f"the server did not answer in {self._timeout:g} s") from None
         transport: Any = protocol.transport  # type: ignore[attr-defined]
         offers = firstHeader(transport.responseHeaders, FEATURES_HEADER.lower())
         if EOF not in parseFeatures([offers or b""]):
@@ -210,7 +217,7 @@ class _Prompt:
         return connecting.addCallback(self._connected)
 
     def _tooSlow(self, result: object, timeout: float) -> IProtocol:
-        raise NoAnswer(f"no connection in {timeout:g} s")
+        raise NoConnection(f"no connection in {timeout:g} s")
 
     def _connected(self, protocol: IProtocol) -> IProtocol:
         setNoDelay = getattr(getattr(protocol, "transport", None), "setTcpNoDelay", None)
