@@ -210,7 +210,7 @@ class Exchange:
             if expired:
                 raise TimedOut(
                     f"no whole answer from {self.url} within {deadline:.3g} s; "
-                    "the server is overloaded, or something on the way holds it up"
+                    "the server, or the service that it asked beside an agent, is slow or stuck"
                 ) from None
             if isinstance(error, CancelledError):
                 raise

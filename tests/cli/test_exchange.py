@@ -129,6 +129,7 @@ class FailureTests(ExchangeTestCase):
         self.clock.advance(0.1)
         text = str(self.failureResultOf(running, TimedOut).value)
         self.assertIn("no whole answer from http://cp.example/prefix within 5 s", text)
+        self.assertIn("the server, or the service that it asked", text)
 
     def test_deadlineWithinTheBody(self) -> None:
         """A body that drips is bounded by the same deadline; its connection is closed."""
