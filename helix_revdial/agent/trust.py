@@ -5,7 +5,8 @@ TLS connection that it makes, control and data.
 
 L{TrustPolicy} is what the operator said.  L{Trust} is that policy at work: it
 reads the files, makes the TLS context once, and gives each host its own
-L{IOpenSSLClientConnectionCreator}.
+L{IOpenSSLClientConnectionCreator}.  What the files and the pins say is read in
+L{helix_revdial.agent.certificates}.
 
 What is verified:
 
@@ -30,19 +31,15 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 from weakref import ref
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
@@ -58,13 +55,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-MAX_FILE = 4 * 1024 * 1024
-"""Bytes of a file of certificates that are read; a whole system's have under one MiB."""
-
-MAX_DIRECTORY = 1000
-"""Files that are read of a directory of certificates."""
-
-_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s.*?\s-----END CERTIFICATE-----", re.DOTALL)
+from .certificates import (
+    TrustUnusable,
+    certificatesBelow,
+    certificatesIn,
+    formatPin,
+    parsePin,
+    pinOf,
+    readFile,
+)
 
 _KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
 
@@ -85,10 +84,6 @@ _CHAIN_ERRORS = {
     26: "is not made for servers",
 }
 """What OpenSSL's verification errors (X509_V_ERR of openssl/x509_vfy.h) mean."""
-
-
-class TrustUnusable(Exception):
-    """A file that trust is to come from cannot be used; the text says why."""
 
 
 class NotTrusted(Exception):
@@ -152,93 +147,6 @@ class TrustPolicy:
             if mode & 0o077 and not guarded:
                 found.append(f"the key {key}: mode {mode:04o} lets others use it; chmod 0600 {key}")
         return found
-
-
-def parsePin(text: str) -> bytes:
-    """
-    Read C{sha256/BASE64}, as curl, Chromium and RFC 7469 write the hash of a key.
-
-    @raise ValueError: It is not that.
-    """
-    kind, _, value = text.strip().partition("/")
-    if len(value) == 45 and value.startswith("/"):
-        # curl writes two slashes; base64 itself may begin with one.
-        value = value[1:]
-    try:
-        digest = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        digest = b""
-    if kind.lower() != "sha256" or len(digest) != hashlib.sha256().digest_size:
-        raise ValueError(
-            f"{text[:100]!r}: a pin is sha256/ and the base64 of the SHA-256 of the server's "
-            "public key, 44 characters"
-        )
-    return digest
-
-
-def formatPin(digest: bytes) -> str:
-    """The other way."""
-    return "sha256/" + base64.b64encode(digest).decode("ascii")
-
-
-def pinOf(certificate: crypto.X509) -> bytes:
-    """The SHA-256 of a certificate's SubjectPublicKeyInfo."""
-    key = certificate.to_cryptography().public_key()
-    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(der).digest()
-
-
-def certificatesIn(path: str) -> list[Certificate]:
-    """
-    Read a file of certificates.
-
-    @param path: A PEM file of one or more.
-    @raise TrustUnusable: It cannot be read or holds none.
-    """
-    content = _read(path)
-    try:
-        found = [Certificate.loadPEM(block) for block in _BLOCK.findall(content)]
-    except (crypto.Error, ValueError):
-        raise TrustUnusable(f"{path}: a certificate in it is damaged") from None
-    if not found:
-        raise TrustUnusable(f"{path}: holds no certificate (PEM)")
-    return found
-
-
-def certificatesBelow(path: str) -> list[Certificate]:
-    """
-    Read the C{.pem} and C{.crt} files of a directory.
-
-    @raise TrustUnusable: It cannot be read, holds no such file, or one of them
-        cannot be used.
-    """
-    files = list(_filesBelow(path))
-    if not files:
-        raise TrustUnusable(f"{path}: holds no .pem or .crt file")
-    return [each for file in files for each in certificatesIn(file)]
-
-
-def _filesBelow(path: str) -> Iterator[str]:
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as error:
-        raise TrustUnusable(f"{path}: {_reason(error)}") from None
-    found = [name for name in names if name.endswith((".pem", ".crt"))]
-    if len(found) > MAX_DIRECTORY:
-        raise TrustUnusable(f"{path}: holds more than {MAX_DIRECTORY} files")
-    return (os.path.join(path, name) for name in found)
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_FILE)
-    except OSError as error:
-        raise TrustUnusable(f"{path}: {_reason(error)}") from None
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or "cannot be read").lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +281,7 @@ class Trust:
 def _ownCertificate(path: str, keyPath: str | None) -> dict[str, Any]:
     """The agent's certificate and key, for L{CertificateOptions}."""
     own, *between = certificatesIn(path)
-    content = _read(keyPath or path)
+    content = readFile(keyPath or path)
     if _ENCRYPTED.search(content):
         raise TrustUnusable(
             f"{keyPath or path}: the key has a passphrase, which nobody is there to type; "
