@@ -50,6 +50,16 @@ class SettingsTests(SynchronousTestCase):
         self.assertEqual(httpLimits(config.http, config.limits).headTimeout, 3)
         self.assertEqual(tunnelLimits(config.tunnel, config.limits)["maxPending"], 4)
 
+    def test_gateways(self) -> None:
+        """Proxies that are none and domains that are none are refused by their setting's name."""
+        check(load(None, {}, ["gateways.base_domain=apps.example"]))
+        check(load(self.file('[gateways]\ntrusted_proxies = ["10.0.0.0/8", "unix"]\n'), {}))
+        text = self.refused('[gateways]\ntrusted_proxies = ["lb.example"]\n')
+        self.assertIn("gateways.trusted_proxies: 'lb.example' is no network", text)
+        for name in ("Apps.example", "apps.example.", "*.example", "", "a b", "x" * 200):
+            text = self.refused(f'[gateways]\nbase_domain = "{name}"\n')
+            self.assertIn("gateways.base_domain: ", text, name)
+
     def test_check(self) -> None:
         """What a file's form does not tell: certificates, proxies, grants; nothing is opened."""
         check(load(None, {}))

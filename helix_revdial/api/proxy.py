@@ -24,12 +24,14 @@ from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
 from helix_revdial.api.tracing import traceOf
 from helix_revdial.api.waiting import waitOf
+from helix_revdial.config import GatewaysSection
 from helix_revdial.gateways.forwarding import OWN_AUTHORIZATION, BadAnswer, Caller
 from helix_revdial.gateways.proxy import Ended, Errand
 from helix_revdial.http.operations import ANY, Call, Operation
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.listening.sources import ProxySources
 from helix_revdial.revdial.errors import DialError, NotAllowed
 from helix_revdial.revdial.offered import TARGET_NAME
 from helix_revdial.revdial.requests import RUNNER_KEY
@@ -52,6 +54,15 @@ class Forwarder:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._proxies: tuple[GatewaysSection, ProxySources | None] | None = None
+
+    def _trusted(self, request: Request) -> bool:
+        """Whether the request comes from a proxy of the operator's."""
+        section = self._services.config.gateways
+        if self._proxies is None or self._proxies[0] is not section:
+            self._proxies = section, trustedProxies(section)
+        proxies = self._proxies[1]
+        return proxies is not None and proxies.trusts(request.peer)
 
     async def toRunner(self, call: Call, target: str, path: bytes, prefix: bytes) -> Answer:
         """
@@ -96,7 +107,6 @@ class Forwarder:
             # Whether it is connected is not for this caller to know.
             raise self._refused(call, principal, runner, target)
         trace = traceOf(request)
-        proxies = trustedProxies(services.config.gateways)
         errand = Errand(
             caller=f"{principal.tenant}/{principal.user or principal.family}",
             family=principal.family,
@@ -110,7 +120,7 @@ class Forwarder:
             who=Caller(
                 request.clientHost,
                 request.secure,
-                trusted=proxies is not None and proxies.trusts(request.peer),
+                trusted=self._trusted(request),
                 prefix=prefix,
             ),
             wait=waitOf(request),

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from helix_revdial.gateways.backend import Backend
 
-PER_PLACE = 8
+PER_PLACE = 32
 """Connections that wait at one place."""
 
 IN_ALL = 512

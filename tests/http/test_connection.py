@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted
@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import BrokenOff, Response
 from tests.http.exchange import Exchange
 
 GET = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -152,6 +152,54 @@ class KeepAliveTests(SynchronousTestCase):
             exchange.protocol.connectionLost(Failure(ConnectionAborted()))
             self.assertEqual(ends, ["cancelled"], f"early: {early}")
             self.assertEqual(exchange.answers(), [])
+
+    async def unending(self, request: Request) -> Response:
+        """An answer that begins and then waits, for a request that says what follows."""
+        request.endWithCaller(whole=request.path == "/whole")
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            yield b"first"
+            await Deferred()
+
+        return Response(200, [], pieces())
+
+    def test_hangUpDuringTheAnswer(self) -> None:
+        """Once the answer has begun, the end counts only where it was said to: to the last byte."""
+        for path, aborted in ((b"/half", False), (b"/whole", True)):
+            exchange = Exchange(self.unending)
+            exchange.send(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+            self.assertTrue(exchange.written.endswith(b"first\r\n"))
+            exchange.protocol.readConnectionLost()
+            self.assertEqual(exchange.transport.aborted, aborted, path)
+            exchange.lose()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_sourceThatBreaks(self) -> None:
+        """A body whose source breaks ends the connection, without a fault in the log."""
+
+        async def breaking(request: Request) -> Response:
+            async def pieces() -> AsyncGenerator[bytes, None]:
+                yield b"half"
+                raise BrokenOff
+
+            return Response(200, [], pieces())
+
+        exchange = Exchange(breaking)
+        exchange.send(GET)
+        self.assertTrue(exchange.transport.aborted)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_fieldsOfTheOrigin(self) -> None:
+        """An answer that is passed on keeps the Date and Server that it has."""
+
+        async def passed(request: Request) -> Response:
+            return Response(200, [(b"date", b"then"), (b"SERVER", b"theirs")], b"")
+
+        exchange = Exchange(passed)
+        exchange.send(GET)
+        headers = exchange.answers()[0][1]
+        self.assertEqual((headers[b"date"], headers[b"server"]), (b"then", b"theirs"))
+        self.assertEqual(exchange.written.lower().count(b"\r\ndate: "), 1)
 
     def test_headers(self) -> None:
         """Date, Server, a request id and the length are there."""

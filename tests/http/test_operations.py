@@ -9,8 +9,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.http.openapi import openapi
-from helix_revdial.http.operations import Call, Operation, OperationTable
+from helix_revdial.http.openapi import METHODS, openapi
+from helix_revdial.http.operations import ANY, Call, Operation, OperationTable
 from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
@@ -193,6 +193,29 @@ class TableTests(SynchronousTestCase):
         answer = self.ask("OPTIONS", "/tasks")
         self.assertEqual((answer.status, answer.headers), (204, problem.headers))
         self.assertEqual(self.refused("get", "/tasks").status, 405)
+
+    def test_anyMethod(self) -> None:
+        """A row may take every method, and a path longer than any name of ours."""
+
+        async def run(call: Call) -> object:
+            return Response(200, [], f"{call.request.method} {call.params['rest'][:3]}".encode())
+
+        async def nobody(request: Request) -> object | None:
+            return None
+
+        async def anybody(call: Call, access: str) -> None:
+            return None
+
+        row = Operation(name="any", method=ANY, path="/any/{what}/{rest:path}", run=run)
+        table = OperationTable([row], authenticate=nobody, authorise=anybody)
+        for method in ("GET", "OPTIONS", "PROPFIND", "get"):
+            exchange = Exchange(table)
+            line = f"{method} /any/x/{'abc' * 1000} HTTP/1.1\r\nHost: a\r\n\r\n"
+            exchange.send(line.encode())
+            self.assertEqual(exchange.answers()[0][2], f"{method} abc".encode())
+        described = openapi(table)["paths"]["/any/{what}/{rest}"]
+        self.assertEqual(set(described), set(METHODS))
+        self.assertEqual(described["patch"]["operationId"], "anyPatch")
 
     def test_head(self) -> None:
         """HEAD is GET without the body, which the connection leaves out."""

@@ -166,7 +166,7 @@ class ProxyTests(FleetCase):
     def setUp(self) -> None:
         super().setUp()
         _opened.clear()
-        self.fleet = self.server()
+        self.fleet = self.server(gateways__base_domain="apps.example")
         runner = self.token(self.fleet, kind="runner", patterns=["wolf-*"])
         self.operator = self.token(self.fleet, kind="user", user="ann", role="operator")
         self.echoPort = freePort()
@@ -274,6 +274,15 @@ class ProxyTests(FleetCase):
                         f"Authorization: Bearer {self.operator}\r\n\r\n".encode()
                     )
                     self.assertTrue(caller.recv(10).startswith(b"HTTP/1.1 2"))
+
+    @needsProgram("curl", package="curl")
+    def test_byName(self) -> None:
+        """F9: a target's own host leads to the target, and never to the API."""
+        host = "web--wolf-1.apps.example"
+        done = self.curl("-H", f"Host: {host}", f"{self.fleet.url}/readyz?x")
+        self.assertEqual(done.stdout, b"/readyz?x 127.0.0.1")
+        done = self.curl("-H", "Host: www.apps.example", f"{self.fleet.url}/readyz")
+        self.assertIn(b"names no target", done.stdout)
 
     def test_nothingThere(self) -> None:
         """D21: a service that is not there is a 502 at once, with its word."""
