@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.integration.test_tcp_forward -*-
+# -*- test-case-name: tests.api.test_forwards,tests.integration.test_tcp_forward -*-
 """
 C{/api/v1/admin/forwards}: ports of the server that lead to targets, made and ended
 while it runs.

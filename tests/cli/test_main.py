@@ -25,6 +25,7 @@ class MainTests(CommandTestCase):
             "completion": (),
             "connect": (),
             "forward": (),
+            "forwards": ("list", "create", "delete"),
             "db": ("upgrade",),
             "desktop": ("serve",),
             "revdial": ("status",),
