@@ -82,7 +82,7 @@ ACCESS: Final[dict[str, Row]] = {
         Row("operator", "make and change what the tenant has", (_N, _N, _Y, _Y, _N, _N)),
         Row(
             "dial",
-            "open a stream to a runner's target; which, the table of targets says",
+            "reach a runner's target, by streams or HTTP; which, the table of targets says",
             (_N, _Y, _Y, _Y, _N, _N),
         ),
         Row("admin", "tokens, the audit log, the server's state", (_N, _N, _N, _Y, _N, _N)),
@@ -94,7 +94,7 @@ ACCESS: Final[dict[str, Row]] = {
         ),
         Row(
             "session-dial",
-            "open a stream to a session's target; which, the table of targets says",
+            "reach a session's target, by streams or HTTP; which, the table of targets says",
             (_N, _Y, _Y, _Y, _N, _N),
             resource=True,
         ),
