@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.test_control_plane -*-
+# -*- test-case-name: tests.integration.test_server,tests.integration.test_listening_server -*-
 """
 The server, assembled from its rooms.
 
@@ -45,8 +45,6 @@ from helix_revdial.api.proxy import ByName
 from helix_revdial.api.services import Services, cutWhatEnds, proxyLimits
 from helix_revdial.api.tracing import traced
 from helix_revdial.config import (
-    RUNNER_TOKEN_VARIABLE,
-    AccessSection,
     ConfigError,
     ListenSection,
     ServerConfig,
@@ -58,6 +56,12 @@ from helix_revdial.http.operations import OperationTable
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.imported_tokens import (
+    NotImported,
+    importAdminToken,
+    importRunnerToken,
+    runnerTokenUnusable,
+)
 from helix_revdial.keeping import Keeping
 from helix_revdial.listening.door import Door
 from helix_revdial.listening.errors import ListenError, NeedsRestart
@@ -83,7 +87,7 @@ from helix_revdial.storage.database import (
     openDatabase,
 )
 from helix_revdial.storage.threads import SameThread
-from helix_revdial.systemd.credentials import CredentialUnusable, readCredential
+from helix_revdial.systemd.credentials import CredentialUnusable
 from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.store import DescriptorStore
 from helix_revdial.systemd.supervision import Supervision
@@ -91,14 +95,6 @@ from helix_revdial.telemetry.logs import LoggingService
 
 STOP_TIMEOUT = 10.0
 """Seconds, beyond those for what may finish, in which a server that stops is gone."""
-
-RUNNER_CREDENTIAL = "runner-token"
-"""The credential of the service manager that stands in for C{RUNNER_TOKEN}."""
-
-_RUNNER_ORIGIN = f"{RUNNER_TOKEN_VARIABLE} of the environment"
-
-ADMIN_CREDENTIAL = "admin-token"
-"""The credential of the service manager that is imported as an admin's token."""
 
 
 class CannotStart(SystemExit):
@@ -289,58 +285,17 @@ class ControlPlane(LoggingService):
                 _now(Deferred.fromCoroutine(database.upgrade()))
             _now(Deferred.fromCoroutine(database.checkRevision()))
             tokens = Tokens(database, self._reactor, self._wallClock)
-            self._importAdminToken(tokens)
+            environment = self._environment
+            _now(Deferred.fromCoroutine(importAdminToken(tokens, environment)))
             written = _now(Deferred.fromCoroutine(tokens.ensureAdmin(self._config.adminTokenPath)))
             if written is not None:
                 self._log.warn("The first admin token is in {path}", path=str(written))
-            self._importAtStart(tokens)
+            importing = importRunnerToken(tokens, self._config.access, environment)
+            _now(Deferred.fromCoroutine(importing))
+        except (NotImported, CredentialUnusable) as error:
+            raise CannotStart(str(error)) from None
         finally:
             _now(Deferred.fromCoroutine(database.close()))
-
-    def _importAdminToken(self, tokens: Tokens) -> None:
-        try:
-            secret = readCredential(self._environment, ADMIN_CREDENTIAL)
-            if secret is None:
-                return
-            importing = tokens.importSecret(
-                secret, "user", name=f"credential {ADMIN_CREDENTIAL}", user="admin", role="admin"
-            )
-            _now(Deferred.fromCoroutine(importing))
-        except CredentialUnusable as error:
-            raise CannotStart(str(error)) from None
-        except (TokenConflict, TokenError) as error:
-            raise CannotStart(f"credential {ADMIN_CREDENTIAL}: {error}") from None
-
-    def _importAtStart(self, tokens: Tokens) -> None:
-        try:
-            _now(Deferred.fromCoroutine(self._importRunnerToken(tokens, self._config.access)))
-        except CredentialUnusable as error:
-            raise CannotStart(str(error)) from None
-        except (TokenConflict, TokenError) as error:
-            raise CannotStart(_notImported(error)) from None
-
-    async def _importRunnerToken(self, tokens: Tokens, access: AccessSection) -> None:
-        if not access.importRunnerToken:
-            return
-        origin = _RUNNER_ORIGIN
-        secret = self._environment.get(RUNNER_TOKEN_VARIABLE)
-        if not secret:
-            origin = f"credential {RUNNER_CREDENTIAL}"
-            secret = readCredential(self._environment, RUNNER_CREDENTIAL)
-        if not secret:
-            return
-        record = await tokens.importSecret(
-            secret,
-            "runner",
-            name=f"imported {RUNNER_TOKEN_VARIABLE}",
-            patterns=access.runnerTokenPatterns,
-        )
-        self._log.info(
-            "The {origin} is runner token {token}",
-            origin=origin,
-            token=record.id,
-            patterns=list(access.runnerTokenPatterns),
-        )
 
     def _assemble(self) -> None:
         config, clock = self._config, self._reactor
@@ -504,9 +459,11 @@ class ControlPlane(LoggingService):
             before.runnerTokenPatterns,
         ):
             try:
-                await self._importRunnerToken(self.services.tokens, config.access)
-            except (TokenConflict, TokenError, CredentialUnusable) as error:
-                raise Unreloadable(_notImported(error)) from None
+                await importRunnerToken(self.services.tokens, config.access, self._environment)
+            except NotImported as error:
+                raise Unreloadable(str(error)) from None
+            except CredentialUnusable as error:
+                raise Unreloadable(runnerTokenUnusable(error)) from None
 
         def put() -> None:
             services = self.services
@@ -625,10 +582,3 @@ def _record(audit: AuditLog, event: str, fields: dict[str, Any]) -> None:
 
 def _identifies(section: ListenSection) -> bool:
     return section.tls is not None and section.tls.mapClients
-
-
-def _notImported(error: Exception) -> str:
-    return (
-        f"{_RUNNER_ORIGIN} (or credential {RUNNER_CREDENTIAL}) cannot be imported: {error}. "
-        "Take it away, or set access.import_runner_token = false."
-    )
