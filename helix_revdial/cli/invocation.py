@@ -69,7 +69,6 @@ class Invocation:
 
         return runCommand(main)
 
-
     def withSettings(self, command: Serving) -> int:
         """
         Run a command that reaches the server in its own way.
