@@ -118,7 +118,7 @@ class PayloadTooLarge(Problem):
 
 def validationProblem(errors: Mapping[str, Sequence[str]]) -> Problem:
     """The 400 that says what is wrong with which field."""
-    text = "; ".join(f"{name} {texts[0]}" for name, texts in errors.items() if texts)
+    text = "; ".join(f"{name}: {texts[0]}" for name, texts in errors.items() if texts)
     return Problem(400, f"The request is not valid: {text}.", type="validation", errors=errors)
 
 

@@ -267,7 +267,7 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(problem.errors, {"prompt": ["is required"], "repo.mode": ["is required"]})
         self.assertEqual(
             problem.detail,
-            "The request is not valid: prompt is required; repo.mode is required.",
+            "The request is not valid: prompt: is required; repo.mode: is required.",
         )
         problem = self.refused("POST", "/tasks", JSON, USER, body=b"[]")
         self.assertEqual(problem.errors, {"body": ["expected `object`, got `array`"]})
