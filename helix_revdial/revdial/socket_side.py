@@ -36,6 +36,7 @@ from helix_revdial.revdial.frames import (
     readClose,
 )
 from helix_revdial.revdial.masks import newMasker
+from helix_revdial.revdial.socket_poll import READ, WRITE
 from helix_revdial.revdial.socket_streams import Framing, SocketStream
 
 if TYPE_CHECKING:
@@ -109,25 +110,22 @@ class Side:
         )
         if wanted is not self._isReading:
             self._isReading = wanted
-            if wanted:
-                self._relays.reactor.addReader(self)
-            else:
-                self._relays.reactor.removeReader(self)
+            self._watch()
 
     def _updateWriting(self) -> None:
         wanted = self.relay.why is None and bool(self._pending)
         if wanted is not self._isWriting:
             self._isWriting = wanted
-            if wanted:
-                self._relays.reactor.addWriter(self)
-            else:
-                self._relays.reactor.removeWriter(self)
+            self._watch()
+
+    def _watch(self) -> None:
+        events = (READ if self._isReading else 0) | (WRITE if self._isWriting else 0)
+        self._relays.poll.watch(self._fd, self, events)
 
     def leaveReactor(self) -> None:
         """The relay is over."""
         self._isReading = self._isWriting = False
-        self._relays.reactor.removeReader(self)
-        self._relays.reactor.removeWriter(self)
+        self._watch()
         if self._closeTimer is not None:
             self._closeTimer.cancel()
             self._closeTimer = None

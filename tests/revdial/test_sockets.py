@@ -401,13 +401,13 @@ class SocketRelayTests(SynchronousTestCase):
             bench.rest(5)
             relay = bench.pair._relay
             watched = set(bench.reactor.getReaders()) | set(bench.reactor.getWriters())
-            self.assertEqual(watched & {relay._left, relay._right}, set(), name)
+            self.assertEqual(watched & {relay.relays.poll}, set(), name)
             self.assertEqual(
                 [call for call in bench.reactor.getDelayedCalls() if "relay" in repr(call)],
                 [],
                 name,
             )
-            self.assertEqual(relay._left._fd in bench.reactor._selectables, False, name)
+            self.assertEqual(relay.relays.poll._watched, {}, name)
 
 
 class InterleavingTests(SynchronousTestCase):
