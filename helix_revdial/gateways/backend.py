@@ -43,7 +43,6 @@ class Backend(Protocol):
     """
     The connection; see the module's docstring.
 
-    @ivar used: How many requests it has carried to the end.
     @ivar silent: Whether nothing has come since the request began.
     @ivar onIdleEnd: Told when it ends, or may not be used any more, while it is idle.
     """
@@ -51,7 +50,6 @@ class Backend(Protocol):
     transport: Any
 
     def __init__(self) -> None:
-        self.used = 0
         self.silent = True
         self.lost = False
         self.onIdleEnd: Callable[[], None] | None = None
@@ -208,7 +206,6 @@ class Backend(Protocol):
         """Be idle; only where all is L{inOrder}."""
         self._h11.start_next_cycle()
         self._busy = False
-        self.used += 1
         self.onIdleEnd = onIdleEnd
 
     def wake(self) -> None:
