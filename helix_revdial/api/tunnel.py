@@ -38,7 +38,11 @@ PATH = "/api/v1/revdial"
 
 _RAW = {RequestKind.CONTROL_RAW, RequestKind.DATA_RAW, RequestKind.CHECK_RAW}
 _DATA = {RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET}
-_WEBSOCKET = {RequestKind.CONTROL_WEBSOCKET, RequestKind.DATA_WEBSOCKET}
+_WEBSOCKET = {
+    RequestKind.CONTROL_WEBSOCKET,
+    RequestKind.DATA_WEBSOCKET,
+    RequestKind.CHECK_WEBSOCKET,
+}
 UPGRADES = [(b"Upgrade", b"revdial, websocket"), (b"Connection", b"Upgrade")]
 _CHECK = {RequestKind.CHECK_RAW, RequestKind.CHECK_WEBSOCKET}
 

@@ -147,6 +147,10 @@ class RefusalTests(SynchronousTestCase):
         self.refused(rawUpgrade(check + "moonlight-1", self.server.runner()), 403)
         self.refused(rawUpgrade(check + "a%2Fb", self.server.runner()), 400)
         self.refused(request("GET", check + "wolf-1", self.server.runner()), 426)
+        halfAsked = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        token = self.server.runner()
+        raw = request("GET", check + "wolf-1", token, headers=halfAsked)
+        self.refused(raw, 426)
         config = ServerConfig(tunnel=TunnelSection(requireFeatures=("pool",)))
         self.server = Server(config)
         self.refused(rawUpgrade(check + "wolf-1", self.server.runner()), 403)
