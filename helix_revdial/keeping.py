@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.test_keeping tests.integration.test_drain -*-
+# -*- test-case-name: tests.test_keeping,tests.integration.test_drain -*-
 """
 Control connections kept over a restart, with the service manager's store.
 

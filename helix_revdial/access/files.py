@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.access.test_files -*-
+# -*- test-case-name: tests.access.test_tokens -*-
 """
 Files that hold a secret.
 """

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.agent.test_findings -*-
+# -*- test-case-name: tests.integration.test_diagnosis -*-
 """
 What a look at the way to a server found: one L{Finding} for each thing looked at.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.agent.test_network -*-
+# -*- test-case-name: tests.agent.test_network_settings -*-
 """
 How an agent gets from its host to its servers: addresses, proxy, TLS.
 

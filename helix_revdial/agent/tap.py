@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.agent.test_tap -*-
+# -*- test-case-name: tests.integration.test_agent -*-
 """
 The plugin C{twistd helix-revdial-agent}: options in, a service out.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_connections -*-
+# -*- test-case-name: tests.api.test_operations -*-
 """
 What the server knows of its runners' connections.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_document -*-
+# -*- test-case-name: tests.api.test_operations -*-
 """The whole operation table, and its own description as one of its rows."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_health -*-
+# -*- test-case-name: tests.api.test_operations -*-
 """
 Whether the server lives (C{/healthz}), should get requests (C{/readyz}), and
 what it is (C{/version}).  Open to all; the same under C{/api/v1}.

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_problems -*-
+# -*- test-case-name: tests.api.test_external_agents -*-
 """Errors of the rooms below, as callers of the API get them."""
 
 from __future__ import annotations

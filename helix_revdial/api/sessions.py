@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_sessions -*-
+# -*- test-case-name: tests.api.test_operations -*-
 """
 Sessions, as far as ownership needs them: whose sandbox is whose.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.api.test_tokens -*-
+# -*- test-case-name: tests.api.test_operations -*-
 """
 Tokens: made, rotated, revoked, imported.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.cli.test_edge -*-
+# -*- test-case-name: tests.integration.test_cli -*-
 """
 How a command ends: exit codes, the errors that become one line, and the reactor's run.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.cli.test_images -*-
+# -*- test-case-name: tests.cli.test_spectask -*-
 """
 Which of the three kinds of picture some bytes are.
 

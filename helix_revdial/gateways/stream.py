@@ -176,7 +176,7 @@ class StreamGateway:
             if way.isCut:
                 raise Ended from None
             raise
-        except BaseException:
+        except Exception:
             left.abandon()
             raise
 

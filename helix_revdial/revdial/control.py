@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_dialer tests.revdial.test_listener -*-
+# -*- test-case-name: tests.revdial.test_dialer,tests.revdial.test_listener -*-
 """
 The control connection, as far as both ends have it in common.
 

@@ -21,7 +21,6 @@ from tests.api.harness import Answer, Server, Wire, parse, request
 from tests.api.test_tunnel import rawUpgrade
 from tests.http.exchange import makeRequest
 
-
 GONE = Failure(ConnectionDone())
 
 
