@@ -179,9 +179,7 @@ def desktopOperations(
     async def readClipboard(call: Call) -> Response:
         content = await clipboard.read()
         contentType = (b"Content-Type", b"application/json; charset=utf-8")
-        return Response(
-            200, [contentType, *_PRIVATE], msgspec.json.encode(documentOf(content))
-        )
+        return Response(200, [contentType, *_PRIVATE], msgspec.json.encode(documentOf(content)))
 
     async def writeClipboard(call: Call) -> Response:
         await clipboard.write(contentOf(call.body))

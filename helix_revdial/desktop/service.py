@@ -174,9 +174,7 @@ class DesktopService(Service):
                 # mode is set before the socket takes connections.
                 port = self._reactor.listenUNIX(address.path, self._factory, mode=0o600)
             else:
-                port = self._reactor.listenTCP(
-                    address.port, self._factory, interface=address.host
-                )
+                port = self._reactor.listenTCP(address.port, self._factory, interface=address.host)
         except CannotListenError as e:
             text = getattr(e.socketError, "strerror", None) or str(e.socketError)
             raise CannotServe(f"cannot listen on {address}: {text}") from None

@@ -348,9 +348,7 @@ class DesktopTests(SynchronousTestCase):
         detail = self.server.get(
             "/api/v1/admin/revdial/status?detail=true", self.server.user("root", "admin")
         ).json()["details"][0]
-        self.assertEqual(
-            detail["targets"], [{"name": "ui", "expose": "owner", "default": True}]
-        )
+        self.assertEqual(detail["targets"], [{"name": "ui", "expose": "owner", "default": True}])
 
     def test_unknownSession(self) -> None:
         """404 for a session that is not there."""

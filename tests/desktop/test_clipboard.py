@@ -197,9 +197,7 @@ class ProgramClipboardTests(SynchronousTestCase):
 
     def test_limit(self) -> None:
         """More than the limit is refused before a program is started."""
-        self.assertRaises(
-            ValueError, self.clipboard.write, Content("text", bytes(MAX_CONTENT + 1))
-        )
+        self.assertRaises(ValueError, self.clipboard.write, Content("text", bytes(MAX_CONTENT + 1)))
         self.assertEqual(self.programs.started, [])
 
 

@@ -19,7 +19,7 @@ from helix_revdial.agent.service import agentService
 from helix_revdial.agent.settings import readSettings
 
 from .agents import Service
-from .test_agent_tunnel import Caller
+from .callers import Caller
 from .test_network import Names, WithNames
 from .tunnels import Server, quiet, until
 

@@ -180,6 +180,7 @@ class TestCardTests(DesktopTestCase):
 
 async def _exchange(port: int, host: bytes) -> bytes:
     """The first line of the answer to a request with that C{Host}."""
+
     def exchange() -> bytes:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(

@@ -24,8 +24,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from .fleet import freePort
 from .service_manager import ServiceManager
-from .test_server import DEADLINE, TWISTD, freePort
+from .test_server import DEADLINE, TWISTD
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 64
 

@@ -23,7 +23,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.test_server import DEADLINE, TWISTD, freePort
+from tests.integration.fleet import freePort
+from tests.integration.test_server import DEADLINE, TWISTD
 from tests.listening.pems import authority, authorityFile, chain, key, leaf, whole, write
 from tests.needs import needsProgram
 

@@ -49,8 +49,8 @@ from helix_revdial.revdial.sockets import SocketRelays
 from tests.needs import needsProgram
 
 from .agents import TOKEN, TWISTD, AgentTestCase, Service, reactor
+from .callers import Caller
 from .scripted import ROOT, within
-from .test_agent_tunnel import Caller
 from .tunnels import Server, until
 
 BODY = bytes(range(256)) * 2048

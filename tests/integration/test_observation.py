@@ -21,8 +21,9 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from helix_revdial.agent.targets import LocalTarget, parseTarget
+from tests.integration.fleet import freePort
 from tests.integration.ledgers import LedgerCheck, assertIdle
-from tests.integration.test_server import TWISTD, freePort
+from tests.integration.test_server import TWISTD
 from tests.integration.tunnels import Agent, Echo, Server, collector, listen, reactor
 
 PREFIX = "helix_revdial_"
