@@ -34,7 +34,7 @@ suite: $(VENV)/.ready
 
 # pytest-twisted cannot share a process with trial: a suite and a process of its own.
 pytest-suite: $(VENV)/.ready
-	@$(BIN)/python -m pytest --quiet --no-header -p pytest_twisted tests/pytest
+	@$(BIN)/python -m pytest --quiet --no-header tests/pytest
 
 # What is shipped is the wheel: it must offer both plugins in an environment of its own.
 wheel: $(VENV)/.ready
