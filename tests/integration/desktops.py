@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import tempfile
+from itertools import count
 from typing import Any
 
 from twisted.internet import reactor as globalReactor
@@ -99,6 +100,9 @@ def children() -> set[tuple[int, str]]:
     return found
 
 
+_displays = count(1)
+
+
 class DesktopTestCase(TestCase):
     """Starts a display server and a desktop service, and ends both."""
 
@@ -114,7 +118,10 @@ class DesktopTestCase(TestCase):
         server = Server()
         path = shutil.which("Xvfb")
         assert path is not None
-        command = [path, "-displayfd", "1", "-screen", "0", f"{size}x24", "-nolisten", "tcp"]
+        # A number of this process's own: servers that look for a free one at the same
+        # time may both take the one whose last owner is just removing its socket.
+        name = f":{200 + os.getpid() % 500 * 100 + next(_displays)}"
+        command = [path, name, "-displayfd", "1", "-screen", "0", f"{size}x24", "-nolisten", "tcp"]
         reactor.spawnProcess(server, path, command, env={"PATH": os.environ["PATH"]})
         self.addCleanup(lambda: Deferred.fromCoroutine(server.end()))
         return ":" + (await server.line).decode("ascii")

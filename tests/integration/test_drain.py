@@ -520,7 +520,8 @@ class KeptTests(DrainCase):
         self.assertEqual(self.manager.stored, [])
         status = self.call("GET", "/api/v1/admin/revdial/status")
         self.assertEqual(status["active_connections"], 0)
-        self.assertIn("may not be connected any more", self.said())
+        words = "may not be connected any more"
+        self.until(lambda: words in self.said(), "said in the log")
 
     def test_storeForgets(self) -> None:
         """Where systemd keeps nothing, the agent simply connects again."""

@@ -247,6 +247,8 @@ class OldPeerTests(BodyCase):
         self.peer = GoPeer(server.host, server.port, session.key, session.token)
         self.addCleanup(self.peer.stop)
         until(lambda: server.look()["table"]["active"], "the old peer is registered")
+        # The hijack form has its pause before anything is said.
+        until(lambda: "Dialer._noCarrier" not in server.look()["timers"], "its carrier is up")
         return None
 
     def dial(self, server: Server, session: Session, target: str) -> socket.socket:
