@@ -63,11 +63,14 @@ def nameOf(call: IDelayedCall) -> str:
 
 def look(reactor: Any, service: Any) -> dict[str, Any]:
     """Timers, sockets, table entries and objects of this process."""
+    # What was frozen at the start, these exceptions among it, would not be found.
+    gc.unfreeze()
     for each in gc.get_objects():
         if isinstance(each, ConnectionClosed):
             # Twisted has one exception for all connections that end: what it was
-            # raised through last hangs on it, until it is raised again.
-            each.__traceback__ = None
+            # raised through last, and what was being handled then, hangs on it,
+            # until it is raised again.
+            each.__traceback__ = each.__context__ = each.__cause__ = None
     gc.collect()
     kinds = Counter(
         f"{str(type(each).__module__).rpartition('.')[2]}.{type(each).__name__}"
