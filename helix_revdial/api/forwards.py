@@ -15,6 +15,7 @@ import msgspec
 
 from helix_revdial.access.policy import Expose, mayDial, sessionOf
 from helix_revdial.access.principals import Principal
+from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.gateways.tcp_forward import Forward, ForwardRefused, ForwardSettings
 from helix_revdial.http.operations import Call, Operation
@@ -72,8 +73,7 @@ def operations(services: Services) -> list[Operation]:
         return ForwardList([_document(one) for one in forwards.list()])
 
     async def createForward(call: Call) -> Response:
-        principal = call.principal
-        assert isinstance(principal, Principal)
+        principal = asking(call)
         body = call.body
         try:
             settings = ForwardSettings.parse(
@@ -100,8 +100,7 @@ def operations(services: Services) -> list[Operation]:
         )
 
     async def deleteForward(call: Call) -> None:
-        principal = call.principal
-        assert isinstance(principal, Principal)
+        principal = asking(call)
         name = call.params["forward"]
         forward = forwards.get(name)
         if forward is None:

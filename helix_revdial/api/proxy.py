@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from helix_revdial.access.policy import Expose, SessionFacts, mayDial, sessionOf
 from helix_revdial.access.principals import Principal
-from helix_revdial.api.authority import Authority
+from helix_revdial.api.authority import Authority, asking
 from helix_revdial.api.observation import aboutOf
 from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
@@ -95,8 +95,7 @@ class Forwarder:
         path: bytes,
         prefix: bytes,
     ) -> Answer:
-        services, request, principal = self._services, call.request, call.principal
-        assert isinstance(principal, Principal)
+        services, request, principal = self._services, call.request, asking(call)
         if TARGET_NAME.fullmatch(target) is None:
             raise Problem(400, "A target's name is letters, digits, '.', '_' and '-'.")
         if path.startswith(b"//"):

@@ -18,6 +18,7 @@ import msgspec
 
 from helix_revdial.access.policy import Expose, SessionFacts, mayDial, sessionOf
 from helix_revdial.access.principals import Principal
+from helix_revdial.api.authority import asking
 from helix_revdial.api.observation import aboutOf
 from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
@@ -49,15 +50,13 @@ def operations(services: Services) -> list[Operation]:
         runner = call.params["runner"]
         if RUNNER_KEY.fullmatch(runner) is None:
             raise Problem(400, "A runner key is up to 128 letters, digits, '.', '_' and '-'.")
-        principal = call.principal
-        assert isinstance(principal, Principal)
+        principal = asking(call)
         session = sessionOf(runner)
         facts = None if session is None else await services.sessions.facts(session)
         return await open_(call, principal, runner, facts)
 
     async def toSession(call: Call) -> HandedOver:
-        principal = call.principal
-        assert isinstance(principal, Principal)
+        principal = asking(call)
         runner = services.runnerOf(call.resource.id)
         return await open_(call, principal, runner, call.resource)
 
