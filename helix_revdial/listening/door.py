@@ -273,6 +273,7 @@ def checkDescription(description: str) -> None:
         # None in the reactor's place: these parsers only pass it on.
         if kind != "systemd":
             serverFromString(None, description)
+        path = unix_socket.addressOf(description)
     except Exception as error:
         if kind in ("tcp", "tcp6", "unix"):
             raise ListenError(
@@ -281,6 +282,9 @@ def checkDescription(description: str) -> None:
             ) from None
         if str(error).startswith("Unknown endpoint type"):
             raise ListenError(str(error)) from None
+        return
+    if path is not None:
+        unix_socket.checkPath(path)
 
 
 def _withBacklog(description: str) -> str:

@@ -17,6 +17,9 @@ import stat
 
 from helix_revdial.listening.errors import ListenError
 
+MAX_PATH = 107
+"""The bytes of a socket's path (unix(7): C{sun_path} has 108, with the zero at its end)."""
+
 _PART = re.compile(r"(?:[^:\\]|\\.)*")
 
 
@@ -34,6 +37,18 @@ def addressOf(description: str) -> str | None:
         if name == "address":
             return _unquoted(value)
     return None
+
+
+def checkPath(path: str) -> None:
+    """
+    @raise ListenError: No socket can have the path C{path}.
+    """
+    length = len(os.fsencode(path))
+    if length > MAX_PATH:
+        raise ListenError(
+            f"unix:{path}: the path of a unix socket has at most {MAX_PATH} bytes, and this one "
+            f"has {length}: choose a shorter one, such as /run/helix-revdial.sock"
+        )
 
 
 def withoutLock(description: str) -> str:

@@ -16,6 +16,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
+from tests.directories import shortDirectory
+
 from .scripted import AgentProcess, ScriptedConnection, ScriptedServer, within
 
 reactor: Any = realReactor
@@ -110,7 +112,7 @@ class AgentTestCase(TestCase):
 
     def serveUnix(self) -> str:
         """A service on a unix socket: its path."""
-        path = os.path.join(os.path.abspath("."), f"s{len(os.listdir('.'))}")
+        path = str(shortDirectory(self) / "s")
         factory = Factory.forProtocol(Service)
         factory.noisy = False
         port = reactor.listenUNIX(path, factory)

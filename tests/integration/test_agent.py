@@ -13,6 +13,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions, PrivateCertificate
 
+from tests.directories import shortDirectory
+
 from .agents import TOKEN, TWIST, TWISTD, AgentTestCase, Service, absolute, reactor, script, write
 from .scripted import TERMINATED, AgentProcess, within
 
@@ -65,7 +67,7 @@ class AgentTests(AgentTestCase):
     async def test_socketThatComesAndGoes(self) -> None:
         """D21: a unix socket that is removed and made again is simply found."""
         port = self.listen()
-        path = absolute("service")
+        path = str(shortDirectory(self) / "service")
         agent = self.start(
             *TWIST,
             "helix-revdial-agent",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Any, cast
 
 from cryptography import x509
@@ -34,6 +33,7 @@ from helix_revdial.listening.tls import TLSSettings
 from helix_revdial.revdial.client import ServerPath, ServerURL
 from helix_revdial.revdial.features import ALL, RAW
 from helix_revdial.revdial.listener import Listener
+from tests.directories import shortDirectory
 from tests.integration.test_tunnel import Hasher
 from tests.integration.tunnels import Collector, Echo, Server, collector, listen, reactor, until
 from tests.listening.pems import authority, leaf, whole, write
@@ -119,8 +119,7 @@ class DoorTestCase(TestCase):
     timeout = 30
 
     def setUp(self) -> None:
-        self.directory = Path(self.mktemp()).absolute()
-        self.directory.mkdir()
+        self.directory = shortDirectory(self)
 
     def certificate(self, *names: str) -> TLSSettings:
         """TLS with a certificate for these names, in a file of its own."""

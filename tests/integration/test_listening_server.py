@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.directories import shortDirectory
 from tests.integration.fleet import freePort
 from tests.integration.test_server import DEADLINE, TWISTD
 from tests.listening.pems import authority, authorityFile, chain, key, leaf, whole, write
@@ -44,8 +45,7 @@ class ServerProcess(SynchronousTestCase):
     """Starts a server with a file of settings, and talks to it over sockets."""
 
     def setUp(self) -> None:
-        self.directory = Path(self.mktemp()).absolute()
-        self.directory.mkdir()
+        self.directory = shortDirectory(self)
         self.state = self.directory / "state"
         self.config = self.directory / "server.toml"
         self.log = self.directory / "log"

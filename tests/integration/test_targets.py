@@ -15,6 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from helix_revdial.agent.targets import HostPort, LocalTarget, SocketPath
 from helix_revdial.revdial.errors import TargetRefused, TargetTimeout
+from tests.directories import shortDirectory
 
 reactor: Any = realReactor
 
@@ -101,7 +102,7 @@ class LocalTargetTests(TestCase):
 
     def path(self, name: str) -> str:
         """A path that is short enough for a unix socket."""
-        return os.path.abspath(name)
+        return str(shortDirectory(self) / name)
 
     async def failing(self, target: LocalTarget) -> Exception:
         try:
@@ -112,7 +113,7 @@ class LocalTargetTests(TestCase):
 
     def full(self) -> tuple[socket.socket, SocketPath]:
         """A listening unix socket whose queue is full."""
-        path = self.path(f"full-{self.id().rpartition('.')[2]}")
+        path = self.path("full")
         listening = socket.socket(socket.AF_UNIX)
         self.addCleanup(listening.close)
         listening.bind(path)

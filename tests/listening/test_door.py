@@ -115,6 +115,7 @@ class DoorTests(SynchronousTestCase):
             ("tcp:65536", "a port is a number from 0 to 65535; write for example"),
             ("tcp:1:colour=red", "unexpected keyword argument 'colour'; write for example"),
             ("unix:/x:mode=9", "write for example"),
+            ("unix:/" + "x" * 107, f"unix:/{'x' * 107}: the path of a unix socket has at most 107"),
         ):
             with self.assertRaises(ListenError) as caught:
                 prepare(DoorSettings(endpoint))

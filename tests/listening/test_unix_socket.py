@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.listening.unix_socket import addressOf, withoutLock
+from helix_revdial.listening.errors import ListenError
+from helix_revdial.listening.unix_socket import MAX_PATH, addressOf, checkPath, withoutLock
 
 
 class DescriptionTests(SynchronousTestCase):
@@ -24,6 +25,16 @@ class DescriptionTests(SynchronousTestCase):
             ("", None),
         ):
             self.assertEqual(addressOf(description), path, description)
+
+    def test_length(self) -> None:
+        """A path that no socket can have is named, with its length and the limit."""
+        checkPath("/" + "x" * (MAX_PATH - 1))
+        for path in ("/" + "x" * MAX_PATH, "/" + "ü" * 54):
+            with self.assertRaises(ListenError) as caught:
+                checkPath(path)
+            message = str(caught.exception)
+            self.assertIn(path, message)
+            self.assertIn(f"at most {MAX_PATH} bytes, and this one has ", message)
 
     def test_lock(self) -> None:
         """No lock file, unless one is asked for."""
