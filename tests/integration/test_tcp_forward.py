@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class TCPForwardTests(FleetCase):
             self.echoes(stream)
         # The server resets what it cannot lead anywhere, perhaps before the connection is
         # even reported as made here.
-        with suppress(ConnectionResetError), self.connect(self.port + 1) as stream:
+        with contextlib.suppress(ConnectionResetError), self.connect(self.port + 1) as stream:
             self.assertEqual(receive(stream), b"")
         until(lambda: server.get(PATH)["items"][1]["failed"], "the failure is counted")
         first, second = server.get(PATH)["items"]
