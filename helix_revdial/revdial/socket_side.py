@@ -36,19 +36,15 @@ from helix_revdial.revdial.frames import (
     readClose,
 )
 from helix_revdial.revdial.masks import newMasker
+from helix_revdial.revdial.socket_outbox import LATER, Outbox
 from helix_revdial.revdial.socket_poll import READ, WRITE
 from helix_revdial.revdial.socket_streams import Framing, SocketStream
 
 if TYPE_CHECKING:
     from helix_revdial.revdial.sockets import SocketRelay
 
-MAX_PIECES = 512
-"""Ranges that one C{sendmsg} is given; the kernel takes 1,024."""
-
 CLOSE_TIMEOUT = 10.0
 """Seconds for a WebSocket peer to end the connection once we have closed."""
-
-_LATER = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
 
 @implementer(IReadWriteDescriptor)
@@ -69,8 +65,7 @@ class Side:
         self._socket: socket.socket = stream.transport.getHandle()
         self._fd = stream.transport.fileno()
         self._framing = stream.framing
-        self._pending: list[memoryview | bytes] = []
-        self._pendingSize = 0
+        self.outbox = Outbox(self._socket, relay.relays.pipes)
         self._isReading = False
         self._isWriting = False
         self._readEnded = False
@@ -106,14 +101,14 @@ class Side:
         wanted = (
             self.relay.why is None
             and not self.isOver
-            and (self._draining or (not self._readEnded and not self.other._pending))
+            and (self._draining or (not self._readEnded and not self.other.outbox.waits))
         )
         if wanted is not self._isReading:
             self._isReading = wanted
             self._watch()
 
     def _updateWriting(self) -> None:
-        wanted = self.relay.why is None and bool(self._pending)
+        wanted = self.relay.why is None and self.outbox.waits
         if wanted is not self._isWriting:
             self._isWriting = wanted
             self._watch()
@@ -129,8 +124,7 @@ class Side:
         if self._closeTimer is not None:
             self._closeTimer.cancel()
             self._closeTimer = None
-        self._pending.clear()
-        self._pendingSize = 0
+        self.outbox.clear()
 
     def release(self, orderly: bool, text: str) -> None:
         """Let the transport close the socket and tell those above."""
@@ -173,7 +167,7 @@ class Side:
         try:
             size = self._socket.recv_into(buffer[MAX_HEAD:])
         except OSError as failed:
-            if failed.errno in _LATER:
+            if failed.errno in LATER:
                 return
             raise
         if size:
@@ -304,7 +298,7 @@ class Side:
         self._log.info(
             "closing a WebSocket: {reason} ({code})", reason=str(broken), code=broken.code
         )
-        if not self._pending and not self._closeSent:
+        if not self.outbox.waits and not self._closeSent:
             try:
                 self._socket.send(self._frame(CLOSE, closePayload(broken.code, str(broken))))
             except OSError:
@@ -362,35 +356,14 @@ class Side:
         return frame(payload, self._relays.keys.key() if self._framing.client else None, opcode)
 
     def _transmit(self, pieces: list[memoryview], size: int) -> None:
-        """Send at once; keep a copy of what the socket does not take."""
-        if self._pending:
-            self._keep(pieces, 0)
-            return
-        sent = 0
-        try:
-            if len(pieces) == 1:
-                sent = self._socket.send(pieces[0])
-            else:
-                sent = self._socket.sendmsg(pieces[:MAX_PIECES])
-        except OSError as failed:
-            if failed.errno not in _LATER:
-                raise
-        if sent < size:
-            self._keep(pieces, sent)
-            self._updateWriting()
-            self.other.updateReading()
+        self.outbox.send(pieces, size)
+        if self.outbox.waits:
+            self._waitForRoom()
 
-    def _keep(self, pieces: list[memoryview], skip: int) -> None:
-        """Copy the pieces, less their first C{skip} bytes: the buffer is shared."""
-        for piece in pieces:
-            size = len(piece)
-            if skip >= size:
-                skip -= size
-                continue
-            kept = bytes(piece[skip:])
-            skip = 0
-            self._pending.append(kept)
-            self._pendingSize += len(kept)
+    def _waitForRoom(self) -> None:
+        """The socket did not take all: do not receive more for it meanwhile."""
+        self._updateWriting()
+        self.other.updateReading()
 
     def _sendControl(self, opcode: int, payload: bytes) -> None:
         """
@@ -400,32 +373,15 @@ class Side:
         """
         if self._closeSent and opcode != CLOSE:
             return
-        if opcode == PONG and self._pending:
+        if opcode == PONG and self.outbox.waits:
             return
         data = self._frame(opcode, payload)
         self._transmit([memoryview(data)], len(data))
 
     def _flush(self) -> None:
-        pending = self._pending
-        try:
-            sent = self._socket.sendmsg(pending[:MAX_PIECES])
-        except OSError as failed:
-            if failed.errno in _LATER:
-                return
-            raise
-        if sent:
+        if self.outbox.flush():
             self.relay.moved()
-        self._pendingSize -= sent
-        done = 0
-        for piece in pending:
-            if sent < len(piece):
-                break
-            sent -= len(piece)
-            done += 1
-        del pending[:done]
-        if sent:
-            pending[0] = memoryview(pending[0])[sent:]
-        if pending:
+        if self.outbox.waits:
             return
         self._updateWriting()
         if self._endWaits:
@@ -438,7 +394,7 @@ class Side:
         """The other side's peer has ended: end our direction after what is pending."""
         if self._writeEnded or self._endWaits or self.relay.why is not None:
             return
-        if self._pending:
+        if self.outbox.waits:
             self._endWaits = True
             return
         framing = self._framing
@@ -480,7 +436,7 @@ class Side:
         """Whether this connection has nothing left to do."""
         if self.isOver or self.relay.why is not None:
             return
-        if not (self._readEnded and self._writeEnded) or self._pending:
+        if not (self._readEnded and self._writeEnded) or self.outbox.waits:
             return
         framing = self._framing
         if framing is not None and framing.eof and not self._closeSent:

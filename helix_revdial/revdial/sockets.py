@@ -38,6 +38,7 @@ from twisted.logger import Logger
 
 from helix_revdial.revdial.frames import MAX_HEAD
 from helix_revdial.revdial.masks import Keys
+from helix_revdial.revdial.pipes import Pipes
 from helix_revdial.revdial.socket_poll import SocketPoll
 from helix_revdial.revdial.socket_side import Side
 from helix_revdial.revdial.socket_streams import SocketStream
@@ -65,6 +66,7 @@ class SocketRelays:
         self.keys = keys or Keys()
         self.available = sys.platform == "linux" and IReactorFDSet.providedBy(reactor)
         self.poll = SocketPoll(reactor)
+        self.pipes: Pipes | None = None
         self._size = size
         # Made with the first relay: an agent without streams does not have it.
         self._buffer: memoryview | None = None

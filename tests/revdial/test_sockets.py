@@ -108,6 +108,14 @@ class Bench:
         if form in ("tcp", "unix"):
             self._join(form, left, listening=self.far)
             return
+        if form == "proxied":
+            port = self._listen("tcp", lambda: self._behindProxy(lambda: left))
+            self.now(
+                Prefixed(
+                    TCP4ClientEndpoint(self.reactor, "127.0.0.1", port.getHost().port), PROXY_LINE
+                ).connect(One(lambda: self.far))
+            )
+            return
         eof = form == "websocket+eof"
         clock = self.reactor
 
@@ -118,9 +126,17 @@ class Bench:
                 lambda: webSocketServer(protocol, eof=eof, clock=clock), replayHead=True
             )
 
-        accepting, dialling = (left, self.far) if position == "server" else (self.far, left)
-        port = self._listen("tcp", lambda: carrier(accepting))
-        endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", port.getHost().port)
+        accepting, dialling = (self.far, left) if position == "client" else (left, self.far)
+        proxied = position == "proxied"
+        port = self._listen(
+            "tcp",
+            lambda: (
+                self._behindProxy(lambda: carrier(accepting)) if proxied else carrier(accepting)
+            ),
+        )
+        endpoint: Any = TCP4ClientEndpoint(self.reactor, "127.0.0.1", port.getHost().port)
+        if proxied:
+            endpoint = Prefixed(endpoint, PROXY_LINE)
         url = CarrierURL("127.0.0.1", port.getHost().port, False, "/")
         upgrade: Any = (
             RawUpgradeEndpoint(self.reactor, endpoint, url)
@@ -128,6 +144,12 @@ class Bench:
             else WebSocketEndpoint(self.reactor, endpoint, url, eof=eof)
         )
         self.now(upgrade.connect(One(lambda: dialling)))
+
+    def _behindProxy(self, build: Callable[[], Any]) -> Any:
+        """What is served to a proxy."""
+        sources = ProxySources(["127.0.0.1"])
+        factory = ProxiedFactory(One(build), sources, self.reactor, Admission(8, 8, 8), lambda: 5.0)
+        return factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
 
     def _join(self, local: str, half: Any, listening: Peer | None = None) -> None:
         peer = listening or self.near
@@ -226,6 +248,9 @@ FORMS = (
     "websocket+eof/client",
     "websocket/server",
     "websocket/client",
+    "proxied",
+    "raw/proxied",
+    "websocket+eof/proxied",
 )
 
 HALF_CLOSE = tuple(form for form in FORMS if not form.startswith("websocket/"))
@@ -313,8 +338,8 @@ class SocketRelayTests(SynchronousTestCase):
             bench.rest(200)
             relay = bench.pair._relay
             for side in (relay._left, relay._right):
-                self.assertLessEqual(side._pendingSize, 33 * 1024, name)
-                self.assertFalse(side._isReading and side.other._pending, name)
+                self.assertLessEqual(side.outbox.held, 33 * 1024, name)
+                self.assertFalse(side._isReading and side.other.outbox.waits, name)
             for peer in (bench.far, bench.near):
                 peer.wire.resumeProducing()
             bench.spin(
