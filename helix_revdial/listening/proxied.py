@@ -80,6 +80,10 @@ class ProxiedTransport:
         """Where it came to."""
         return cast(IAddress, self._header.destination or self._transport.getHost())
 
+    def plainTransport(self) -> Any:
+        """The socket, for a relay that moves its bytes itself: once served, all are passed on."""
+        return self._transport
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 

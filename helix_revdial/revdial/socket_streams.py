@@ -64,9 +64,16 @@ def plainStream(transport: Any) -> SocketStream | None:
     """
     The stream of a transport of Twisted's own, if it can be taken over now.
 
-    Not TLS, not a wrapper, not closing; and nothing in it that is still to be
-    sent, after it has been given the chance.
+    Not TLS, not closing; and nothing in it that is still to be sent, after it has
+    been given the chance.  Of a wrapper that passes every byte on as it is, and has
+    none in hand, the transport beneath: such a one says so by a method
+    C{plainTransport} of its class.
     """
+    # Of its class: a wrapper that passes every attribute on, as Twisted's TLS does,
+    # would give what lies beneath a wrapper beneath it.
+    beneath = getattr(type(transport), "plainTransport", None)
+    if beneath is not None:
+        return plainStream(beneath(transport))
     if not isinstance(transport, tcp.Connection) or getattr(transport, "TLS", False):
         return None
     if not transport.connected or transport.disconnected or transport.disconnecting:

@@ -108,14 +108,6 @@ class Bench:
         if form in ("tcp", "unix"):
             self._join(form, left, listening=self.far)
             return
-        if form == "proxied":
-            port = self._listen("tcp", lambda: self._behindProxy(lambda: left))
-            self.now(
-                Prefixed(
-                    TCP4ClientEndpoint(self.reactor, "127.0.0.1", port.getHost().port), PROXY_LINE
-                ).connect(One(lambda: self.far))
-            )
-            return
         eof = form == "websocket+eof"
         clock = self.reactor
 
@@ -126,17 +118,9 @@ class Bench:
                 lambda: webSocketServer(protocol, eof=eof, clock=clock), replayHead=True
             )
 
-        accepting, dialling = (self.far, left) if position == "client" else (left, self.far)
-        proxied = position == "proxied"
-        port = self._listen(
-            "tcp",
-            lambda: (
-                self._behindProxy(lambda: carrier(accepting)) if proxied else carrier(accepting)
-            ),
-        )
-        endpoint: Any = TCP4ClientEndpoint(self.reactor, "127.0.0.1", port.getHost().port)
-        if proxied:
-            endpoint = Prefixed(endpoint, PROXY_LINE)
+        accepting, dialling = (left, self.far) if position == "server" else (self.far, left)
+        port = self._listen("tcp", lambda: carrier(accepting))
+        endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", port.getHost().port)
         url = CarrierURL("127.0.0.1", port.getHost().port, False, "/")
         upgrade: Any = (
             RawUpgradeEndpoint(self.reactor, endpoint, url)
@@ -144,12 +128,6 @@ class Bench:
             else WebSocketEndpoint(self.reactor, endpoint, url, eof=eof)
         )
         self.now(upgrade.connect(One(lambda: dialling)))
-
-    def _behindProxy(self, build: Callable[[], Any]) -> Any:
-        """What is served to a proxy."""
-        sources = ProxySources(["127.0.0.1"])
-        factory = ProxiedFactory(One(build), sources, self.reactor, Admission(8, 8, 8), lambda: 5.0)
-        return factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
 
     def _join(self, local: str, half: Any, listening: Peer | None = None) -> None:
         peer = listening or self.near
@@ -248,9 +226,6 @@ FORMS = (
     "websocket+eof/client",
     "websocket/server",
     "websocket/client",
-    "proxied",
-    "raw/proxied",
-    "websocket+eof/proxied",
 )
 
 HALF_CLOSE = tuple(form for form in FORMS if not form.startswith("websocket/"))
