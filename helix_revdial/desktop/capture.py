@@ -23,8 +23,8 @@ from helix_revdial.desktop.display import NoDisplayFound, WaylandDisplay, X11Dis
 from helix_revdial.desktop.encoding import InThread, encodeAgain
 from helix_revdial.desktop.errors import NoDisplay
 from helix_revdial.desktop.pictures import Picture, PictureRequest, looksLike
-from helix_revdial.desktop.processes import IPrograms
 from helix_revdial.desktop.sharing import SharedRuns
+from helix_revdial.programs import IPrograms
 
 CAPTURE_DEADLINE = 10.0
 """How long one capture may take, in seconds."""
@@ -127,9 +127,9 @@ class ProgramScreen:
         """
         Take a picture.
 
-        @return: Fails with L{NoDisplay}, L{helix_revdial.desktop.errors.ProgramMissing},
-            L{helix_revdial.desktop.errors.ProgramTimedOut} or
-            L{helix_revdial.desktop.errors.OutputTooLarge}.
+        @return: Fails with L{NoDisplay}, L{helix_revdial.programs.ProgramMissing},
+            L{helix_revdial.programs.ProgramTimedOut} or
+            L{helix_revdial.programs.OutputTooLarge}.
         """
         return Deferred.fromCoroutine(self._capture(request))
 
@@ -154,7 +154,7 @@ class SharedScreen:
         Take a picture, or share one that is about to be taken.
 
         @return: A picture taken after this call; fails as the screen does,
-            and with L{helix_revdial.desktop.errors.TooBusy}.
+            and with L{helix_revdial.programs.TooBusy}.
         """
         # A PNG has no quality: two that differ in it only are the same.
         key = request

@@ -33,13 +33,9 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from helix_revdial.desktop.display import NoDisplayFound, WaylandDisplay, X11Display
-from helix_revdial.desktop.errors import (
-    NoDisplay,
-    OutputTooLarge,
-    ProgramTimedOut,
-)
-from helix_revdial.desktop.processes import IPrograms, IRunning
+from helix_revdial.desktop.errors import NoDisplay
 from helix_revdial.desktop.sharing import SharedRuns
+from helix_revdial.programs import IPrograms, IRunning, OutputTooLarge, ProgramTimedOut
 
 MAX_CONTENT = 16 * 1024 * 1024
 """Bytes of clipboard content, read or written."""
@@ -188,8 +184,8 @@ class ProgramClipboard:
         @return: L{EMPTY} for nothing, or nothing that is text or PNG.  Fails
             with L{NoDisplay}, L{ProgramTimedOut} (the program that copied
             does not hand it over), L{OutputTooLarge},
-            L{helix_revdial.desktop.errors.ProgramMissing} or
-            L{helix_revdial.desktop.errors.TooBusy}.
+            L{helix_revdial.programs.ProgramMissing} or
+            L{helix_revdial.programs.TooBusy}.
         """
         return self._runs.request("read", self._read)
 

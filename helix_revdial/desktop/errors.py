@@ -21,29 +21,5 @@ class NoDisplay(DesktopError):
     """There is no display to look at, or it does not answer to its programs."""
 
 
-class ProgramMissing(DesktopError):
-    """A program that the display needs is not installed."""
-
-
-class ProgramTimedOut(DesktopError):
-    """A program did not end within its deadline, and was killed."""
-
-
-class OutputTooLarge(DesktopError):
-    """A program wrote more than the limit for what it was asked."""
-
-
-class TooBusy(DesktopError):
-    """
-    A queue is full.
-
-    @ivar retryAfter: When to ask again, in seconds.
-    """
-
-    def __init__(self, message: str, *, retryAfter: int = 1) -> None:
-        super().__init__(message)
-        self.retryAfter = retryAfter
-
-
 class CannotServe(DesktopError):
     """The service cannot listen where it was told to."""

@@ -25,19 +25,19 @@ import msgspec
 from helix_revdial import __version__
 from helix_revdial.desktop.capture import IScreen
 from helix_revdial.desktop.clipboard import Content, IClipboard
-from helix_revdial.desktop.errors import (
-    DesktopError,
-    NoDisplay,
-    OutputTooLarge,
-    ProgramMissing,
-    ProgramTimedOut,
-    TooBusy,
-)
+from helix_revdial.desktop.errors import DesktopError, NoDisplay
 from helix_revdial.desktop.pictures import DEFAULT_QUALITY, PictureRequest, isPNG
 from helix_revdial.http.operations import Call, Operation, OperationTable
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.programs import (
+    OutputTooLarge,
+    ProgramError,
+    ProgramMissing,
+    ProgramTimedOut,
+    TooBusy,
+)
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a C{POST /clipboard} body."""
@@ -104,7 +104,7 @@ class HealthDocument(msgspec.Struct):
 
 def translate(error: Exception) -> Problem | None:
     """
-    The answer for a L{DesktopError}; L{None} for any other exception.
+    The answer for a L{DesktopError} or L{ProgramError}; L{None} for any other exception.
 
     503 while the desktop has no display or lacks a program, or is busy (then
     with C{Retry-After}); 504 when the display or a clipboard's owner hangs.
@@ -122,7 +122,7 @@ def translate(error: Exception) -> Problem | None:
         return Problem(504, text, code="timed-out")
     if isinstance(error, OutputTooLarge):
         return Problem(503, text, code="too-large")
-    if isinstance(error, DesktopError):
+    if isinstance(error, DesktopError | ProgramError):
         return Problem(503, text, code="failed")
     return None
 

@@ -41,9 +41,9 @@ from helix_revdial.desktop.operations import (
 )
 from helix_revdial.desktop.options import DesktopOptions, TCPAddress, UNIXAddress, parseListen
 from helix_revdial.desktop.pictures import Picture
-from helix_revdial.desktop.processes import Programs
 from helix_revdial.desktop.testcard import CardScreen
 from helix_revdial.http.factory import HTTPFactory
+from helix_revdial.programs import Programs
 
 SOCKET_TIMEOUT = 2.0
 """How long whoever holds a unix socket may take to accept, in seconds."""

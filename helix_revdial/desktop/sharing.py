@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from helix_revdial.desktop.errors import TooBusy
+from helix_revdial.programs import TooBusy
 
 MAX_PENDING = 8
 """Runs that wait for their turn; each is a different thing asked for."""

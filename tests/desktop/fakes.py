@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, maybeDeferred
 
-from helix_revdial.desktop.errors import ProgramMissing
 from helix_revdial.desktop.pictures import Picture
-from helix_revdial.desktop.processes import Finished, IRunning
+from helix_revdial.programs import Finished, IRunning, ProgramMissing
 
 
 def atOnce(function: Callable[[], Picture]) -> Awaitable[Picture]:

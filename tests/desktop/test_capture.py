@@ -19,8 +19,9 @@ from helix_revdial.desktop.capture import (
 )
 from helix_revdial.desktop.display import NoDisplayFound, WaylandDisplay, X11Display
 from helix_revdial.desktop.encoding import encode
-from helix_revdial.desktop.errors import NoDisplay, ProgramMissing, ProgramTimedOut
+from helix_revdial.desktop.errors import NoDisplay
 from helix_revdial.desktop.pictures import Picture, PictureRequest
+from helix_revdial.programs import ProgramMissing, ProgramTimedOut
 from tests.desktop.fakes import FakePrograms, atOnce, png
 
 X11 = X11Display(":5")

@@ -20,8 +20,8 @@ from helix_revdial.desktop.clipboard import (
     clipboardOf,
 )
 from helix_revdial.desktop.display import NoDisplayFound, X11Display
-from helix_revdial.desktop.errors import NoDisplay, OutputTooLarge, ProgramTimedOut
-from helix_revdial.desktop.processes import Finished
+from helix_revdial.desktop.errors import NoDisplay
+from helix_revdial.programs import Finished, OutputTooLarge, ProgramTimedOut
 from tests.desktop.fakes import FakePrograms, png
 
 NOTHING = Finished(1, b"", b"Error: target TARGETS not available\n")

@@ -7,14 +7,7 @@ import base64
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.desktop.clipboard import Content
-from helix_revdial.desktop.errors import (
-    DesktopError,
-    NoDisplay,
-    OutputTooLarge,
-    ProgramMissing,
-    ProgramTimedOut,
-    TooBusy,
-)
+from helix_revdial.desktop.errors import DesktopError, NoDisplay
 from helix_revdial.desktop.operations import (
     ClipboardDocument,
     contentOf,
@@ -23,6 +16,7 @@ from helix_revdial.desktop.operations import (
     translate,
 )
 from helix_revdial.http.problem import Problem
+from helix_revdial.programs import OutputTooLarge, ProgramMissing, ProgramTimedOut, TooBusy
 from tests.desktop.fakes import png
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.desktop.errors import TooBusy
 from helix_revdial.desktop.sharing import SharedRuns
+from helix_revdial.programs import TooBusy
 
 
 class SharedRunsTests(SynchronousTestCase):

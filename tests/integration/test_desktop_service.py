@@ -18,16 +18,17 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent, readBody
 
-from helix_revdial.desktop.errors import (
-    CannotServe,
+from helix_revdial.desktop.errors import CannotServe
+from helix_revdial.desktop.options import DesktopOptions
+from helix_revdial.desktop.service import DesktopService, serveDesktop
+from helix_revdial.programs import (
+    Finished,
     OutputTooLarge,
     ProgramMissing,
+    Programs,
     ProgramTimedOut,
     TooBusy,
 )
-from helix_revdial.desktop.options import DesktopOptions
-from helix_revdial.desktop.processes import Finished, Programs
-from helix_revdial.desktop.service import DesktopService, serveDesktop
 from tests.integration.desktops import DesktopTestCase, children, reactor, until
 
 

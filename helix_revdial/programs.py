@@ -2,7 +2,7 @@
 """
 Run programs: bounded output, a deadline, nothing left behind.
 
-Owns every process that the desktop service starts.  Invariants:
+Owns the processes that are started through it, in whatever service.  Invariants:
 
   - no shell, ever: a program and its arguments are a tuple;
   - what a program writes is kept up to a limit; one byte more kills it;
@@ -34,8 +34,6 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from helix_revdial.desktop.errors import OutputTooLarge, ProgramMissing, ProgramTimedOut, TooBusy
-
 MAX_RUNNING = 16
 """Programs alive at one time."""
 
@@ -46,12 +44,41 @@ STOP_TIMEOUT = 2.0
 """How long L{Programs.stop} waits for killed programs, in seconds."""
 
 PACKAGES = {
+    "git": "git",
     "grim": "grim",
     "wl-copy": "wl-clipboard",
     "wl-paste": "wl-clipboard",
     "xclip": "xclip",
 }
 """Debian's package for each program that we run, for the advice in errors."""
+
+
+class ProgramError(Exception):
+    """A program did not do what it was started for.  The message is a sentence for people."""
+
+
+class ProgramMissing(ProgramError):
+    """A program that is needed is not installed."""
+
+
+class ProgramTimedOut(ProgramError):
+    """A program did not end within its deadline, and was killed."""
+
+
+class OutputTooLarge(ProgramError):
+    """A program wrote more than the limit for what it was asked."""
+
+
+class TooBusy(ProgramError):
+    """
+    As many run, or wait, as may.
+
+    @ivar retryAfter: When to ask again, in seconds.
+    """
+
+    def __init__(self, message: str, *, retryAfter: int = 1) -> None:
+        super().__init__(message)
+        self.retryAfter = retryAfter
 
 
 class ReactorForPrograms(IReactorProcess, IReactorTime):
@@ -287,7 +314,7 @@ class Programs:
             advice = f": install the package {package}" if package else ""
             raise ProgramMissing(f"the program {name} is not installed{advice}")
         if self._stopped:
-            raise TooBusy("the desktop service is stopping")
+            raise TooBusy("the service is stopping")
         if len(self._running) >= self._maxRunning:
             raise TooBusy(f"{self._maxRunning} programs are running already")
         program = _Program(standardInput, outputLimit, self._signalGroup, self._running.discard)
