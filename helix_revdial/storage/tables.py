@@ -17,9 +17,12 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
+    Text,
+    UniqueConstraint,
 )
 
 metadata = MetaData(
@@ -56,8 +59,9 @@ tokens = Table(
     Index("ix_tokens_tenant_created", "tenant", "created"),
 )
 
-# Sandboxes: what a session token or an owner may register a runner for.
-# Deleted sessions keep their row, so that what refers to them keeps its sense.
+# Sandboxes and tasks: what a session token or an owner may register a runner
+# for.  Deleted sessions keep their row, so that what refers to them keeps its
+# sense.  What only a task has is null for a sandbox.
 sessions = Table(
     "sessions",
     metadata,
@@ -68,8 +72,194 @@ sessions = Table(
     Column("status", String(32), nullable=False),
     Column("created", Double, nullable=False),
     Column("deleted", Double, nullable=True),
+    # "sandbox" or "task".
+    Column("kind", String(16), nullable=False, server_default="sandbox"),
+    Column("project", String(128), nullable=True),
+    Column("updated", Double, nullable=True),
+    Column("started", Double, nullable=True),
+    Column("ended", Double, nullable=True),
+    # What a session that is stopping is to become: "stopped" or "cancelled".
+    Column("goal", String(16), nullable=True),
+    # When whoever stops it gives up on the executor's own end.
+    Column("stop_by", Double, nullable=True),
+    # The request as it was accepted, secrets left in: they go to the executor.
+    Column("spec", JSON, nullable=True),
+    Column("agent_type", String(64), nullable=True),
+    Column("agent_version", String(64), nullable=True),
+    # The executor that it was given to; null while nobody has it.
+    Column("executor", String(128), nullable=True),
+    Column("labels", JSON, nullable=True),
+    Column("exit_code", Integer, nullable=True),
+    Column("error", Text, nullable=True),
+    # Events first_seq to last_seq are kept; last_seq is 0 before the first.
+    Column("first_seq", BigInteger, nullable=False, server_default="1"),
+    Column("last_seq", BigInteger, nullable=False, server_default="0"),
+    # The executor's newest report that is in the event log.
+    Column("executor_seq", BigInteger, nullable=False, server_default="0"),
+    Column("workspace", JSON, nullable=True),
+    Column("delivery", JSON, nullable=True),
+    # The session that this one is a branch of.
+    Column("branch_of", String(40), nullable=True),
+    # When its executor had cleaned up after it.
+    Column("forgotten", Double, nullable=True),
     Index("ix_sessions_tenant_created", "tenant", "created"),
     Index("ix_sessions_tenant_owner_created", "tenant", "owner", "created"),
+    Index("ix_sessions_tenant_status_created", "tenant", "status", "created"),
+    Index("ix_sessions_kind_status", "kind", "status"),
+)
+
+# What happened to a session: append-only, numbered without gaps.  Rows leave
+# from the front only, together with the session's first_seq.
+session_events = Table(
+    "session_events",
+    metadata,
+    Column("session", String(40), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("ix_session_events_session_type_seq", "session", "type", "seq"),
+)
+
+# Answers to requests that may be repeated.  "scope" is a digest of who asked
+# for what with which key, "request_digest" of what was sent.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("scope", String(64), primary_key=True),
+    Column("request_digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("status", Integer, nullable=True),
+    Column("headers", JSON, nullable=True),
+    Column("body", LargeBinary, nullable=True),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False, index=True),
+)
+
+# Tasks that are not sent yet.
+drafts = Table(
+    "drafts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("project", String(128), nullable=True),
+    Column("data", JSON, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("updated", Double, nullable=False),
+    Index("ix_drafts_tenant_owner_updated", "tenant", "owner", "updated"),
+)
+
+# Archives that callers send for their tasks.  The token is nowhere.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("session", String(40), nullable=True, index=True),
+    Column("token_digest", String(64), nullable=False, unique=True),
+    Column("max_bytes", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=True),
+    Column("sha256", String(64), nullable=True),
+    Column("status", String(16), nullable=False),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False, index=True),
+    Index("ix_uploads_tenant_owner", "tenant", "owner"),
+)
+
+# What a tenant's webhooks are signed with: a signature needs the secret itself.
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(128), nullable=False, index=True),
+    Column("secret", String(128), nullable=False),
+    Column("created", Double, nullable=False),
+    Column("retired", Double, nullable=True),
+)
+
+# What is to be told to whom, until it is told or given up.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("session", String(40), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt", Double, nullable=True),
+    Column("status", String(16), nullable=False),
+    Column("last_error", Text, nullable=True),
+    Column("created", Double, nullable=False),
+    Index("ix_webhook_deliveries_status_next_attempt", "status", "next_attempt"),
+    Index("ix_webhook_deliveries_session_seq", "session", "seq"),
+)
+
+# File-system snapshots of workspaces; "reference" is what the provider calls them.
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("session", String(40), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("label", String(200), nullable=True),
+    Column("provider", String(32), nullable=False),
+    Column("reference", JSON, nullable=False),
+    Index("ix_snapshots_session_at", "session", "at"),
+)
+
+# Points of a session's timeline that are worth a name.
+moments = Table(
+    "moments",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("session", String(40), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("label", String(200), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("snapshot", String(40), nullable=True),
+    Index("ix_moments_session_at", "session", "at"),
+)
+
+# A tenant's own names for groups of sessions, noted when one is first used.
+projects = Table(
+    "projects",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("id", String(128), primary_key=True),
+    Column("display_name", String(200), nullable=False),
+    Column("created", Double, nullable=False),
+    Column("last_used", Double, nullable=True),
+)
+
+# Repositories that a tenant's tasks have used.  No address holds a password.
+repos = Table(
+    "repos",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("project", String(128), nullable=True),
+    Column("display_name", String(200), nullable=False),
+    Column("remote_url", String(2048), nullable=False),
+    Column("default_branch", String(255), nullable=True),
+    Column("last_used", Double, nullable=True),
+    UniqueConstraint("tenant", "remote_url"),
+)
+
+# Runner hosts, as they last said of themselves.  Without a tenant they serve all.
+executors = Table(
+    "executors",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("tenant", String(128), nullable=True),
+    Column("os", String(64), nullable=False),
+    Column("arch", String(64), nullable=False),
+    Column("capabilities", JSON, nullable=False),
+    Column("last_heartbeat", Double, nullable=True),
+    Column("health", JSON, nullable=True),
 )
 
 # Append-only.  The numbers give the order; rows leave only by age.
