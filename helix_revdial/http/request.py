@@ -75,6 +75,8 @@ class RequestOwner(Structural):
 
     def endWithCaller(self, *, whole: bool = False) -> None: ...
 
+    def abort(self) -> None: ...
+
     def handOver(
         self, request: Request, build: Callable[[], IProtocol], replayHead: bool
     ) -> None: ...
@@ -169,6 +171,12 @@ class Request:
         that has closed its socket from one that only says that it has no more to send.
         """
         self._owner.endWithCaller(whole=whole)
+
+    def abort(self) -> None:
+        """
+        Drop the connection now, so that its peer sees that the answer is not whole.
+        """
+        self._owner.abort()
 
     def handOver(
         self,

@@ -143,6 +143,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.isAuthenticated = False
+        self.isAborted = False
 
     def authenticated(self) -> None:
         self.isAuthenticated = True
@@ -152,6 +153,9 @@ class Owner:
 
     def endWithCaller(self, *, whole: bool = False) -> None:
         """Nor does its caller go away."""
+
+    def abort(self) -> None:
+        self.isAborted = True
 
     def handOver(self, request: Request, build: Any, replayHead: bool) -> None:
         raise ConnectionGone
