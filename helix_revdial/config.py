@@ -219,6 +219,16 @@ class GatewaysSection(_Section, frozen=True, rename=_snake):
     """The domain of C{TARGET--RUNNER} host names; without it there are none."""
 
 
+class EventsSection(_Section, frozen=True, rename=_snake):
+    """Server-sent events."""
+
+    heartbeat: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 15.0
+    """Seconds between two signs of life on a stream of events."""
+
+    queueBytes: Annotated[int, msgspec.Meta(ge=4096, le=2**30)] = 1024 * 1024
+    """Bytes that wait for one client; one that would have more is closed, and resumes."""
+
+
 class ForwardSection(_Section, frozen=True, rename=_snake):
     """A port of the server that leads to a target."""
 
@@ -344,6 +354,7 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     liveness: LivenessSection = LivenessSection()
     limits: LimitsSection = LimitsSection()
     gateways: GatewaysSection = GatewaysSection()
+    events: EventsSection = EventsSection()
     forwards: ForwardsSection = ForwardsSection()
     desktop: DesktopSection = DesktopSection()
     drain: DrainSection = DrainSection()

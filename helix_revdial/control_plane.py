@@ -448,6 +448,9 @@ class ControlPlane(LoggingService):
             self.services.load.setLimits(config.limits)
             self.services.streams.setLimit(config.limits.streamsPerUser)
             self.services.proxy.setLimits(proxyLimits(config.gateways))
+            self.services.eventStreams.setLimits(
+                heartbeat=config.events.heartbeat, queueBytes=config.events.queueBytes
+            )
 
         return put
 
@@ -473,6 +476,7 @@ class ControlPlane(LoggingService):
                 services.streams.end(family)
                 services.forwards.end(family)
                 services.proxy.end(family)
+                services.eventStreams.end(family)
 
         return put
 
@@ -514,6 +518,7 @@ class ControlPlane(LoggingService):
         if self._table is not None:
             self._remembered.stop()
             self.services.proxy.stop()
+            self.services.eventStreams.stop()
             drain = Drain(self._reactor, self.factory, self.services.connections, self._closePorts)
             if self._second is not None:
                 self._second.arm(drain.hurry)

@@ -49,6 +49,8 @@ RELOADABLE = frozenset(
         "gateways.answer_timeout",
         "gateways.trusted_proxies",
         "gateways.base_domain",
+        "events.heartbeat",
+        "events.queue_bytes",
         "desktop.request_timeout",
         "desktop.max_screenshot_bytes",
         "desktop.max_clipboard_bytes",

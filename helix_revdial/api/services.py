@@ -18,6 +18,7 @@ from helix_revdial.config import GatewaysSection, ServerConfig
 from helix_revdial.gateways.proxy import HTTPProxy, ProxyLimits
 from helix_revdial.gateways.stream import StreamGateway
 from helix_revdial.gateways.tcp_forward import Forwards
+from helix_revdial.http.events import EventStreams
 from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.sockets import SocketRelays
@@ -25,6 +26,7 @@ from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.settings import forwardBounds
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.ids import newId
+from helix_revdial.telemetry.timestamps import timestamp
 
 
 async def _noReload(by: str) -> Reloaded:
@@ -44,6 +46,7 @@ class Services:
     @ivar streams: The way in for streams.
     @ivar proxy: The way in for HTTP.
     @ivar forwards: Ports that lead to targets.
+    @ivar eventStreams: Answers that are server-sent events.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -65,6 +68,7 @@ class Services:
     streams: StreamGateway = field(init=False)
     proxy: HTTPProxy = field(init=False)
     forwards: Forwards = field(init=False)
+    eventStreams: EventStreams = field(init=False)
 
     def __post_init__(self) -> None:
         self.streams = StreamGateway(
@@ -81,7 +85,9 @@ class Services:
             proxyLimits(self.config.gateways),
             sockets=self.sockets,
             onLimit=lambda: self.load.refused("http_requests"),
+            count=self.observation.metrics.backends.add,
         )
+        self.observation.idleBackends = lambda: len(self.proxy.backends.idle)
         self.tokens.onRevoked(self.proxy.end)
         self.forwards = Forwards(
             self.clock,
@@ -95,6 +101,14 @@ class Services:
         )
         self.forwards.bounds = forwardBounds(self.config.forwards)
         self.tokens.onRevoked(self.forwards.end)
+        self.eventStreams = EventStreams(
+            self.clock,
+            lambda: timestamp(self.wallClock()),
+            heartbeat=self.config.events.heartbeat,
+            queueBytes=self.config.events.queueBytes,
+            onOverflow=lambda: self.load.refused("event_queue"),
+        )
+        self.tokens.onRevoked(self.eventStreams.end)
 
     def stillValid(self, principal: Principal) -> bool:
         """Whether who was authenticated a moment ago has not lost that since."""
