@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-def needsProgram(program: str, *, package: str) -> Callable[[T], T]:
+def needsProgram(
+    program: str, *, package: str, directories: Sequence[str] = ()
+) -> Callable[[T], T]:
     """
-    Mark a test (a method or a class) that runs C{program}.
+    Mark a test (a method or a class) that runs C{program}, which is on the path or
+    in one of C{directories}.
 
     Where the program is missing the test is skipped with the name of Debian's
     package that brings it; in CI that is a failure, so that a silent gap in
@@ -20,7 +23,8 @@ def needsProgram(program: str, *, package: str) -> Callable[[T], T]:
     """
 
     def mark(decorated: T) -> T:
-        if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+        path = ":".join([os.environ.get("PATH", ""), "/usr/sbin:/sbin", *directories])
+        if shutil.which(program, path=path) is None:
             message = f"needs {program}: apt-get install {package}"
             if os.environ.get("CI"):
                 raise RuntimeError(message)

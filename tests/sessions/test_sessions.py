@@ -9,6 +9,7 @@ from helix_revdial.sessions.sessions import Session, SessionError, Sessions
 from helix_revdial.storage.database import DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
 from tests.access.worlds import START, AccessTestCase
+from tests.storage.postgresql import OnPostgreSQL
 
 
 class SessionsTests(AccessTestCase):
@@ -162,3 +163,7 @@ class FactsTests(AccessTestCase):
         """A session that is made by another process is there when it is."""
         self.assertIs(self.get(self.sessions.facts(newId("ses", 3))), None)
         self.assertEqual(len(self.sessions._known), 0)
+
+
+class SessionsPostgreSQLTests(OnPostgreSQL, SessionsTests):
+    """The same on PostgreSQL."""

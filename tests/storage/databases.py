@@ -1,27 +1,22 @@
 """
-Databases for synchronous tests: SQLite in memory, or PostgreSQL when
-C{HELIX_TEST_POSTGRESQL} holds the URL of a database that tests may fill.
+Databases for synchronous tests: SQLite, or PostgreSQL for a test case that has
+L{OnPostgreSQL <tests.storage.postgresql.OnPostgreSQL>} among its bases.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import quote
 
-from sqlalchemy import text
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.storage.database import Database, newEngine, parseURL
+from helix_revdial.storage.database import Database
 from helix_revdial.storage.tables import metadata
 from helix_revdial.storage.threads import SameThread
+from tests.storage.postgresql import cluster
 
 T = TypeVar("T")
-
-POSTGRESQL = os.environ.get("HELIX_TEST_POSTGRESQL")
 
 
 class BreakableThread(SameThread):
@@ -56,34 +51,33 @@ class BreakableThread(SameThread):
         result.chainDeferred(later)
 
 
+def isPostgreSQL(case: SynchronousTestCase) -> bool:
+    """Whether a test case's databases are PostgreSQL's."""
+    return getattr(case, "databaseKind", "sqlite") == "postgresql"
+
+
 def newURL(case: SynchronousTestCase) -> str:
     """
     The URL of an empty database that is gone when the test is over: a file,
     or a schema of its own in PostgreSQL.
     """
-    if POSTGRESQL is None:
+    if not isPostgreSQL(case):
         return f"sqlite:///{case.mktemp()}.db"
-    schema = f"t_{secrets.token_hex(8)}"
-    engine = newEngine(parseURL(POSTGRESQL), 1)
-    with engine.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-
-    def drop() -> None:
-        with engine.begin() as connection:
-            connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-        engine.dispose()
-
+    url, drop = cluster().schemaURL()
     case.addCleanup(drop)
-    joint = "&" if "?" in POSTGRESQL else "?"
-    return f"{POSTGRESQL}{joint}options={quote(f'-c search_path={schema} -c lock_timeout=3000')}"
+    return url
 
 
 def newDatabase(case: SynchronousTestCase, workers: SameThread | None = None) -> Database:
     """
-    A database with every table, whose calls have fired when they return.
+    A database with every table, whose calls have fired when they return.  In
+    PostgreSQL it is the same one for every test, emptied first.
     """
-    url = "sqlite://" if POSTGRESQL is None else newURL(case)
-    database = Database(url, workers or SameThread())
+    if isPostgreSQL(case):
+        database = Database(cluster().emptied(), workers or SameThread())
+        case.addCleanup(database.engine.dispose)
+        return database
+    database = Database("sqlite://", workers or SameThread())
     case.addCleanup(database.engine.dispose)
     with database.engine.begin() as connection:
         metadata.create_all(connection)

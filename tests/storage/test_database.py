@@ -7,7 +7,6 @@ import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from unittest import skipIf
 
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, ProgrammingError
@@ -25,7 +24,8 @@ from helix_revdial.storage.database import (
 )
 from helix_revdial.storage.tables import counters
 from helix_revdial.storage.threads import SameThread
-from tests.storage.databases import POSTGRESQL, BreakableThread, newDatabase
+from tests.storage.databases import BreakableThread, newDatabase
+from tests.storage.postgresql import OnPostgreSQL, cluster
 
 
 def put(name: str, value: int = 0) -> Callable[[Connection], None]:
@@ -229,12 +229,15 @@ class SQLiteTests(SynchronousTestCase):
         )
 
 
-@skipIf(POSTGRESQL is None, "needs HELIX_TEST_POSTGRESQL, the URL of a PostgreSQL database")
-class PostgreSQLTests(SynchronousTestCase):
+class TransactionPostgreSQLTests(OnPostgreSQL, TransactionTests):
+    """The same on PostgreSQL."""
+
+
+class PostgreSQLTests(OnPostgreSQL, SynchronousTestCase):
     """What is PostgreSQL's alone."""
 
     def setUp(self) -> None:
-        self.database = Database(POSTGRESQL or "", SameThread())
+        self.database = Database(cluster().url, SameThread())
         self.addCleanup(self.database.engine.dispose)
 
     def setting(self, name: str) -> object:
@@ -263,7 +266,7 @@ class PostgreSQLTests(SynchronousTestCase):
             DatabaseUnavailable,
         )
         idle = self.successResultOf(self.database.read(ownId))
-        engine = newEngine(parseURL(POSTGRESQL or ""), 1)
+        engine = newEngine(parseURL(cluster().url), 1)
         self.addCleanup(engine.dispose)
         with engine.begin() as connection:
             connection.exec_driver_sql(end % idle).close()

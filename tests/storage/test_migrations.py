@@ -13,6 +13,7 @@ from helix_revdial.storage.database import HEAD, currentRevision, newEngine, par
 from helix_revdial.storage.schema import configuration, upgrade
 from helix_revdial.storage.tables import counters, metadata
 from tests.storage.databases import newURL
+from tests.storage.postgresql import OnPostgreSQL
 
 
 class UpgradeTests(SynchronousTestCase):
@@ -73,3 +74,7 @@ class UpgradeTests(SynchronousTestCase):
             config.attributes["connection"] = connection
             command.downgrade(config, "base")
         self.assertEqual(inspect(self.engine).get_table_names(), ["alembic_version"])
+
+
+class UpgradePostgreSQLTests(OnPostgreSQL, UpgradeTests):
+    """The same on PostgreSQL."""
