@@ -10,8 +10,6 @@ about itself nothing but the media type reaches the caller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from helix_revdial.access.policy import mayDial
 from helix_revdial.api.authority import asking
 from helix_revdial.api.observation import aboutOf
@@ -19,6 +17,8 @@ from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
 from helix_revdial.api.tracing import traceOf
 from helix_revdial.api.waiting import waitOf
+from helix_revdial.gateways.backends import Service
+from helix_revdial.gateways.forwarding import BadAnswer
 from helix_revdial.gateways.http import Answer, AnswerTooLarge, fetch
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
@@ -35,6 +35,9 @@ _MAGIC = {
 
 MAX_QUERY = 2048
 """Bytes of the query that is passed on to the desktop."""
+
+ANYBODY = "desktop"
+"""Whose connections to desktops are: those of all callers."""
 
 _PATH = "/api/v1/external-agents/{session}"
 
@@ -56,11 +59,14 @@ def operations(services: Services) -> list[Operation]:
         deadline = services.config.desktop.requestTimeout
         deadline = min(deadline, waitOf(call.request) or deadline)
         principal = asking(call)
-        endpoint = services.connections.endpoint(
-            runner,
-            timeout=deadline,
-            about=aboutOf(call.request.requestId, trace),
+        desktop = Service(
+            # Whoever asks, the request is ours, and has nothing of his.
+            caller=ANYBODY,
+            runner=runner,
+            target=None,
             allow=lambda expose: mayDial(principal, runner, expose, call.resource),
+            about=aboutOf(call.request.requestId, trace),
+            wait=deadline,
         )
         began = services.clock.seconds()
         fields = trace.headers()
@@ -74,8 +80,8 @@ def operations(services: Services) -> list[Operation]:
 
         try:
             answer = await fetch(
-                services.clock,
-                endpoint,
+                services.proxy.backends,
+                desktop,
                 method,
                 path,
                 deadline=deadline,
@@ -86,6 +92,12 @@ def operations(services: Services) -> list[Operation]:
             )
         except DialError as error:
             raise problemOf(error) from None
+        except BadAnswer as error:
+            raise Problem(
+                502,
+                f"The sandbox's desktop service gave an answer that is none: {error}.",
+                code="bad-answer",
+            ) from None
         except AnswerTooLarge as error:
             raise Problem(
                 502, f"The sandbox's answer is too large: {error}.", code="too-large"
@@ -98,7 +110,7 @@ def operations(services: Services) -> list[Operation]:
                 f"The sandbox's desktop service answered with status {answer.status}.",
                 code="desktop-error",
             )
-        timing = _serverTiming(answer.phases, services.clock.seconds() - began)
+        timing = _serverTiming(answer, services.clock.seconds() - began)
         return answer, [(b"Server-Timing", timing), *_PRIVATE]
 
     async def screenshot(call: Call) -> Response:
@@ -175,12 +187,15 @@ _PASSED_ON = {400, 404, 413, 415, 503}
 _PRIVATE = [(b"X-Content-Type-Options", b"nosniff"), (b"Cache-Control", b"no-store")]
 
 
-def _serverTiming(phases: Mapping[str, float], total: float) -> bytes:
+def _serverTiming(answer: Answer, total: float) -> bytes:
     """
     The phases of the dial in milliseconds since it began, as a
     C{Server-Timing} header (W3C Server Timing).  C{target} is a duration: how
-    long the agent says that its service took to accept.
+    long the agent says that its service took to accept.  C{reused} stands there
+    where a connection of before made a dial needless.
     """
+    phases = answer.phases
+    reused = [b"reused"] if answer.reused else []
     known = [
         (word, phases[name])
         for word, name in (
@@ -191,7 +206,8 @@ def _serverTiming(phases: Mapping[str, float], total: float) -> bytes:
         )
         if name in phases
     ]
-    return b", ".join(
+    timed = [
         b"%s;dur=%.3f" % (word.encode(), seconds * 1000)
         for word, seconds in (*known, ("total", total))
-    )
+    ]
+    return b", ".join(reused + timed)

@@ -13,7 +13,7 @@ C{101} it is given to another protocol, with every byte that came behind the hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import h11
@@ -27,6 +27,7 @@ from zope.interface import implementer
 from helix_revdial.gateways.forwarding import BadAnswer
 from helix_revdial.http.request import Headers
 from helix_revdial.revdial.errors import TunnelBroke
+from helix_revdial.revdial.streams import Stream
 
 MAX_HEAD = 64 * 1024
 """Bytes of an answer's head, or of its trailers."""
@@ -43,6 +44,7 @@ class Backend(Protocol):
     """
     The connection; see the module's docstring.
 
+    @ivar served: Exchanges that went by it and left it in order.
     @ivar silent: Whether nothing has come since the request began.
     @ivar onIdleEnd: Told when it ends, or may not be used any more, while it is idle.
     """
@@ -50,6 +52,7 @@ class Backend(Protocol):
     transport: Any
 
     def __init__(self) -> None:
+        self.served = 0
         self.silent = True
         self.lost = False
         self.onIdleEnd: Callable[[], None] | None = None
@@ -75,8 +78,19 @@ class Backend(Protocol):
     @property
     def generation(self) -> int | None:
         """The registration that the stream leads through."""
-        stream = getattr(self.transport, "stream", None)
+        stream = self._stream
         return None if stream is None else stream.generation
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """What is known of the dial: see L{Stream <helix_revdial.revdial.streams.Stream>}."""
+        stream = self._stream
+        return {} if stream is None else dict(stream.phases)
+
+    @property
+    def _stream(self) -> Stream | None:
+        stream = getattr(self.transport, "stream", None)
+        return stream if isinstance(stream, Stream) else None
 
     # The request
 
@@ -204,6 +218,7 @@ class Backend(Protocol):
 
     def rest(self, onIdleEnd: Callable[[], None]) -> None:
         """Be idle; only where all is L{inOrder}."""
+        self.served += 1
         self._h11.start_next_cycle()
         self._busy = False
         self.onIdleEnd = onIdleEnd

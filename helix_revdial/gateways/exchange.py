@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import h11
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -37,7 +37,6 @@ from helix_revdial.http.request import Request
 from helix_revdial.http.response import BrokenOff, HandedOver, Response
 from helix_revdial.revdial.errors import (
     DialTimeout,
-    NotAllowed,
     ReconnectTimeout,
     TargetTimeout,
     TunnelBroke,
@@ -89,11 +88,6 @@ class Errand:
     wait: float | None = None
     passAuthorization: bool = False
     written: tuple[tuple[bytes, bytes], ...] = ()
-
-    @property
-    def place(self) -> tuple[str, str, str | None]:
-        """What two requests have in common that may go by the same connection."""
-        return self.caller, self.runner, self.target
 
 
 class Exchange:
@@ -150,51 +144,17 @@ class Exchange:
         return Response(answer.status_code, fields, _AnswerBody(self, backend))
 
     def _timedOut(self, result: object, timeout: float) -> Failure:
-        if self._backend is not None:
+        if self._backend is not None and not self._backend.endedSilently:
             return Failure(TargetTimeout())
         connected = self._proxy.connections.status(self.errand.runner) == "connected"
         return Failure(DialTimeout() if connected else ReconnectTimeout())
 
     async def _ask(self) -> h11.Response | h11.InformationalResponse:
         request = self._request
-        if request.method in REPEATABLE and request.body.length == 0 and self._upgrade is None:
-            backend = self._again()
-            if backend is not None:
-                try:
-                    return await self._answered(backend)
-                except TunnelBroke:
-                    if not backend.endedSilently:
-                        raise
-                    # It had died unnoticed: the service has seen nothing of it, or
-                    # may see it again.
-                    self._backend = None
-        return await self._answered(await self._dial())
-
-    def _again(self) -> Backend | None:
-        """A connection of before that leads where a dial would lead now."""
-        errand = self.errand
-        leads = self._proxy.connections.leadsTo(errand.runner, errand.target)
-        if leads is None:
-            return None
-        generation, expose = leads
-        if not errand.allow(expose):
-            raise NotAllowed
-        return self._proxy.idle.take(errand.place, generation)
-
-    async def _dial(self) -> Backend:
-        errand = self.errand
-        factory = Factory.forProtocol(Backend)
-        factory.noisy = False  # two log lines for each exchange say nothing
-        endpoint = self._proxy.connections.endpoint(
-            errand.runner,
-            errand.target,
-            timeout=errand.wait,
-            about=errand.about,
-            allow=errand.allow,
+        repeatable = (
+            request.method in REPEATABLE and request.body.length == 0 and self._upgrade is None
         )
-        backend = await endpoint.connect(factory)
-        assert isinstance(backend, Backend)
-        return backend
+        return await self._proxy.backends.ask(self.errand, self._answered, repeatable=repeatable)
 
     async def _answered(self, backend: Backend) -> h11.Response | h11.InformationalResponse:
         self._backend = backend
@@ -312,8 +272,8 @@ class Exchange:
             pump.cancel()
         backend, self._backend = self._backend, None
         if backend is not None:
-            if self._half is None and backend.inOrder and not self._isCut:
-                self._proxy.idle.put(self.errand.place, backend)
+            if self._half is None and not self._isCut:
+                self._proxy.backends.over(self.errand, backend)
             else:
                 backend.close()
         self._proxy.over(self)

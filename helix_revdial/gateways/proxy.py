@@ -10,11 +10,8 @@ HTTP: caller and service are joined by the relay.
 
 Invariants:
 
-  - Who may is asked for each request, on a connection that is used again too.
-  - A connection that is used again leads where a new dial would: the same runner, its
-    present registration, the same target; and it serves the caller that it served.
   - Only a request that can be repeated without harm, and has no body, goes by a
-    connection of before; where that has died unnoticed, it is sent once more on a new one.
+    connection of before (L{helix_revdial.gateways.backends}).
   - An answer that breaks off is broken off, never ended.
   - A caller has at most so many exchanges, and so has a runner; each is given back
     exactly once, whatever ends it.  A caller that goes away takes its exchange along.
@@ -28,8 +25,8 @@ from dataclasses import dataclass
 from twisted.internet.interfaces import IReactorTime
 
 from helix_revdial.access.shares import Shares
+from helix_revdial.gateways.backends import Backends
 from helix_revdial.gateways.exchange import Ended, Errand, Exchange
-from helix_revdial.gateways.idle import Idle
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
 from helix_revdial.revdial.connections import Connections
@@ -68,17 +65,19 @@ class HTTPProxy:
         *,
         sockets: SocketRelays | None = None,
         onLimit: Callable[[], None] = lambda: None,
+        count: Callable[[str], object] = lambda how: None,
     ) -> None:
         """
         @param connections: Leads to the runners.
         @param sockets: Moves the bytes of upgraded streams between plain sockets.
         @param onLimit: Told when a caller or a runner has reached its limit.
+        @param count: As L{Backends} has it.
         """
         self.clock = clock
         self.connections = connections
         self.limits = limits
         self.sockets = sockets
-        self.idle = Idle(clock, limits.idleTimeout)
+        self.backends = Backends(clock, connections, idleTimeout=limits.idleTimeout, count=count)
         self._onLimit = onLimit
         self._callers = Shares(limits.perCaller)
         self._runners = Shares(limits.perRunner)
@@ -93,7 +92,7 @@ class HTTPProxy:
         self.limits = limits
         self._callers.limit = limits.perCaller
         self._runners.limit = limits.perRunner
-        self.idle.timeout = limits.idleTimeout
+        self.backends.idle.timeout = limits.idleTimeout
 
     def end(self, family: str) -> None:
         """Cut everything that was asked with a token family."""
@@ -102,7 +101,7 @@ class HTTPProxy:
 
     def stop(self) -> None:
         """Keep no idle connections from now on."""
-        self.idle.stop()
+        self.backends.idle.stop()
 
     async def forward(self, request: Request, errand: Errand) -> Response | HandedOver:
         """

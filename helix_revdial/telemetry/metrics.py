@@ -40,6 +40,7 @@ from .rows import (
     AGENT,
     ANSWERS,
     ATTEMPTS,
+    BACKENDS,
     ENDS,
     LIMITS,
     OUTCOMES,
@@ -206,6 +207,7 @@ class ServerMetrics(_Page):
         self.gone = 0
         self.dials = Tally(OUTCOMES)
         self.limits = Tally(LIMITS)
+        self.backends = Tally(BACKENDS)
         self.waits = {"connected": Histogram(), "failed": Histogram()}
         self.phases = {phase: Histogram() for phase in PHASES}
         self.lives = Histogram(DURATIONS)
@@ -262,6 +264,7 @@ class ServerMetrics(_Page):
         yield self.number("streams", state.streams)
         yield self.histogram("stream_seconds", [((), self.lives)])
         yield self.words("stream_bytes_total", [("in", state.bytesIn), ("out", state.bytesOut)])
+        yield self.words("http_backends_total", self.backends.items())
         hits = dict(self.limits.items())
         for limit, count in state.limits.items():
             hits[limit] = hits.get(limit, 0) + count

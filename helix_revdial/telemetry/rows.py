@@ -61,6 +61,8 @@ LIMITS = (
     "handshakes_queued",
 )
 
+BACKENDS = ("dialled", "reused", "replaced")
+
 REFUSALS = ("held", "busy", "not-connected")
 
 ATTEMPTS = ("connected", "refused", "unreachable", "timed-out", "no-token")
@@ -169,6 +171,13 @@ SERVER: tuple[Row, ...] = (
         ("direction",),
         "Payload of streams, from (in) and to (out) agents.",
     ),
+    Row(
+        "http_backends_total",
+        _C,
+        ("how",),
+        "Connections that HTTP requests to services went by: dialled, or reused; and of these "
+        "those that were found ended and replaced.",
+    ),
     Row("limits_hit_total", _C, ("limit",), "Refusals because of a limit, by which."),
     Row("table_entries", _G, ("table",), "Entries of each table that the server keeps in memory."),
     Row(
@@ -231,6 +240,7 @@ __all__ = [
     "AGENT",
     "ANSWERS",
     "ATTEMPTS",
+    "BACKENDS",
     "ENDS",
     "LIMITS",
     "OUTCOMES",

@@ -26,6 +26,7 @@ class Sandbox:
         self.protocol.dataReceived(rawUpgrade(f"/api/v1/revdial?runnerid={key}", token, **headers))
         self.data: Any = None
         self.wire: Wire | None = None
+        self._read = 0
 
     def asked(self) -> dict[str, Any]:
         """The newest conn-ready."""
@@ -38,8 +39,19 @@ class Sandbox:
         self.data.dataReceived(
             rawUpgrade("/api/v1/revdial", self.token, Revdial_Ticket=self.asked()["ticket"])
         )
-        rest: bytes = self.wire.value().partition(b"\r\n\r\n")[2]
-        return rest
+        self._read = len(self.wire.value().partition(b"\r\n\r\n")[0]) + 4
+        return self.next()
+
+    def next(self) -> bytes:
+        """What has come to the desktop since, on the same connection."""
+        assert self.wire is not None
+        come: bytes = self.wire.value()[self._read :]
+        self._read += len(come)
+        return come
+
+    def dials(self) -> int:
+        """How often the agent was asked."""
+        return len([one for one in lines(self.control) if one["command"] == "conn-ready"])
 
     def answer(self, body: bytes, status: str = "200 OK", kind: str = "image/png") -> None:
         """What the desktop says."""
@@ -111,7 +123,27 @@ class DesktopTests(SynchronousTestCase):
         phases = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
         self.assertEqual(phases, ["asked", "dialback", "firstbyte", "total"])
         assert sandbox.wire is not None
+        self.assertFalse(sandbox.wire.disconnecting)
+        self.server.clock.advance(20)
         self.assertTrue(sandbox.wire.disconnecting, "the data connection was left open")
+
+    def test_pictureASecond(self) -> None:
+        """One dial is enough for as long as somebody looks, whoever it is."""
+        sandbox = self.sandbox()
+        for number in range(10):
+            pending = self.ask()
+            asked = sandbox.next() if number else sandbox.pickUp()
+            self.assertTrue(asked.startswith(b"GET /screenshot HTTP/1.1\r\n"), asked)
+            sandbox.answer(PNG)
+            answer = pending.answer()
+            self.assertEqual((answer.status, answer.body), (200, PNG))
+            timing = answer.headers["server-timing"]
+            self.assertTrue(timing.startswith("reused, total" if number else "asked"), timing)
+            self.server.clock.advance(1)
+        self.assertEqual(sandbox.dials(), 1)
+        counted = dict(self.server.observation.metrics.backends.items())
+        self.assertEqual(counted, {"dialled": 1, "reused": 9, "replaced": 0})
+        self.assertEqual(self.server.observation.tables()["http_backends_idle"], 1)
 
     def test_webPAndJPEG(self) -> None:
         """The two other kinds of picture pass too."""
@@ -121,7 +153,8 @@ class DesktopTests(SynchronousTestCase):
             ("image/webp", b"RIFF\0\0\0\0WEBP..."),
         ):
             pending = self.ask()
-            sandbox.pickUp()
+            if sandbox.wire is None:
+                sandbox.pickUp()
             sandbox.answer(body, kind=kind)
             self.assertEqual(pending.answer().headers["content-type"], kind)
 
@@ -134,7 +167,8 @@ class DesktopTests(SynchronousTestCase):
             ("image/png", b"<html>not a picture</html>"),
         ):
             pending = self.ask()
-            sandbox.pickUp()
+            if sandbox.wire is None:
+                sandbox.pickUp()
             sandbox.answer(body, kind=kind)
             answer = pending.answer()
             self.assertEqual(answer.status, 502)
@@ -305,7 +339,8 @@ class DesktopTests(SynchronousTestCase):
         sandbox = self.sandbox()
         for said, status in (("503 No Display", 503), ("418 Teapot", 502), ("302 Found", 502)):
             pending = self.ask()
-            sandbox.pickUp()
+            if sandbox.wire is None:
+                sandbox.pickUp()
             sandbox.answer(b"internal path /root/x", status=said, kind="text/plain")
             answer = pending.answer()
             self.assertEqual(answer.status, status)

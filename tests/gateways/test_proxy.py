@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -22,6 +21,7 @@ from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.errors import DialError, NotConnected, TargetRefused
+from helix_revdial.revdial.streams import Stream as Record
 from tests.http.exchange import Exchange, SocketTransport
 
 GET = b"GET /p/a HTTP/1.1\r\nHost: cp.example\r\n\r\n"
@@ -39,7 +39,8 @@ class Stream(SocketTransport):
 
     def __init__(self, generation: int) -> None:
         super().__init__()
-        self.stream = SimpleNamespace(generation=generation)
+        self.stream = Record(Clock(), "dial", "wolf-1", None)
+        self.stream.generation = generation
         self.connected = True
 
     def loseConnection(self) -> None:
@@ -179,7 +180,7 @@ class ProxyTestCase(SynchronousTestCase):
         """No exchange, no timer and no connection is left when the idle time is over."""
         self.assertEqual(len(self.proxy), 0)
         self.proxy.stop()
-        self.assertEqual(len(self.proxy.idle), 0)
+        self.assertEqual(len(self.proxy.backends.idle), 0)
         for stream in self.dials.streams:
             self.assertTrue(stream.disconnecting or stream.aborted or not stream.connected)
 
@@ -563,7 +564,7 @@ class AgainTests(ProxyTestCase):
             self.assertEqual(caller.statuses(), [200])
         self.assertEqual(len(self.dials.dialled), 1)
         self.clock.advance(15)
-        self.assertEqual(len(self.proxy.idle), 0)
+        self.assertEqual(len(self.proxy.backends.idle), 0)
         self.assertTrue(self.stream.disconnecting)
 
     def test_notForAnother(self) -> None:
@@ -610,11 +611,11 @@ class AgainTests(ProxyTestCase):
         ):
             self.call()
             self.reply(answer)
-            self.assertEqual(len(self.proxy.idle), 0, answer)
+            self.assertEqual(len(self.proxy.backends.idle), 0, answer)
         self.call()
         self.reply(OK)
         self.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
-        self.assertEqual(len(self.proxy.idle), 0)
+        self.assertEqual(len(self.proxy.backends.idle), 0)
         self.call()
         self.assertNotIn(b"poison", self.call().written)
         self.assertEqual(len(self.proxy), 2)
@@ -624,7 +625,7 @@ class AgainTests(ProxyTestCase):
         self.call()
         self.reply(OK)
         self.finish()
-        self.assertEqual(len(self.proxy.idle), 0)
+        self.assertEqual(len(self.proxy.backends.idle), 0)
         self.call()
         self.assertEqual(len(self.dials.dialled), 2)
 
@@ -672,7 +673,7 @@ class AgainTests(ProxyTestCase):
             self.call()
         for stream in list(self.dials.streams):
             stream.protocol.dataReceived(OK)
-        self.assertEqual(len(self.proxy.idle), PER_PLACE)
+        self.assertEqual(len(self.proxy.backends.idle), PER_PLACE)
         self.nothingLeft()
 
 
