@@ -3,8 +3,9 @@ The agent, held to one carrier and one relay.
 
     python -m benchmarks.agent CARRIER PATH FLAG...
 
-CARRIER is C{raw} or C{websocket}: what the agent offers; PATH is C{sockets} or
-C{portable}.  The FLAGs are those of C{twistd helix-revdial-agent}.
+CARRIER is C{raw} or C{websocket}: what the agent offers; PATH is C{sockets},
+C{copied} for the same without C{splice}, or C{portable}.  The FLAGs are those of C{twistd
+helix-revdial-agent}.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from helix_revdial.agent import network, service
 from helix_revdial.revdial.client import ServerPath
 from helix_revdial.revdial.features import ALL, RAW
+from helix_revdial.revdial.sockets import SocketRelays
 
 
 def main() -> None:
@@ -25,9 +27,11 @@ def main() -> None:
         # There is no setting for what nobody should want.
         agentNetwork: Any = network
         agentNetwork.ServerPath = partial(ServerPath, features=ALL - {RAW})
+    agentService: Any = service
     if path == "portable":
-        agentService: Any = service
         agentService.SocketRelays = lambda reactor: None
+    elif path == "copied":
+        agentService.SocketRelays = partial(SocketRelays, splice=False)
     from twisted.scripts.twistd import run
 
     sys.argv[1:] = ["-n", "--pidfile=", "--logfile=-", "helix-revdial-agent", *sys.argv[3:]]

@@ -3,9 +3,10 @@ The server, with one TCP door more that leads to a runner's default target.
 
     python -m benchmarks.server PORT RUNNER PATH FLAG...
 
-PATH is C{sockets}, or C{portable} for the relay that works on any transport.  The
-FLAGs are those of C{twistd helix-revdial-server}: everything else is the server as it is
-run, with authentication, limits, accounting and its log.
+PATH is C{sockets}, C{copied} for the same without C{splice}, or C{portable} for the relay
+that works on any transport.  The FLAGs are those of C{twistd helix-revdial-server}:
+everything else is the server as it is run, with authentication, limits, accounting and its
+log.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def main() -> None:
         def endpoint() -> DialEndpoint:
             return connections.endpoint(runner)
 
-        sockets = SocketRelays(reactor) if path == "sockets" else None
+        sockets = None
+        if path != "portable":
+            sockets = SocketRelays(reactor, splice=path == "sockets")
         forward = Forward(reactor, endpoint, sockets)
         reactor.listenTCP(port, forward, backlog=1024, interface="127.0.0.1")
 

@@ -34,6 +34,9 @@ PONG = 0xA
 MAX_HEAD = 14
 """Bytes before a payload, at most: two, a long length, a key."""
 
+ZERO_KEY = bytes(4)
+"""The masking key that changes nothing (C{docs/wire.md}, "zero-key")."""
+
 MAX_CONTROL = 125
 """Payload bytes of a control frame (RFC 6455, 5.5)."""
 
@@ -76,6 +79,10 @@ class FrameReader:
     Reads one direction of a WebSocket.
 
     @ivar whole: Whether nothing is half received: no frame and no message.
+    @ivar between: Whether the next byte is the first of a frame's head.
+    @ivar plain: Payload bytes that are still to come of a frame that has begun, and
+        need no unmasking; 0 where it needs some, or there is no such frame.
+    @ivar headSize: Bytes of the head of a long frame.
     """
 
     __slots__ = (
@@ -111,6 +118,24 @@ class FrameReader:
     @property
     def whole(self) -> bool:
         return not (self._open or self._inMessage or self._head)
+
+    @property
+    def between(self) -> bool:
+        return not (self._open or self._head)
+
+    @property
+    def plain(self) -> int:
+        return 0 if self._masker is not None or self._opcode & 0x8 else self._left
+
+    @property
+    def headSize(self) -> int:
+        return MAX_HEAD if self._masked else MAX_HEAD - 4
+
+    def passed(self, size: int) -> None:
+        """So many bytes of the L{plain} ones went another way, past us."""
+        self._left -= size
+        if not self._left:
+            self._open = False
 
     def read(self, received: memoryview) -> list[Found]:
         """
@@ -195,7 +220,11 @@ class FrameReader:
         self._opcode = opcode
         self._left = length
         self._open = True
-        self._masker = newMasker(bytes(head[at : at + 4])) if second & 0x80 and length else None
+        self._masker = None
+        if second & 0x80 and length:
+            key = bytes(head[at : at + 4])
+            if key != ZERO_KEY:
+                self._masker = newMasker(key)
 
     def _dataBegin(self, opcode: int, fin: bool, length: int) -> None:
         if opcode == CONTINUATION:

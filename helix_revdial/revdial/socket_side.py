@@ -27,6 +27,7 @@ from helix_revdial.revdial.frames import (
     MAX_HEAD,
     PING,
     PONG,
+    ZERO_KEY,
     Control,
     EndMark,
     FrameError,
@@ -36,9 +37,11 @@ from helix_revdial.revdial.frames import (
     readClose,
 )
 from helix_revdial.revdial.masks import newMasker
+from helix_revdial.revdial.pipes import Pipe
 from helix_revdial.revdial.socket_outbox import LATER, Outbox
 from helix_revdial.revdial.socket_poll import READ, WRITE
 from helix_revdial.revdial.socket_streams import Framing, SocketStream
+from helix_revdial.revdial.splices import Splice, spliceOf
 
 if TYPE_CHECKING:
     from helix_revdial.revdial.sockets import SocketRelay
@@ -74,6 +77,7 @@ class Side:
         self._closeSent = False
         self._draining = False
         self._closeTimer: IDelayedCall | None = None
+        self._splice: Splice | None = None
         self.isOver = False
 
     # The reactor.
@@ -93,6 +97,7 @@ class Side:
             transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
             pass  # a unix socket
+        self._splice = spliceOf(self, self.other, self._relays.pipes, self._relays.bulk)
         for told in self.stream.onTaken:
             told(self.relay)
 
@@ -163,18 +168,48 @@ class Side:
     # Receiving.
 
     def _read(self) -> None:
+        splice = self._splice
+        if splice is None:
+            self.receive(self._relays.size)
+        elif not splice.read():
+            splice.noticed(self.receive(self._relays.size))
+
+    def receive(self, most: int) -> int:
+        """
+        Read into the shared buffer, and pass that on.
+
+        @param most: Bytes to read at most.
+        @return: How many came; 0 where there was nothing, or the end.
+        """
         buffer = self._relays.buffer
         try:
-            size = self._socket.recv_into(buffer[MAX_HEAD:])
+            size = self._socket.recv_into(buffer[MAX_HEAD:], most)
         except OSError as failed:
             if failed.errno in LATER:
-                return
+                return 0
             raise
         if size:
             self.relay.moved()
             self.received(buffer[MAX_HEAD : MAX_HEAD + size], buffer)
         else:
             self._ended()
+        return size
+
+    @property
+    def isGiving(self) -> bool:
+        """Whether what comes from here is payload for the other side."""
+        return not (self._readEnded or self._draining) and self.relay.why is None
+
+    @property
+    def isTaking(self) -> bool:
+        """Whether payload can be sent here, and nothing waits."""
+        return not (self._writeEnded or self._endWaits or self.outbox.waits)
+
+    def forward(self, pipe: Pipe) -> None:
+        """Pass on payload of ours that is in a pipe."""
+        self.relay.moved()
+        self._count(pipe.size)
+        self.other.sendPipe(pipe)
 
     def received(self, view: memoryview, buffer: memoryview | None = None) -> None:
         """
@@ -342,6 +377,17 @@ class Side:
             framed += [memoryview(head), piece]
             total += len(head) + len(piece)
         self._transmit(framed, total)
+
+    def sendPipe(self, pipe: Pipe) -> None:
+        """Send payload that lies in a pipe, as one frame where this is a WebSocket."""
+        for told in self.stream.onSent:
+            told(pipe.size)
+        framing, head = self._framing, b""
+        if framing is not None:
+            head = frameHead(pipe.size, ZERO_KEY if framing.client else None)
+        self.outbox.splice(head, pipe)
+        if self.outbox.waits:
+            self._waitForRoom()
 
     def _head(self, framing: Framing, pieces: list[memoryview]) -> bytes:
         (piece,) = pieces

@@ -29,11 +29,13 @@ class Framing:
     @ivar reader: Knows how far the peer's frames have been read.
     @ivar client: Whether we are the client, and mask.
     @ivar eof: Whether the end mark is agreed.
+    @ivar zeroKey: Whether the client may mask with a zero key.
     """
 
     reader: FrameReader
     client: bool
     eof: bool
+    zeroKey: bool = False
 
 
 @dataclass

@@ -18,6 +18,8 @@ tested by the same tests:
   - B{Memory.}  A direction holds what one read could not pass on: at most the
     shared buffer's size (256 KiB) and the heads of its frames.
   - B{Ends, linger, breaks.}  As there.
+  - B{Bulk} goes through pipes, without a copy, where no mask stands in the way
+    (L{helix_revdial.revdial.splices}).
   - B{A failure costs its own stream.}  No exception leaves a C{doRead} or
     C{doWrite}: Twisted would drop the descriptor, and this relay would hang.
 
@@ -38,13 +40,16 @@ from twisted.logger import Logger
 
 from helix_revdial.revdial.frames import MAX_HEAD
 from helix_revdial.revdial.masks import Keys
-from helix_revdial.revdial.pipes import Pipes
+from helix_revdial.revdial.pipes import Pipes, hasSplice
 from helix_revdial.revdial.socket_poll import SocketPoll
 from helix_revdial.revdial.socket_side import Side
 from helix_revdial.revdial.socket_streams import SocketStream
+from helix_revdial.revdial.splices import Bulk
 
 BUFFER = 256 * 1024
 """Bytes that one receive may bring."""
+
+BULK = Bulk()
 
 
 class SocketRelays:
@@ -54,12 +59,24 @@ class SocketRelays:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, *, size: int = BUFFER, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        size: int = BUFFER,
+        keys: Keys | None = None,
+        splice: bool = True,
+        pipes: Pipes | None = None,
+        bulk: Bulk = BULK,
+    ) -> None:
         """
         @param reactor: Tells the time and, on a platform where this works, watches
             descriptors.
         @param size: Bytes that one receive may bring.
         @param keys: Makes masking keys.
+        @param splice: Whether bulk is moved without a copy where the platform can.
+        @param pipes: To do that by; of our own if not given.
+        @param bulk: What counts as bulk.
         """
         self.reactor = reactor
         self.clock = cast(IReactorTime, reactor)
@@ -67,7 +84,11 @@ class SocketRelays:
         self.available = sys.platform == "linux" and IReactorFDSet.providedBy(reactor)
         self.poll = SocketPoll(reactor)
         self.pipes: Pipes | None = None
-        self._size = size
+        if splice and hasSplice and self.available:
+            self.pipes = pipes or Pipes(self.clock)
+        self.bulk = bulk
+        self._relays = 0
+        self.size = size
         # Made with the first relay: an agent without streams does not have it.
         self._buffer: memoryview | None = None
 
@@ -75,7 +96,7 @@ class SocketRelays:
     def buffer(self) -> memoryview:
         """The shared buffer: room for a head, then for what is received."""
         if self._buffer is None:
-            self._buffer = memoryview(bytearray(MAX_HEAD + self._size))
+            self._buffer = memoryview(bytearray(MAX_HEAD + self.size))
         return self._buffer
 
     def join(
@@ -98,8 +119,15 @@ class SocketRelays:
         @param toRight: The same for the right.
         """
         relay = SocketRelay(self, left, right, linger, onEnd)
+        self._relays += 1
         relay.start(toLeft, toRight)
         return relay
+
+    def ended(self) -> None:
+        """A relay is over; with the last one, the pipes go."""
+        self._relays -= 1
+        if not self._relays and self.pipes is not None:
+            self.pipes.close()
 
 
 class SocketRelay:
@@ -189,6 +217,7 @@ class SocketRelay:
             self._timer = None
         for side in (self._left, self._right):
             side.leaveReactor()
+        self.relays.ended()
         try:
             self._onEnd(self)
         except Exception:
