@@ -267,6 +267,53 @@ class ForwardsSection(_Section, frozen=True, rename=_snake):
     """Those that are there from the start."""
 
 
+class AgentSection(_Section, frozen=True, rename=_snake):
+    """An agent that tasks may ask for."""
+
+    type: str
+    """What tasks call it."""
+
+    command: tuple[str, ...]
+    """Its command line; C{{prompt}}, C{{workspace}} and the like are filled in on the host."""
+
+    versions: tuple[str, ...] = ("latest",)
+    """Those that may be asked for, the newest first."""
+
+    environment: dict[str, str] = {}
+    """What is added to its environment."""
+
+    schema: dict[str, Any] = msgspec.field(
+        default_factory=lambda: {"type": "object", "properties": {}}
+    )
+    """JSON Schema of its settings."""
+
+
+class AgentsSection(_Section, frozen=True, rename=_snake):
+    """The agents that tasks may ask for."""
+
+    demonstration: bool = True
+    """Whether the scripted agent that comes with the project is among them."""
+
+    agent: tuple[AgentSection, ...] = ()
+    """The others."""
+
+
+class GitSection(_Section, frozen=True, rename=_snake):
+    """How the server itself looks at repositories."""
+
+    allow: tuple[str, ...] = ()
+    """Networks and addresses that are not public and may be reached."""
+
+    sshKey: str | None = None
+    """File of the private key for ssh."""
+
+    knownHosts: str | None = None
+    """File of the hosts' keys for ssh; without it any key is taken."""
+
+    caFile: str | None = None
+    """PEM file of the authorities for https, instead of the system's."""
+
+
 class DesktopSection(_Section, frozen=True, rename=_snake):
     """Screenshots and clipboards of sessions."""
 
@@ -357,6 +404,8 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     events: EventsSection = EventsSection()
     forwards: ForwardsSection = ForwardsSection()
     desktop: DesktopSection = DesktopSection()
+    agents: AgentsSection = AgentsSection()
+    git: GitSection = GitSection()
     drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()
     metrics: MetricsSection = MetricsSection()

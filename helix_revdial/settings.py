@@ -6,16 +6,18 @@ room that it is about.  The rooms know no file, so this is said here.
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from ipaddress import ip_address
 from typing import TypedDict
 
 from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
 from helix_revdial.access.principals import isPattern
 from helix_revdial.config import (
+    AgentsSection,
     ConfigError,
     ForwardsSection,
     GatewaysSection,
+    GitSection,
     HttpSection,
     LimitsSection,
     ListenSection,
@@ -33,6 +35,13 @@ from helix_revdial.listening.tls import TLSSettings
 from helix_revdial.revdial.features import ALL as FEATURES
 from helix_revdial.revdial.keepalive import KernelWatch, Liveness
 from helix_revdial.revdial.overload import OverloadLimits
+from helix_revdial.sessions.agents import (
+    DEMONSTRATION,
+    Agent,
+    AgentDeclarationError,
+    Agents,
+)
+from helix_revdial.sessions.git_refs import GitAccess
 from helix_revdial.storage.database import parseURL
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -51,6 +60,8 @@ def check(config: ServerConfig) -> None:
             prepare(doorSettings(section))
         trustedProxies(config.gateways)
         forwardSettings(config.forwards)
+        declaredAgents(config.agents)
+        gitAccess(config.git)
     except ListenError as error:
         raise ConfigError(str(error)) from None
     try:
@@ -92,7 +103,7 @@ def forwardBounds(section: ForwardsSection) -> Bounds:
     """
     try:
         first, last = Bounds.parsePorts(section.ports)
-        interfaces = tuple(str(ip_address(each)) for each in section.interfaces)
+        interfaces = tuple(str(ipaddress.ip_address(each)) for each in section.interfaces)
     except ValueError as error:
         raise ConfigError(f"forwards: {error}") from None
     return Bounds(first, last, interfaces, section.maxForwards, section.maxConnections)
@@ -116,6 +127,41 @@ def forwardSettings(section: ForwardsSection) -> list[ForwardSettings]:
             raise ConfigError(f"forwards.forward {each.listen}: {error.field}: {error}") from None
         found.append(settings)
     return found
+
+
+DEMONSTRATION_COMMAND = ("{python}", "-m", "helix_revdial.executor.demonstration")
+"""Of the scripted agent; it reads its prompt from standard input."""
+
+
+def declaredAgents(section: AgentsSection) -> Agents:
+    """
+    The C{[agents]} section.
+
+    @raise ConfigError: One of them cannot be.
+    """
+    found = [
+        Agent(one.type, one.command, one.versions, one.environment, one.schema)
+        for one in section.agent
+    ]
+    if section.demonstration:
+        found.append(Agent(DEMONSTRATION, DEMONSTRATION_COMMAND))
+    try:
+        return Agents(found)
+    except AgentDeclarationError as error:
+        raise ConfigError(f"agents.agent: {error}") from None
+
+
+def gitAccess(section: GitSection) -> GitAccess:
+    """
+    The C{[git]} section.
+
+    @raise ConfigError: A network that is none.
+    """
+    try:
+        allowed = tuple(ipaddress.ip_network(one) for one in section.allow)
+    except ValueError as error:
+        raise ConfigError(f"git.allow: {error}") from None
+    return GitAccess(allowed, section.sshKey, section.knownHosts, section.caFile)
 
 
 def doorSettings(section: ListenSection) -> DoorSettings:

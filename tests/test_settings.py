@@ -7,7 +7,15 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.config import ConfigError, load
-from helix_revdial.settings import certificateGrants, check, doorSettings, httpLimits, tunnelLimits
+from helix_revdial.settings import (
+    certificateGrants,
+    check,
+    declaredAgents,
+    doorSettings,
+    gitAccess,
+    httpLimits,
+    tunnelLimits,
+)
 from tests.listening.pems import authorityFile, leaf, whole, write
 
 
@@ -24,6 +32,26 @@ class SettingsTests(SynchronousTestCase):
         with self.assertRaises(ConfigError) as caught:
             check(config)
         return str(caught.exception)
+
+    def test_agents(self) -> None:
+        """The declared agents, and the one that comes along; what cannot be is refused."""
+        text = (
+            '[[agents.agent]]\ntype = "coder"\nversions = ["2", "1"]\n'
+            'command = ["coder", "{settings.model}", "{prompt}"]\nenvironment = { A = "b" }\n'
+            'schema = { type = "object", properties = { model = { default = "m" } } }\n'
+        )
+        agents = declaredAgents(load(self.file(text), {}).agents)
+        self.assertEqual([agent.type for agent in agents], ["coder", "demonstration"])
+        self.assertEqual(agents.spec("coder", "latest", {}).settings, {"model": "m"})
+        without = declaredAgents(load(self.file("[agents]\ndemonstration = false\n"), {}).agents)
+        self.assertEqual(list(without), [])
+        self.assertIn("agent 'coder'", self.refused(text.replace("{prompt}", "{other}")))
+
+    def test_git(self) -> None:
+        """Networks that are none are refused."""
+        self.assertIn("git.allow", self.refused('[git]\nallow = ["10.0.0.1/8"]\n'))
+        access = gitAccess(load(self.file('[git]\nallow = ["10.0.0.0/8"]\n'), {}).git)
+        self.assertEqual([str(network) for network in access.allowed], ["10.0.0.0/8"])
 
     def test_door(self) -> None:
         """Every key of a door arrives."""
