@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from helix_revdial import __version__
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.generations import Generations
+from helix_revdial.access.idempotency import freeKeys
 from helix_revdial.access.policy import Expose, sessionOf
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenError
@@ -281,9 +282,13 @@ class ControlPlane(LoggingService):
         Path(self._config.server.stateDirectory).mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(self._config.databaseURL, SameThread())
         try:
-            if database.engine.dialect.name == "sqlite":
+            alone = database.engine.dialect.name == "sqlite"
+            if alone:
                 _now(Deferred.fromCoroutine(database.upgrade()))
             _now(Deferred.fromCoroutine(database.checkRevision()))
+            if alone:
+                # Whoever carried these calls out is gone.
+                _now(Deferred.fromCoroutine(freeKeys(database)))
             tokens = Tokens(database, self._reactor, self._wallClock)
             environment = self._environment
             _now(Deferred.fromCoroutine(importAdminToken(tokens, environment)))
@@ -337,7 +342,7 @@ class ControlPlane(LoggingService):
         cutWhatEnds(tokens, sessions, connections)
         self._watch = TokenWatch(tokens, clock)
         self._watch.start()
-        self.services = Services(
+        self.services = services = Services(
             clock,
             self._wallClock,
             config,
@@ -353,6 +358,7 @@ class ControlPlane(LoggingService):
             reload=self.reload,
             sockets=SocketRelays(clock),
         )
+        services.idempotency.start()
         authority = Authority(tokens, sessions, audit, certificate=self._principalOf)
         self._byName = ByName(self.services, authority, lambda: self._config.gateways.baseDomain)
         self._table = operationTable(self.services, authority)
@@ -553,6 +559,7 @@ class ControlPlane(LoggingService):
         services = self.services
         return [
             self._watch.stop,
+            services.idempotency.stop,
             lambda: Deferred.fromCoroutine(services.forwards.stop()),
             lambda: Deferred.fromCoroutine(services.connections.stop()),
             lambda: Deferred.fromCoroutine(services.audit.stop()),

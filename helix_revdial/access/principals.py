@@ -33,6 +33,7 @@ class Principal:
     @ivar family: that token and its rotations; revocation and the ownership
         of runner keys go by it.
     @ivar tenant: where it belongs.
+    @ivar project: the one project of the tenant that it is confined to, or C{None}.
     @ivar user: for kind C{"user"}, who.
     @ivar roles: for kind C{"user"}, of C{"admin"}, C{"operator"} and
         C{"viewer"}, within the tenant.
@@ -51,6 +52,7 @@ class Principal:
     patterns: tuple[str, ...] = ()
     session: str | None = None
     expires: float | None = None
+    project: str | None = None
 
     def hasRole(self, *roles: str) -> bool:
         """Whether this is a user with one of these roles."""

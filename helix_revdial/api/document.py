@@ -69,6 +69,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
         authenticate=authority.authenticate,
         authorise=authority.authorise,
         translate=translate,
+        once=services.replays.once,
         title="helix_revdial",
         version=__version__,
         description="Reach services beside agents that only dial out.",

@@ -9,11 +9,13 @@ from twisted.internet.interfaces import IReactorTime
 
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.certificates import CERTIFICATE_FAMILY, CertificateGrants
+from helix_revdial.access.idempotency import Idempotency
 from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
+from helix_revdial.api.replays import Replays
 from helix_revdial.config import GatewaysSection, ServerConfig
 from helix_revdial.gateways.proxy import HTTPProxy, ProxyLimits
 from helix_revdial.gateways.stream import StreamGateway
@@ -47,6 +49,7 @@ class Services:
     @ivar proxy: The way in for HTTP.
     @ivar forwards: Ports that lead to targets.
     @ivar eventStreams: Answers that are server-sent events.
+    @ivar idempotency: What calls that are made again were answered with.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -69,6 +72,8 @@ class Services:
     proxy: HTTPProxy = field(init=False)
     forwards: Forwards = field(init=False)
     eventStreams: EventStreams = field(init=False)
+    idempotency: Idempotency = field(init=False)
+    replays: Replays = field(init=False)
 
     def __post_init__(self) -> None:
         self.streams = StreamGateway(
@@ -109,6 +114,8 @@ class Services:
             onOverflow=lambda: self.load.refused("event_queue"),
         )
         self.tokens.onRevoked(self.eventStreams.end)
+        self.idempotency = Idempotency(self.database, self.clock, self.wallClock)
+        self.replays = Replays(self.idempotency)
 
     def stillValid(self, principal: Principal) -> bool:
         """Whether who was authenticated a moment ago has not lost that since."""

@@ -20,6 +20,14 @@ from helix_revdial.http.problem import ProblemDocument, phraseOf
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
 """What stands for a row that takes any method; the document knows no others."""
 
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Names the call: made again with the same key, it is carried out once.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+
 _REF = "#/components/schemas/{name}"
 
 
@@ -97,6 +105,8 @@ def _operation(row: Operation, schemas: _Schemas) -> dict[str, Any]:
     if row.tags:
         described["tags"] = list(row.tags)
     described["parameters"] = [*_pathParameters(row), *_queryParameters(row, schemas)]
+    if row.takesKey:
+        described["parameters"].append(_KEY)
     if row.body is not None:
         described["requestBody"] = _requestBody(row, schemas)
     described["responses"] = _responses(row, schemas)
@@ -149,6 +159,9 @@ def _responses(row: Operation, schemas: _Schemas) -> dict[str, Any]:
             **({"content": content} if content else {}),
         }
     }
+    if row.takesKey and row.status == 201:
+        replayed = {"description": "What was answered to the first call of this key."}
+        responses["200"] = replayed | ({"content": content} if content else {})
     problem = {"application/problem+json": {"schema": schemas.of(ProblemDocument)}}
     for error in sorted({*row.errors, *_ownErrors(row)}):
         responses[str(error)] = {"description": phraseOf(error), "content": problem}
@@ -166,4 +179,8 @@ def _ownErrors(row: Operation) -> set[int]:
         errors.add(406)
     if row.body is not None:
         errors |= {400, 413, 415}
+    if row.takesKey:
+        errors |= {400, 409, 422}
+    if row.access is not None and row.rate is not None:
+        errors.add(429)
     return errors

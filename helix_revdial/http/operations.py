@@ -10,8 +10,9 @@ L{OperationTable} is a dispatch for L{HTTPFactory
 <helix_revdial.http.connection.HTTPFactory>}.  The order of its checks is fixed: the
 path (404), the method (405), who asks (401), whether they may (403, or 404 where
 existence is a secret), what they accept (406), the query (400), the body's type
-(415), size (413) and content (400).  So a stranger learns nothing of a row but
-that it exists, and no body is read for somebody who may not send it.
+(415), size (413) and content (400), and whether the call was made before (409, 422).
+So a stranger learns nothing of a row but that it exists, and no body is read for
+somebody who may not send it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.http import parse_accept_header
 from werkzeug.routing import Map, RequestRedirect, Rule
 
+from helix_revdial.http.body import Body
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
@@ -66,6 +68,10 @@ class Operation:
     @ivar media: The media types of any other answer.
     @ivar status: The status of success.
     @ivar errors: The statuses it fails with, beyond those that the table gives.
+    @ivar idempotent: For a POST with C{access}: whether a call may be named with an
+        C{Idempotency-Key}, so that its repetition gets the first one's answer.
+    @ivar secret: Whether its answer holds what nobody is told twice.
+    @ivar rate: What of its caller's rate a call costs one of; C{None}: nothing.
     """
 
     name: str
@@ -83,6 +89,14 @@ class Operation:
     summary: str = ""
     description: str = ""
     tags: tuple[str, ...] = ()
+    idempotent: bool = True
+    secret: bool = False
+    rate: str | None = "calls"
+
+    @property
+    def takesKey(self) -> bool:
+        """Whether C{Idempotency-Key} means something to it."""
+        return self.idempotent and self.method == "POST" and self.access is not None
 
     @property
     def parameters(self) -> list[str]:
@@ -100,6 +114,10 @@ class Operation:
         return _PARAMETER.sub(r"{\1}", self.path)
 
 
+def _rememberNothing(answer: Response) -> Callable[[Any], None]:
+    return lambda transaction: None
+
+
 @dataclass
 class Call:
     """
@@ -110,6 +128,12 @@ class Call:
     @ivar body: What the row's C{body} made of the body, where it is a struct.
     @ivar principal: What C{authenticate} returned.
     @ivar resource: What the path names, where C{authorise} had to find it.
+    @ivar content: The bytes that C{body} was made of; for another body the bytes
+        themselves, where they had to be read before the call is carried out.
+    @ivar remember: Given the answer to come, gives what writes it down for repetitions
+        of this call, to be called with the transaction (of the database) that has the
+        call's effect.  Needed only where a crash between the two must not lead to
+        doing it twice.
     """
 
     request: Request
@@ -119,10 +143,14 @@ class Call:
     body: Any = None
     principal: Any = None
     resource: Any = None
+    content: bytes = b""
+    remember: Callable[[Response], Callable[[Any], None]] = field(default=_rememberNothing)
 
 
 Authenticate = Callable[[Request], Awaitable[object | None]]
 Authorise = Callable[[Call, str], Awaitable[None]]
+Run = Callable[[], Awaitable[Response | HandedOver]]
+Once = Callable[[Call, Run], Awaitable[Response | HandedOver]]
 
 
 class OperationTable:
@@ -142,6 +170,7 @@ class OperationTable:
         authenticate: Authenticate,
         authorise: Authorise,
         translate: Callable[[Exception], Problem | None] | None = None,
+        once: Once | None = None,
         title: str = "helix_revdial",
         version: str = "0",
         description: str = "",
@@ -154,6 +183,8 @@ class OperationTable:
             principal may make it.
         @param translate: Makes a L{Problem} of an exception that an operation
             raised; C{None} from it leaves a 500.
+        @param once: Answers calls of rows that take an C{Idempotency-Key} and have
+            one; it is given what carries the call out.
         @raise ValueError: if two rows have one name, or one method and path.
         """
         self.operations = tuple(operations)
@@ -163,6 +194,7 @@ class OperationTable:
         self._authenticate = authenticate
         self._authorise = authorise
         self._translate = translate
+        self._once = once
         self._check()
         rules = [
             Rule(
@@ -209,7 +241,16 @@ class OperationTable:
         self._checkAccepted(call)
         if operation.query is not None:
             call.query = decodeQuery(request.query, operation.query)
-        await self._readBody(call)
+        keyed = (
+            self._once is not None and operation.takesKey and b"idempotency-key" in request.headers
+        )
+        await self._readBody(call, whole=keyed)
+        if keyed and self._once is not None:
+            return await self._once(call, lambda: self._run(call))
+        return await self._run(call)
+
+    async def _run(self, call: Call) -> Response | HandedOver:
+        operation = call.operation
         try:
             result = await operation.run(call)
         except Problem:
@@ -252,7 +293,7 @@ class OperationTable:
         if accept and accept.best_match(offered) is None:
             raise Problem(406, f"The answer would be {' or '.join(offered)}.")
 
-    async def _readBody(self, call: Call) -> None:
+    async def _readBody(self, call: Call, *, whole: bool) -> None:
         operation, request = call.operation, call.request
         if operation.body is None:
             return
@@ -274,8 +315,13 @@ class OperationTable:
             if coding and coding != [b"identity"]:
                 raise Problem(415, "Send the request body without a Content-Encoding.")
         if isinstance(operation.body, tuple):
+            if whole:
+                # What a call is about is known before it is carried out.
+                call.content = await request.body.read(operation.maxBody)
+                request.body = Body.of(call.content)
             return
-        call.body = decodeJSON(await request.body.read(operation.maxBody), operation.body)
+        call.content = await request.body.read(operation.maxBody)
+        call.body = decodeJSON(call.content, operation.body)
 
     @staticmethod
     def _answer(operation: Operation, result: object) -> Response | HandedOver:

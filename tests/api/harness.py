@@ -80,11 +80,17 @@ class Wire(StringTransport):
 class Server:
     """Everything behind the port, over an SQLite database in memory."""
 
-    def __init__(self, config: ServerConfig | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig | None = None, *, database: Database | None = None
+    ) -> None:
+        """
+        @param database: That of a server before.
+        """
         self.clock = Clock()
         self.clock.advance(1000)
-        database = Database("sqlite://", SameThread())
-        await_(database.upgrade())
+        if database is None:
+            database = Database("sqlite://", SameThread())
+            await_(database.upgrade())
         self.database = database
         self.tokens = Tokens(database, self.clock, self.wallClock)
         self.sessions = Sessions(database, self.clock, self.wallClock)
