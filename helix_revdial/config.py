@@ -29,6 +29,7 @@ RUNNER_TOKEN_VARIABLE = "RUNNER_TOKEN"  # noqa: S105 (the variable's name)
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400 * 30)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+CallRate = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 
 
@@ -229,6 +230,38 @@ class EventsSection(_Section, frozen=True, rename=_snake):
     """Bytes that wait for one client; one that would have more is closed, and resumes."""
 
 
+class RateOverrideSection(_Section, frozen=True, rename=_snake):
+    """What somebody in particular may; exactly one of the first three keys."""
+
+    tenant: str | None = None
+    project: str | None = None
+    """C{TENANT/PROJECT}."""
+
+    user: str | None = None
+    """C{TENANT/USER}."""
+
+    perSecond: CallRate = 0.0
+    burst: Count = 1
+
+
+class RateLimitsSection(_Section, frozen=True, rename=_snake):
+    """How often users may call the API; rates of 0 are no limit."""
+
+    userPerSecond: CallRate = 1000.0
+    """Calls of one user in a second, over any longer time."""
+
+    userBurst: Count = 2000
+    """Calls of one user at once, after a quiet time."""
+
+    projectPerSecond: CallRate = 0.0
+    projectBurst: Count = 2000
+    tenantPerSecond: CallRate = 0.0
+    tenantBurst: Count = 2000
+
+    override: tuple[RateOverrideSection, ...] = ()
+    """Who has a rate of its own."""
+
+
 class ForwardSection(_Section, frozen=True, rename=_snake):
     """A port of the server that leads to a target."""
 
@@ -402,6 +435,7 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     limits: LimitsSection = LimitsSection()
     gateways: GatewaysSection = GatewaysSection()
     events: EventsSection = EventsSection()
+    rateLimits: RateLimitsSection = RateLimitsSection()
     forwards: ForwardsSection = ForwardsSection()
     desktop: DesktopSection = DesktopSection()
     agents: AgentsSection = AgentsSection()
@@ -522,7 +556,12 @@ def _lineOf(text: str, names: list[str]) -> int | None:
 
 
 def _split(variable: str) -> tuple[str, str]:
-    section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
+    name = variable.removeprefix(PREFIX).lower()
+    for field in msgspec.structs.fields(ServerConfig):
+        # A section's own name may have the sign that stands between it and a key.
+        if "_" in field.encode_name and name.startswith(field.encode_name + "_"):
+            return field.encode_name, name[len(field.encode_name) + 1 :]
+    section, _, key = name.partition("_")
     return section, key
 
 

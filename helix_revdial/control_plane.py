@@ -79,6 +79,7 @@ from helix_revdial.settings import (
     forwardSettings,
     httpLimits,
     liveness,
+    rateSettings,
     tunnelLimits,
 )
 from helix_revdial.storage.database import (
@@ -359,7 +360,9 @@ class ControlPlane(LoggingService):
             sockets=SocketRelays(clock),
         )
         services.idempotency.start()
-        authority = Authority(tokens, sessions, audit, certificate=self._principalOf)
+        authority = Authority(
+            tokens, sessions, audit, certificate=self._principalOf, admit=services.admit
+        )
         self._byName = ByName(self.services, authority, lambda: self._config.gateways.baseDomain)
         self._table = operationTable(self.services, authority)
         self._forward()
@@ -447,6 +450,8 @@ class ControlPlane(LoggingService):
         return put
 
     async def _prepareLimits(self, config: ServerConfig) -> Callable[[], None]:
+        rates = rateSettings(config.rateLimits)
+
         def put() -> None:
             self._config = self.services.config = config
             self.factory.setLimits(httpLimits(config.http, config.limits))
@@ -454,6 +459,7 @@ class ControlPlane(LoggingService):
             self.services.load.setLimits(config.limits)
             self.services.streams.setLimit(config.limits.streamsPerUser)
             self.services.proxy.setLimits(proxyLimits(config.gateways))
+            self.services.rates.setLimits(rates)
             self.services.eventStreams.setLimits(
                 heartbeat=config.events.heartbeat, queueBytes=config.events.queueBytes
             )

@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
 from helix_revdial.access.principals import isPattern
+from helix_revdial.access.rate_limits import Rate, RateSettings, Scope
 from helix_revdial.config import (
     AgentsSection,
     ConfigError,
@@ -22,6 +23,7 @@ from helix_revdial.config import (
     LimitsSection,
     ListenSection,
     LivenessSection,
+    RateLimitsSection,
     ServerConfig,
     TLSSection,
     TunnelSection,
@@ -62,6 +64,7 @@ def check(config: ServerConfig) -> None:
         forwardSettings(config.forwards)
         declaredAgents(config.agents)
         gitAccess(config.git)
+        rateSettings(config.rateLimits)
     except ListenError as error:
         raise ConfigError(str(error)) from None
     try:
@@ -250,6 +253,38 @@ def liveness(section: LivenessSection) -> Liveness:
         ask=section.keepAlive,
         silence=section.silence,
         kernel=KernelWatch.within(section.kernelTimeout),
+    )
+
+
+def rateSettings(section: RateLimitsSection) -> RateSettings:
+    """
+    The C{[rate_limits]} section.
+
+    @raise ConfigError: An override is nobody's.
+    """
+    named: dict[tuple[Scope, str], Rate] = {}
+    for override in section.override:
+        scopes: dict[Scope, str | None] = {
+            "tenant": override.tenant,
+            "project": override.project,
+            "user": override.user,
+        }
+        given = [(scope, name) for scope, name in scopes.items() if name is not None]
+        if len(given) != 1:
+            raise ConfigError("rate_limits.override: say one of tenant, project and user")
+        scope, name = given[0]
+        if scope != "tenant" and not all(name.partition("/")[::2]):
+            raise ConfigError(
+                f"rate_limits.override: {scope} = {name!r} must be TENANT/{scope.upper()}"
+            )
+        named[scope, name] = Rate(override.perSecond, override.burst)
+    return RateSettings(
+        {
+            "tenant": Rate(section.tenantPerSecond, section.tenantBurst),
+            "project": Rate(section.projectPerSecond, section.projectBurst),
+            "user": Rate(section.userPerSecond, section.userBurst),
+        },
+        named,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.access.rate_limits import Rate
 from helix_revdial.config import ConfigError, load
 from helix_revdial.settings import (
     certificateGrants,
@@ -14,6 +15,7 @@ from helix_revdial.settings import (
     doorSettings,
     gitAccess,
     httpLimits,
+    rateSettings,
     tunnelLimits,
 )
 from tests.listening.pems import authorityFile, leaf, whole, write
@@ -129,3 +131,18 @@ class SettingsTests(SynchronousTestCase):
             ),
             [("runner", ("wolf-*",), None, "default"), ("user", (), "ann", "acme")],
         )
+
+    def test_rates(self) -> None:
+        """Somebody in particular may have a rate; whose it is has to be said in one way."""
+        text = "[rate_limits]\nuser_burst = 7\n[[rate_limits.override]]\nburst = 3\n"
+        path = Path(self.mktemp())
+        path.write_text(text + 'user = "acme/ann"\nper_second = 2\n')
+        config = load(path, {"HELIX_REVDIAL_RATE_LIMITS_USER_PER_SECOND": "5"})
+        check(config)
+        rates = rateSettings(config.rateLimits)
+        self.assertEqual(rates.rates["user"], Rate(5, 7))
+        self.assertEqual(rates.named, {("user", "acme/ann"): Rate(2, 3)})
+        for wrong in ("", 'user = "ann"\n', 'user = "a/b"\ntenant = "a"\n'):
+            path.write_text(text + wrong)
+            error = self.assertRaises(ConfigError, check, load(path, {}))
+            self.assertIn("rate_limits.override", str(error))

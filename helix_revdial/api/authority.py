@@ -35,14 +35,17 @@ class Authority:
         audit: AuditLog,
         *,
         certificate: Callable[[bytes], Principal | None] = lambda der: None,
+        admit: Callable[[Call], None] = lambda call: None,
     ) -> None:
         """
         @param certificate: Whose a verified client certificate (DER) is.
+        @param admit: Counts a call, and raises L{Problem} where there are too many.
         """
         self._tokens = tokens
         self._sessions = sessions
         self._audit = audit
         self._certificate = certificate
+        self._admit = admit
 
     async def authenticate(self, request: Request) -> Principal | None:
         """
@@ -92,6 +95,9 @@ class Authority:
         @raise Problem: 401, 403 or 404.
         """
         principal: Principal | None = call.principal
+        if principal is not None:
+            # Before anything is looked up for whoever asks too often.
+            self._admit(call)
         session: Session | None = None
         name = call.params.get("session", "")
         if ACCESS[word].resource and principal is not None:

@@ -181,6 +181,7 @@ def operations(services: Services) -> list[Operation]:
                     path=f"/api/v1/{what}s/{{{what}}}/http/{{target}}/{rest}",
                     run=run,
                     access=word,
+                    rate=None,
                     errors=(400, 401, 403, 404, 502, 503, 504),
                     summary=f"Send a request to an HTTP service of a {what}.",
                     description=(

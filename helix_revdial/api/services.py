@@ -12,6 +12,7 @@ from helix_revdial.access.certificates import CERTIFICATE_FAMILY, CertificateGra
 from helix_revdial.access.idempotency import Idempotency
 from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.principals import Principal
+from helix_revdial.access.rate_limits import RateExceeded, RateLimits
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
@@ -21,11 +22,13 @@ from helix_revdial.gateways.proxy import HTTPProxy, ProxyLimits
 from helix_revdial.gateways.stream import StreamGateway
 from helix_revdial.gateways.tcp_forward import Forwards
 from helix_revdial.http.events import EventStreams
+from helix_revdial.http.operations import Call
+from helix_revdial.http.problem import Problem
 from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.sessions.sessions import Session, Sessions
-from helix_revdial.settings import forwardBounds
+from helix_revdial.settings import forwardBounds, rateSettings
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.ids import newId
 from helix_revdial.telemetry.timestamps import timestamp
@@ -49,6 +52,7 @@ class Services:
     @ivar proxy: The way in for HTTP.
     @ivar forwards: Ports that lead to targets.
     @ivar eventStreams: Answers that are server-sent events.
+    @ivar rates: How often users may call.
     @ivar idempotency: What calls that are made again were answered with.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
@@ -72,6 +76,7 @@ class Services:
     proxy: HTTPProxy = field(init=False)
     forwards: Forwards = field(init=False)
     eventStreams: EventStreams = field(init=False)
+    rates: RateLimits = field(init=False)
     idempotency: Idempotency = field(init=False)
     replays: Replays = field(init=False)
 
@@ -114,8 +119,29 @@ class Services:
             onOverflow=lambda: self.load.refused("event_queue"),
         )
         self.tokens.onRevoked(self.eventStreams.end)
+        self.rates = RateLimits(self.clock, rateSettings(self.config.rateLimits))
         self.idempotency = Idempotency(self.database, self.clock, self.wallClock)
         self.replays = Replays(self.idempotency)
+
+    def admit(self, call: Call) -> None:
+        """
+        Count a call of whoever was authenticated.
+
+        @raise Problem: (429) when there were too many.
+        """
+        if call.operation.rate is None or not isinstance(call.principal, Principal):
+            return
+        try:
+            self.rates.take(call.principal)
+        except RateExceeded as error:
+            self.load.refused(f"calls_per_{error.scope}")
+            raise Problem(
+                429,
+                f"This {error.scope} has made too many calls; try again in "
+                f"{error.retryAfter} s (rate_limits.{error.scope}_per_second).",
+                headers=[(b"Retry-After", b"%d" % error.retryAfter)],
+                code="too-many-calls",
+            ) from None
 
     def stillValid(self, principal: Principal) -> bool:
         """Whether who was authenticated a moment ago has not lost that since."""

@@ -86,6 +86,7 @@ def operations(services: Services) -> list[Operation]:
             path=PATH,
             run=connect,
             access="runner",
+            rate=None,
             status=101,
             errors=(400, 401, 403, 404, 409, 426, 503),
             summary="Connect an agent: a control connection, or the data connection of a dial.",

@@ -59,6 +59,10 @@ LIMITS = (
     "descriptors",
     "handshakes",
     "handshakes_queued",
+    "event_queue",
+    "calls_per_user",
+    "calls_per_project",
+    "calls_per_tenant",
 )
 
 BACKENDS = ("dialled", "reused", "replaced")

@@ -121,7 +121,8 @@ class Server:
             ready=lambda: self.notReady,
         )
         self.table = operationTable(
-            self.services, Authority(self.tokens, self.sessions, self.audit)
+            self.services,
+            Authority(self.tokens, self.sessions, self.audit, admit=self.services.admit),
         )
         self.factory = HTTPFactory(
             lambda request: traced(request, self.table), self.clock, wallClock=self.wallClock
