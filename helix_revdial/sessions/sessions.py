@@ -1,30 +1,35 @@
 # -*- test-case-name: tests.sessions.test_sessions -*-
 """
-Sessions: whose a sandbox is.
+Sessions: what runs, and whose it is.
 
-For now a session is a row that says that a sandbox exists and to whom it
-belongs, so that its runner can be owned.  This module owns the C{sessions}
-table; what lives in a session's name (its tunnel, its tokens) is ended by
-those who subscribe to L{Sessions.onDeleted}.
+A session is either a task, which this server has an executor run, or a sandbox
+that somebody else runs and that is here so that its runner can be owned.  This
+module owns the C{sessions} table; a task's row and its events change in one
+transaction (L{helix_revdial.sessions.events}).  What lives in a session's name (its
+tunnel, its tokens) is ended by those who subscribe to L{Sessions.onDeleted}.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+import msgspec
+from sqlalchemy import Connection, case, func, insert, select, update
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from helix_revdial.access.cache import AnswerCache, BoundedSet
+from helix_revdial.sessions.changes import happen, lock, put
+from helix_revdial.sessions.events import Appender, EventLog
+from helix_revdial.sessions.lifecycle import ACTIVE, STATES, Input
+from helix_revdial.sessions.records import Session, columnsOf, fromRow
+from helix_revdial.sessions.tasks import TaskRequest, nameOf
 from helix_revdial.storage.database import Database, DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
 from helix_revdial.storage.tables import sessions
-
-Status = Literal["created", "deleted"]
 
 MAX_PER_PAGE: Final = 200
 
@@ -37,6 +42,26 @@ is lost."""
 
 MAX_KNOWN: Final = 10_000
 """Sessions that L{Sessions.facts} remembers."""
+
+LISTED: Final = ("created", *STATES)
+"""The states that a list can be asked for."""
+
+_OF_A_NEW_TASK: Final = (
+    "id",
+    "tenant",
+    "owner",
+    "name",
+    "status",
+    "created",
+    "kind",
+    "project",
+    "updated",
+    "spec",
+    "agentType",
+    "agentVersion",
+    "labels",
+    "branchOf",
+)
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 
@@ -51,24 +76,6 @@ class SessionError(ValueError):
     def __init__(self, field: str, text: str) -> None:
         self.field = field
         super().__init__(text)
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """
-    A session.
-
-    @ivar id: C{ses_...}.
-    @ivar owner: the user whose it is, within the tenant.
-    @ivar created: seconds since the epoch.
-    """
-
-    id: str
-    tenant: str
-    owner: str
-    name: str
-    status: Status
-    created: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +104,18 @@ class Sessions:
     _log: ClassVar[Logger] = Logger()
 
     def __init__(
-        self, database: Database, clock: IReactorTime, wallClock: Callable[[], float]
+        self,
+        database: Database,
+        clock: IReactorTime,
+        wallClock: Callable[[], float],
+        events: EventLog | None = None,
     ) -> None:
         """
         @param clock: for the age of what is remembered.
         @param wallClock: the time of day, in seconds since the epoch.
+        @param events: where changes of tasks are told; by default a log of its own.
         """
+        self.events = events or EventLog(database, wallClock)
         self._database = database
         self._wallClock = wallClock
         self._known: AnswerCache[str, Session] = AnswerCache(
@@ -122,7 +135,7 @@ class Sessions:
         if _NAME.fullmatch(name) is None:
             raise SessionError("name", "a name has 1 to 200 characters and no control characters")
         now = self._wallClock()
-        session = Session(newId("ses", now), tenant, owner, name, "created", now)
+        session = Session(newId("ses", now), tenant, owner, name, "created", now, updated=now)
 
         def write(connection: Connection) -> None:
             connection.execute(
@@ -133,11 +146,110 @@ class Sessions:
                     name=session.name,
                     status=session.status,
                     created=session.created,
+                    updated=session.updated,
                 )
             )
 
         await self._database.run(write)
         return session
+
+    async def createTask(
+        self,
+        request: TaskRequest,
+        *,
+        tenant: str,
+        owner: str,
+        project: str | None = None,
+        branchOf: str | None = None,
+    ) -> Session:
+        """
+        Make the session of a task, which waits for an executor.
+
+        @param request: what was found to be valid.
+        @param branchOf: the session that it goes on from.
+        """
+        now = self._wallClock()
+        session = Session(
+            id=newId("ses", now),
+            tenant=tenant,
+            owner=owner,
+            name=nameOf(request.prompt),
+            status="queued",
+            created=now,
+            kind="task",
+            project=request.projectId if project is None else project,
+            updated=now,
+            spec=msgspec.to_builtins(request),
+            agentType=request.agent.type,
+            agentVersion=request.agent.version,
+            labels=request.labels,
+            branchOf=branchOf,
+        )
+
+        def write(connection: Connection, log: Appender) -> None:
+            columns = {name: getattr(session, name) for name in _OF_A_NEW_TASK}
+            connection.execute(insert(sessions).values(**columnsOf(columns)))
+            log.append("status", {"status": "queued"}, now)
+
+        await self.events.write(session.id, write)
+        return replace(session, lastSeq=1)
+
+    async def change(
+        self,
+        session: str,
+        happened: Input,
+        data: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Session:
+        """
+        Let something happen to a task's session: one transaction, and one C{status}
+        event for each state that it goes through.
+
+        @param data: what the C{status} event says besides the status.
+        @param fields: attributes that are set together with the state.
+        @return: the session as it is then.
+        @raise Illegal: for what was asked and cannot be.
+        @raise UnknownSession: if there is no such session.
+        """
+        return await self.events.write(
+            session,
+            lambda connection, log: happen(
+                connection, lock(connection, session), log, happened, data, **fields
+            ),
+        )
+
+    async def note(self, session: str, **fields: Any) -> Session:
+        """
+        Set attributes of a session that are no change of its state.
+
+        @raise UnknownSession: if there is no such session.
+        """
+        return await self.events.write(
+            session,
+            lambda connection, log: put(connection, lock(connection, session), log, **fields),
+        )
+
+    async def unfinished(self) -> list[Session]:
+        """
+        The tasks that somebody has to see to, of all tenants, oldest first: those
+        that have not ended, and those that are cancelled and not cleaned up.
+        """
+        query = (
+            select(sessions)
+            .where(
+                sessions.c.kind == "task",
+                sessions.c.status.in_(ACTIVE)
+                | (
+                    sessions.c.forgotten.is_(None)
+                    & sessions.c.executor.is_not(None)
+                    & ((sessions.c.goal == "cancelled") | sessions.c.deleted.is_not(None))
+                ),
+            )
+            .order_by(sessions.c.created, sessions.c.id)
+        )
+        return await self._database.read(
+            lambda connection: [fromRow(row) for row in connection.execute(query)]
+        )
 
     async def get(self, session: str, *, tenant: str | None = None) -> Session | None:
         """
@@ -153,7 +265,7 @@ class Sessions:
 
         def fetch(connection: Connection) -> Session | None:
             row = connection.execute(query).one_or_none()
-            return None if row is None else _fromRow(row)
+            return None if row is None else fromRow(row)
 
         return await self._database.read(fetch)
 
@@ -184,6 +296,9 @@ class Sessions:
         *,
         tenant: str,
         owner: str | None = None,
+        status: Collection[str] = (),
+        agent: str | None = None,
+        project: str | None = None,
         page: int = 1,
         perPage: int = 20,
     ) -> SessionPage:
@@ -191,6 +306,9 @@ class Sessions:
         The sessions of a tenant, newest first, without the deleted ones.
 
         @param owner: only those of this user.
+        @param status: only those in one of these states.
+        @param agent: only tasks of this type of agent.
+        @param project: only those of this project.
         @param page: from 1.
         @param perPage: 1 to L{MAX_PER_PAGE}.
         @raise SessionError: for a page that cannot be.
@@ -199,9 +317,18 @@ class Sessions:
             raise SessionError("page", "a page's number is 1 or more")
         if not 1 <= perPage <= MAX_PER_PAGE:
             raise SessionError("perPage", f"a page has 1 to {MAX_PER_PAGE} items")
+        for one in status:
+            if one not in LISTED:
+                raise SessionError("status", f"is one of {', '.join(LISTED)}")
         where = [sessions.c.tenant == tenant, sessions.c.deleted.is_(None)]
         if owner is not None:
             where.append(sessions.c.owner == owner)
+        if status:
+            where.append(sessions.c.status.in_(status))
+        if agent is not None:
+            where.append(sessions.c.agent_type == agent)
+        if project is not None:
+            where.append(sessions.c.project == project)
         query = (
             select(sessions)
             .where(*where)
@@ -214,7 +341,7 @@ class Sessions:
             total = connection.execute(
                 select(func.count()).select_from(sessions).where(*where)
             ).scalar_one()
-            items = [_fromRow(row) for row in connection.execute(query)]
+            items = [fromRow(row) for row in connection.execute(query)]
             return SessionPage(items, total, page + 1 if page * perPage < total else None)
 
         return await self._database.read(fetch)
@@ -236,12 +363,19 @@ class Sessions:
 
         def write(connection: Connection) -> Session | None:
             changed = connection.execute(
-                update(sessions).where(*where).values(status="deleted", deleted=now)
+                update(sessions)
+                .where(*where)
+                .values(
+                    # How a task ended stays worth knowing.
+                    status=case((sessions.c.kind == "task", sessions.c.status), else_="deleted"),
+                    deleted=now,
+                    updated=now,
+                )
             )
             if changed.rowcount == 0:
                 return None
             row = connection.execute(select(sessions).where(sessions.c.id == session)).one()
-            return _fromRow(row)
+            return fromRow(row)
 
         deleted = await self._database.run(write)
         if deleted is not None:
@@ -283,12 +417,4 @@ class Sessions:
                 )
 
 
-def _fromRow(row: Row[Any]) -> Session:
-    return Session(
-        id=row.id,
-        tenant=row.tenant,
-        owner=row.owner,
-        name=row.name,
-        status=row.status,
-        created=row.created,
-    )
+__all__ = ["Session", "SessionError", "SessionPage", "Sessions", "Subscriber"]

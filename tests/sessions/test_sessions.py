@@ -25,7 +25,10 @@ class SessionsTests(AccessTestCase):
         """A session has an id, a tenant and an owner from the start."""
         made = self.make("my sandbox")
         self.assertTrue(isId(made.id, "ses"))
-        self.assertEqual(made, Session(made.id, "acme", "ann", "my sandbox", "created", START + 1))
+        self.assertEqual(
+            made,
+            Session(made.id, "acme", "ann", "my sandbox", "created", START + 1, updated=START + 1),
+        )
         self.assertEqual(self.get(self.sessions.get(made.id)), made)
 
     def test_names(self) -> None:

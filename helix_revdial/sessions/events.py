@@ -1,0 +1,499 @@
+# -*- test-case-name: tests.sessions.test_events -*-
+"""
+The event log: what happened to each session, in order.
+
+This module owns the C{session_events} table and, in C{sessions}, the numbers of
+the first and the last event.  Whoever changes a session does it within a write of
+this log (L{EventLog.write}), so that a change and the event that tells of it are
+one transaction.
+
+What holds:
+
+  - the events of a session are numbered 1, 2, 3... without a gap; the number is
+    given within the transaction, under the lock of the session's row, so that this
+    holds with several writers on PostgreSQL too;
+  - a subscriber is called after the commit, in the order of the numbers, once for
+    each event, on the reactor's thread; it may be a read that sees an event first;
+  - secrets are taken out before an event is stored;
+  - writes that wait for a transaction share one: a log of many sessions does not
+    cost a commit for each line.  Each is still whole or not at all, by itself;
+  - what waits is limited; so are a message (L{MAX_MESSAGE}) and an event
+    (L{MAX_EVENT}).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from helix_revdial.sessions.lifecycle import TERMINAL
+from helix_revdial.sessions.redaction import Redactor, secretsIn, userinfoOf
+from helix_revdial.storage.database import Database, DatabaseUnavailable, unavailable
+from helix_revdial.storage.tables import session_events, sessions
+
+T = TypeVar("T")
+
+MAX_MESSAGE: Final = 64 * 1024
+"""Bytes of UTF-8 of a message; what is longer is cut, and says so."""
+
+MAX_EVENT: Final = 256 * 1024
+"""Bytes of an event's data as JSON."""
+
+MAX_WAITING: Final = 10_000
+"""Writes that may wait for their transaction."""
+
+GROUP: Final = 200
+"""Writes that share a transaction at most."""
+
+MAX_READ: Final = 1000
+"""Events that are read at once."""
+
+MAX_REDACTORS: Final = 5000
+"""Sessions whose secrets are remembered."""
+
+
+class EventTooLarge(ValueError):
+    """An event has more than L{MAX_EVENT} bytes.  HTTP answers 413."""
+
+
+class UnknownSession(LookupError):
+    """There is no such session to write to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    One thing that happened.
+
+    @ivar seq: from 1 within its session.
+    @ivar at: seconds since the epoch.
+    @ivar type: C{status}, C{log}, C{moment}, C{delivery}...
+    @ivar data: the rest of it, as JSON has it.
+    """
+
+    session: str
+    seq: int
+    at: float
+    type: str
+    data: Mapping[str, Any]
+
+    @property
+    def ends(self) -> bool:
+        """Whether its session has ended with it."""
+        return self.type == "status" and self.data.get("status") in TERMINAL
+
+
+Subscriber = Callable[[Event], None]
+
+
+class Appender:
+    """
+    Adds events to one session within a transaction.
+
+    @ivar now: the time of the write, in seconds since the epoch.
+    @ivar events: what was added, numbered.
+    """
+
+    def __init__(
+        self, connection: Connection, session: str, now: float, redactor: Callable[[], Redactor]
+    ) -> None:
+        self.now = now
+        self.events: list[Event] = []
+        self._connection = connection
+        self._session = session
+        self._redactor = redactor
+
+    def append(self, type: str, data: Mapping[str, Any], at: float | None = None) -> Event:  # noqa: A002 - the column's name
+        """
+        Add an event.
+
+        @param data: JSON values.
+        @param at: when it happened, by default now.
+        @return: the event as it is stored.
+        @raise EventTooLarge: if it is.
+        @raise UnknownSession: if there is no such session.
+        """
+        return self.extend([(type, data, self.now if at is None else at)])[0]
+
+    def extend(self, items: Sequence[tuple[str, Mapping[str, Any], float]]) -> list[Event]:
+        """
+        Add several: type, data, and when.
+
+        @raise EventTooLarge: as L{append}.
+        @raise UnknownSession: as L{append}.
+        """
+        if not items:
+            return []
+        redactor = self._redactor()
+        cleaned = [(kind, _cleaned(data, redactor), at) for kind, data, at in items]
+        # The row is locked from here to the commit: nobody else numbers in between.
+        last = self._connection.execute(
+            update(sessions)
+            .where(sessions.c.id == self._session)
+            .values(last_seq=sessions.c.last_seq + len(items))
+            .returning(sessions.c.last_seq)
+        ).scalar_one_or_none()
+        if last is None:
+            raise UnknownSession(f"there is no session {self._session}")
+        first = last - len(items) + 1
+        added = [
+            Event(self._session, first + index, at, kind, data)
+            for index, (kind, data, at) in enumerate(cleaned)
+        ]
+        self._connection.execute(
+            insert(session_events),
+            [
+                {"session": one.session, "seq": one.seq, "at": one.at}
+                | {"type": one.type, "data": one.data}
+                for one in added
+            ],
+        )
+        self.events += added
+        return added
+
+
+@dataclass(slots=True)
+class _Write(Generic[T]):
+    """A write that waits."""
+
+    session: str
+    function: Callable[[Connection, Appender], T]
+    told: Deferred[T]
+
+
+class EventLog:
+    """
+    The events of every session.
+    """
+
+    _log: ClassVar[Logger] = Logger()
+
+    def __init__(
+        self,
+        database: Database,
+        wallClock: Callable[[], float],
+        *,
+        secretSettings: Callable[[str], Collection[str]] = lambda agent: (),
+        maxWaiting: int = MAX_WAITING,
+    ) -> None:
+        """
+        @param wallClock: seconds since the epoch.
+        @param secretSettings: the names of an agent's settings that are secret,
+            whatever they are called.
+        """
+        self.secretSettings = secretSettings
+        self._database = database
+        self._wallClock = wallClock
+        self._maxWaiting = maxWaiting
+        self._waiting: deque[_Write[Any]] = deque()
+        self._writing = False
+        self._idle: list[Deferred[None]] = []
+        self._subscribers: dict[str, list[Subscriber]] = {}
+        self._subscribersOfAll: list[Subscriber] = []
+        self._redactors: OrderedDict[str, Redactor] = OrderedDict()
+
+    # Writing
+
+    async def append(
+        self,
+        session: str,
+        type: str,  # noqa: A002 - the column's name
+        data: Mapping[str, Any],
+        at: float | None = None,
+    ) -> Event:
+        """
+        Add an event.
+
+        @param at: when it happened, in seconds since the epoch; by default now.
+        @raise EventTooLarge: if it is; nothing is stored.
+        @raise UnknownSession: if there is no such session.
+        @raise DatabaseUnavailable: if it cannot be stored now.
+        """
+        return await self.write(session, lambda _, log: log.append(type, data, at))
+
+    async def appendMany(
+        self, session: str, items: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> list[Event]:
+        """
+        Add several, all or none: type and data of each.
+
+        @raise EventTooLarge: as L{append}; and so on.
+        """
+        return await self.write(
+            session, lambda _, log: log.extend([(kind, data, log.now) for kind, data in items])
+        )
+
+    def write(self, session: str, function: Callable[[Connection, Appender], T]) -> Deferred[T]:
+        """
+        Change a session and tell of it, in one transaction.
+
+        @param function: runs in a thread: it may touch its connection, its appender
+            and its own values, nothing else.  It may be run a second time, when the
+            transaction that it shared with others failed.  What it raises undoes
+            what it did.  It touches no row of another session.
+        @return: what C{function} returned, after the commit, and after the
+            subscribers were told.
+        @raise DatabaseUnavailable: (as a failure) if it cannot be written now.
+        """
+        told: Deferred[T] = Deferred()
+        if len(self._waiting) >= self._maxWaiting:
+            told.errback(DatabaseUnavailable("too many events are waiting for the database"))
+            return told
+        self._waiting.append(_Write(session, function, told))
+        if not self._writing:
+            self._writing = True
+            Deferred.fromCoroutine(self._writeAll()).addErrback(
+                lambda failure: self._log.failure("The event log stopped writing", failure)
+            )
+        return told
+
+    async def flush(self) -> None:
+        """Wait until what was to be written when this was called is written."""
+        if self._writing:
+            idle: Deferred[None] = Deferred()
+            self._idle.append(idle)
+            await idle
+
+    async def _writeAll(self) -> None:
+        try:
+            while self._waiting:
+                count = min(len(self._waiting), GROUP)
+                await self._writeGroup([self._waiting.popleft() for _ in range(count)])
+        finally:
+            self._writing = False
+            idle, self._idle = self._idle, []
+            for one in idle:
+                one.callback(None)
+
+    async def _writeGroup(self, group: list[_Write[Any]]) -> None:
+        now = self._wallClock()
+        # One order of locks for all processes; writes of one session keep theirs.
+        order = sorted(range(len(group)), key=lambda index: group[index].session)
+
+        def transaction(connection: Connection) -> list[tuple[Any, list[Event]]]:
+            done: list[tuple[Any, list[Event]]] = [(None, [])] * len(group)
+            for index in order:
+                if len(group) == 1:
+                    done[index] = self._one(connection, group[index], now)
+                    continue
+                try:
+                    with connection.begin_nested():
+                        done[index] = self._one(connection, group[index], now)
+                except Exception as error:
+                    if isinstance(error, SQLAlchemyError) and unavailable(error) is not None:
+                        raise
+                    done[index] = (Failure(error), [])
+            return done
+
+        try:
+            done = await self._database.run(transaction)
+        except Exception:
+            failure = Failure()
+            for write in group:
+                write.told.errback(Failure(failure.value))
+            return
+        for write, (result, events) in zip(group, done, strict=True):
+            for event in events:
+                self._publish(event)
+            if isinstance(result, Failure):
+                write.told.errback(result)
+            else:
+                write.told.callback(result)
+
+    def _one(
+        self, connection: Connection, write: _Write[Any], now: float
+    ) -> tuple[Any, list[Event]]:
+        appender = Appender(
+            connection, write.session, now, lambda: self._redactorOf(connection, write.session)
+        )
+        return write.function(connection, appender), appender.events
+
+    def _redactorOf(self, connection: Connection, session: str) -> Redactor:
+        found = self._redactors.get(session)
+        if found is None:
+            query = select(sessions.c.spec, sessions.c.agent_type).where(sessions.c.id == session)
+            row = connection.execute(query).one_or_none()
+            secrets: list[str] = []
+            if row is not None and row.spec is not None:
+                declared = self.secretSettings(row.agent_type or "")
+                secrets += secretsIn(row.spec.get("agent", {}).get("settings"), declared)
+                secrets += userinfoOf((row.spec.get("repo") or {}).get("url") or "")
+                secrets += secretsIn(row.spec.get("repo"), ("uploadToken",))
+            # Only a write's thread touches these, and there is one write at a time.
+            found = self._redactors[session] = Redactor(secrets)
+            if len(self._redactors) > MAX_REDACTORS:
+                self._redactors.popitem(last=False)
+        return found
+
+    # Reading
+
+    async def read(
+        self,
+        session: str,
+        after: int = 0,
+        limit: int = MAX_READ,
+        *,
+        types: Collection[str] | None = None,
+    ) -> list[Event]:
+        """
+        The events after one, oldest first.
+
+        @param after: its number.
+        @param limit: how many at most; no more than L{MAX_READ}.
+        @param types: only those.
+        """
+        query = (
+            select(session_events)
+            .where(session_events.c.session == session, session_events.c.seq > after)
+            .order_by(session_events.c.seq)
+            .limit(min(limit, MAX_READ))
+        )
+        if types is not None:
+            query = query.where(session_events.c.type.in_(types))
+        return await self._database.read(
+            lambda connection: [
+                Event(row.session, row.seq, row.at, row.type, row.data)
+                for row in connection.execute(query)
+            ]
+        )
+
+    async def bounds(self, session: str) -> tuple[int, int]:
+        """
+        The numbers of the first event that is kept and of the last; (1, 0) before
+        the first, and one more than the last when none is kept.
+
+        @raise UnknownSession: if there is no such session.
+        """
+        query = select(sessions.c.first_seq, sessions.c.last_seq).where(sessions.c.id == session)
+        row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
+        if row is None:
+            raise UnknownSession(f"there is no session {session}")
+        return row.first_seq, row.last_seq
+
+    async def trim(self, session: str, before: int) -> int:
+        """
+        Remove the oldest events.
+
+        @param before: the number of the first that is kept.
+        @return: how many were removed.
+        """
+
+        def remove(connection: Connection, log: Appender) -> int:
+            row = connection.execute(
+                select(sessions.c.first_seq, sessions.c.last_seq)
+                .where(sessions.c.id == session)
+                .with_for_update()
+            ).one_or_none()
+            if row is None:
+                return 0
+            first = min(before, row.last_seq + 1)
+            if first <= row.first_seq:
+                return 0
+            removed = connection.execute(
+                delete(session_events).where(
+                    session_events.c.session == session, session_events.c.seq < first
+                )
+            ).rowcount
+            connection.execute(
+                update(sessions).where(sessions.c.id == session).values(first_seq=first)
+            )
+            return removed
+
+        return await self.write(session, remove)
+
+    async def count(self, session: str, types: Collection[str]) -> int:
+        """How many events of these types a session has."""
+        query = select(func.count()).where(
+            session_events.c.session == session, session_events.c.type.in_(types)
+        )
+        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+
+    # Being told
+
+    def subscribe(self, session: str, callback: Subscriber) -> Callable[[], None]:
+        """
+        Have C{callback} called with each event of a session that this process
+        stores.  It must not wait, and what it raises is logged.
+
+        @return: ends the subscription.
+        """
+        self._subscribers.setdefault(session, []).append(callback)
+
+        def unsubscribe() -> None:
+            subscribed = self._subscribers.get(session, [])
+            if callback in subscribed:
+                subscribed.remove(callback)
+                if not subscribed:
+                    self._subscribers.pop(session, None)
+
+        return unsubscribe
+
+    def subscribeAll(self, callback: Subscriber) -> Callable[[], None]:
+        """
+        The same for the events of all sessions.
+        """
+        self._subscribersOfAll.append(callback)
+
+        def unsubscribe() -> None:
+            if callback in self._subscribersOfAll:
+                self._subscribersOfAll.remove(callback)
+
+        return unsubscribe
+
+    def _publish(self, event: Event) -> None:
+        own = self._subscribers.get(event.session)
+        if own is None and not self._subscribersOfAll:
+            return
+        for callback in [*(own or ()), *self._subscribersOfAll]:
+            try:
+                callback(event)
+            except Exception:
+                self._log.failure(
+                    "A subscriber failed at event {seq} of {session}",
+                    seq=event.seq,
+                    session=event.session,
+                )
+
+
+def _cleaned(data: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """An event's data as it may be stored."""
+    cleaned: dict[str, Any] = redactor.value(data)
+    message = cleaned.get("message")
+    if isinstance(message, str):
+        cleaned["message"] = _cut(message)
+    try:
+        size = len(msgspec.json.encode(cleaned))
+    except UnicodeEncodeError:
+        # Half of a surrogate pair is no text: neither JSON nor PostgreSQL takes it.
+        cleaned = _text(cleaned)
+        size = len(msgspec.json.encode(cleaned))
+    if size > MAX_EVENT:
+        raise EventTooLarge(f"an event has {MAX_EVENT} bytes at most, not {size}")
+    return cleaned
+
+
+def _cut(message: str) -> str:
+    if len(message) * 4 <= MAX_MESSAGE:
+        return message
+    encoded = message.encode("utf-8", "replace")
+    if len(encoded) <= MAX_MESSAGE:
+        return message
+    mark = f"… [{len(encoded)} bytes, cut]"
+    return encoded[: MAX_MESSAGE - len(mark) - 2].decode("utf-8", "ignore") + mark
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_text(name): _text(one) for name, one in value.items()}
+    return [_text(one) for one in value] if isinstance(value, list) else value
