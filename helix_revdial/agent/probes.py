@@ -12,7 +12,6 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, cast
 
-import h11
 from OpenSSL import SSL, crypto
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -36,6 +35,7 @@ from ..revdial.exchange import (
     MalformedAnswer,
     UpgradeEndpoint,
     UpgradeRefused,
+    requestHead,
 )
 from .findings import Heard
 
@@ -65,10 +65,10 @@ class _Get(UpgradeEndpoint):
         self, reactor: Any, endpoint: IStreamClientEndpoint, url: CarrierURL, timeout: float
     ) -> None:
         super().__init__(reactor, endpoint, timeout=timeout, ready=None)
-        self._request = h11.Request(
-            method="GET",
-            target=url.path,
-            headers=[
+        self._head = requestHead(
+            b"GET",
+            url.path,
+            [
                 (b"Host", url.hostHeader()),
                 (b"User-Agent", USER_AGENT),
                 (b"Accept", b"application/json"),
@@ -77,14 +77,14 @@ class _Get(UpgradeEndpoint):
         )
 
     def _form(self) -> CarrierForm:
-        return _GetForm(self._request)
+        return _GetForm(self._head)
 
 
 class _GetForm:
-    def __init__(self, request: h11.Request) -> None:
-        self.request = request
+    def __init__(self, head: bytes) -> None:
+        self.head = head
 
-    def begin(self, transport: Any, head: bytes) -> None:
+    def begin(self, transport: Any, head: bytes, seconds: float | None) -> None:
         transport.write(head)
 
     def accepts(self, answer: Answer) -> bool:

@@ -24,7 +24,6 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-import h11
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -38,7 +37,14 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..revdial.exchange import USER_AGENT, Answer, AnswerReader, MalformedAnswer, firstHeader
+from ..revdial.exchange import (
+    USER_AGENT,
+    Answer,
+    AnswerReader,
+    MalformedAnswer,
+    firstHeader,
+    requestHead,
+)
 
 PROXY_TIMEOUT = 8.0
 """
@@ -129,13 +135,13 @@ class ProxyEndpoint:
         await self._proxy.connect(_only(exchange))
         return await exchange.done
 
-    def _request(self) -> h11.Request:
+    def _request(self) -> bytes:
         authority = self._authority.encode("ascii")
         headers = [(b"Host", authority), (b"User-Agent", USER_AGENT)]
         if self._credentials is not None:
             encoded = base64.b64encode(self._credentials())
             headers.append((b"Proxy-Authorization", b"Basic " + encoded))
-        return h11.Request(method=b"CONNECT", target=authority, headers=headers)
+        return requestHead(b"CONNECT", self._authority, headers)
 
     def _login(self, answer: Answer) -> str:
         """What to do about a 407."""
@@ -177,13 +183,13 @@ class _ConnectExchange(Protocol):
 
     def __init__(
         self,
-        request: h11.Request,
+        request: bytes,
         authority: str,
         factory: IProtocolFactory,
         login: Callable[[Answer], str],
     ) -> None:
         self.done: Deferred[IProtocol] = Deferred(lambda _: self._end())
-        self._reader = AnswerReader(request)
+        self._reader = AnswerReader(request, b"CONNECT")
         self._authority = authority
         self._factory = factory
         self._login = login

@@ -12,6 +12,8 @@ Invariants:
     socket file that was removed and made again is simply found.
   - A service is given at most C{timeout} seconds to accept; nothing else waits
     for it meanwhile.
+  - C{localhost} is this host's loopback, whatever a resolver would say (RFC 6761, 6.3):
+    it is asked only where nothing answers on 127.0.0.1.
   - Until the data connection is joined, the service's side is paused: a
     service that speaks first (ssh, smtp) loses nothing and fills nothing.
   - What goes wrong is said as one line that names the service as the settings
@@ -54,10 +56,14 @@ from zope.interface import implementer
 from ..revdial.errors import DialError, TargetRefused, TargetTimeout
 from ..revdial.interfaces import ITarget
 from ..revdial.relay import relayPair
+from ..revdial.socket_connect import SocketEndpoint
+from ..revdial.streams import Prepared
 from .failures import connectReason
 
 CONNECT_TIMEOUT = 5.0
 """Seconds a local service has to accept a connection."""
+
+LOOPBACK = "127.0.0.1"
 
 BUSY_PAUSE = 0.02
 """Seconds between tries at a unix socket whose queue is full."""
@@ -189,12 +195,32 @@ class LocalTarget:
         self._timeout = timeout
         self._linger = linger
         self._makePair = pair
+        self._near: SocketEndpoint | None = None
+        self._nearIsAll = True
+        if isinstance(address, HostPort):
+            host = LOOPBACK if address.host == "localhost" else address.host
+            if SocketEndpoint.suits(reactor, host):
+                self._near = SocketEndpoint(reactor, host, address.port, timeout=timeout)
+                self._nearIsAll = host == address.host
 
     def __repr__(self) -> str:
         return f"<LocalTarget {self.address}>"
 
     def open(self) -> Deferred[IProtocol]:
         """See L{ITarget.open}."""
+        if self._near is None:
+            return self._openSomehow()
+        local, outward = self._pair()
+        connecting = self._near.connect(Prepared(local))
+        return connecting.addCallbacks(lambda _: outward, self._notNear)
+
+    def _notNear(self, failure: Failure) -> Failure | Deferred[IProtocol]:
+        if not self._nearIsAll and failure.check(ConnectError):
+            return self._openSomehow()
+        return self._explained(failure)
+
+    def _openSomehow(self) -> Deferred[IProtocol]:
+        """By the endpoint that fits: over a resolver, over a unix socket."""
         attempt: Deferred[IProtocol] = Deferred.fromCoroutine(self._open())
         expired = False
 
@@ -212,13 +238,16 @@ class LocalTarget:
                 return result
             if expired:
                 return Failure(self._explain(ConnectTimeoutError()))
-            failed = result.value
-            assert failed is not None
-            if isinstance(failed, DialError | CancelledError | ConnectingCancelledError):
-                return result
-            return Failure(self._explain(failed))
+            return self._explained(result)
 
         return attempt.addBoth(done)
+
+    def _explained(self, failure: Failure) -> Failure:
+        failed = failure.value
+        assert failed is not None
+        if isinstance(failed, DialError | CancelledError | ConnectingCancelledError):
+            return failure
+        return Failure(self._explain(failed))
 
     @property
     def _clock(self) -> IReactorTime:

@@ -2,20 +2,30 @@
 """
 Where an agent's token comes from.
 
-The token is asked for at each connection and kept nowhere, so that a file that
-an operator replaces is used from the next connection on.  It is never part of
-a C{repr}, a log line or an error text: those say where it comes from.
+The token is asked for at each connection, so that a file that an operator replaces is
+used from the next connection on.  What was read is kept for as long as the file is the
+one that was read (inode, size and times), since there is a connection for each dial.  It
+is never part of a C{repr}, a log line or an error text: those say where it comes from.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 MAX_TOKEN = 4096
 """Bytes of a token; it travels in one header field."""
+
+
+SETTLED = 2.0
+"""
+Seconds after a file's last change from which on its times tell every further change:
+some file systems count time in seconds.
+"""
 
 
 class TokenUnusable(ValueError):
@@ -83,11 +93,22 @@ class TokenText:
         ]
 
 
+class _Read:
+    """What was read of a file, and which file that was."""
+
+    __slots__ = ("file", "text")
+
+    def __init__(self) -> None:
+        self.file: tuple[int, ...] | None = None
+        self.text = ""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenFile:
     """
     A file that holds nothing but the token.
 
+    @ivar wallClock: Seconds since 1970.
     @ivar credentials: The directory that the service manager made for this
         process's credentials (C{CREDENTIALS_DIRECTORY} of systemd.exec(5)), if
         any.  What lies in it is guarded by access lists that a file's mode does
@@ -97,19 +118,29 @@ class TokenFile:
     path: str
     origin: str
     credentials: str | None = None
+    wallClock: Callable[[], float] = field(default=time.time, repr=False, compare=False)
+    _read: _Read = field(default_factory=_Read, init=False, repr=False, compare=False)
 
     def __call__(self) -> str:
+        read = self._read
         try:
+            if read.file is not None and _identity(os.stat(self.path)) == read.file:
+                return read.text
+            read.file = None
             with open(self.path, "rb") as file:
+                found = os.fstat(file.fileno())
                 content = file.read(MAX_TOKEN + 2)
         except OSError as error:
             reason = (error.strerror or "cannot be read").lower()
             raise TokenUnusable(f"{self.origin}: {reason}") from None
         try:
-            return _usable(content.decode("ascii").strip(), self.origin)
+            read.text = _usable(content.decode("ascii").strip(), self.origin)
         except UnicodeDecodeError:
             # Without "from None" the traceback would hold the content.
             raise TokenUnusable(f"{self.origin}: holds more than a token") from None
+        if self.wallClock() - max(found.st_mtime, found.st_ctime) > SETTLED:
+            read.file = _identity(found)
+        return read.text
 
     def warnings(self) -> list[str]:
         """See L{TokenSource.warnings}."""
@@ -125,6 +156,11 @@ class TokenFile:
         return []
 
 
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    """Which file it is, in which state."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 def _usable(text: str, origin: str) -> str:
     if not text:
         raise TokenUnusable(f"{origin}: is empty")
@@ -133,4 +169,12 @@ def _usable(text: str, origin: str) -> str:
     return text
 
 
-__all__ = ["MAX_TOKEN", "Secret", "TokenFile", "TokenSource", "TokenText", "TokenUnusable"]
+__all__ = [
+    "MAX_TOKEN",
+    "SETTLED",
+    "Secret",
+    "TokenFile",
+    "TokenSource",
+    "TokenText",
+    "TokenUnusable",
+]

@@ -26,11 +26,12 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.error import TimeoutError as NoAnswer
 from twisted.internet.interfaces import (
@@ -41,6 +42,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .agent_control import AgentControl, Closed
@@ -52,6 +54,7 @@ from .exchange import (
     MalformedAnswer,
     NoConnection,
     UpgradeRefused,
+    checkedHeaders,
     endpointFor,
 )
 from .features import (
@@ -62,20 +65,25 @@ from .features import (
     TARGETS,
     TARGETS_HEADER,
     TICKET_HEADER,
-    TIMING_HEADER,
     formatFeatures,
 )
+from .framed import FramedConnection, FrameUser
 from .listener import Listener
+from .masks import Keys
 from .messages import ConnReady
 from .offered import OfferedTarget, formatTargets
+from .parking import park
 from .refusals import Refused, refusal
 from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
 from .server_url import ServerURL
-from .upgrade import RawUpgradeEndpoint
+from .socket_connect import SocketEndpoint
+from .upgrade import RawUpgradeEndpoint, rawHead
 from .websocket import WebSocketEndpoint
 
 RAW_AGAIN = 3600.0
 """Seconds for which a refusal of the raw carrier is remembered."""
+
+_TICKET = re.compile(r"[A-Za-z0-9_-]{1,256}")
 
 UPGRADE_TIMEOUT = 10.0
 """Seconds for a connection, and again for the answer to an upgrade."""
@@ -153,9 +161,14 @@ class ServerPath:
         self._targets = tuple(targets)
         self._timeout = timeout
         self._endpoint = endpoint
+        self._keys = Keys()
         self._controlRawFrom = 0.0
         self._dataRawFrom = 0.0
         self._direct = self._endsPass = direct
+        self._dataPath = ""
+        self._dataURL = serverURL.carrierURL("")
+        self._dataToken: str | None = None
+        self._dataHead = b""
 
     def forget(self) -> None:
         """
@@ -277,11 +290,23 @@ class ServerPath:
         @param ready: Fires with the seconds that the target took.
         @raise ValueError: The path leads elsewhere than to the server.
         """
-        headers = [_authorization(self._token())]
-        if connReady.ticket is not None:
-            headers.append((TICKET_HEADER, connReady.ticket.encode("ascii")))
-        url = self._server.dataURL(connReady.connPath)
-        return _DataEndpoint(self, url, headers, features, ready)
+        token = self._token()
+        if connReady.connPath != self._dataPath:
+            self._dataURL = self._server.dataURL(connReady.connPath)
+            self._dataPath = connReady.connPath
+            self._dataToken = None
+        headers = [] if connReady.ticket is None else _ticket(connReady.ticket)
+        return _DataEndpoint(self, self._dataURL, token, headers, features, ready)
+
+    def _rawHead(self, token: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The head of a raw data connection; what all have in common is made once."""
+        if token != self._dataToken:
+            self._dataHead = rawHead(self._dataURL, checkedHeaders([_authorization(token)]))
+            self._dataToken = token
+        if not headers:
+            return self._dataHead
+        lines = b"".join(b"%s: %s\r\n" % field for field in headers)
+        return b"%s%s\r\n" % (self._dataHead[:-2], lines)
 
     def wantsRawData(self, features: frozenset[str]) -> bool:
         """
@@ -297,53 +322,94 @@ class ServerPath:
             and self._clock.seconds() >= self._dataRawFrom
         )
 
+    async def park(
+        self, ticket: str, features: frozenset[str], user: FrameUser
+    ) -> FramedConnection:
+        """
+        Open a data connection that waits for a dial.
+
+        Raw wherever that gets through: the ends of its streams are marks, and need
+        neither TCP's nor TLS's.
+
+        @param ticket: What the server gave for it.
+        @param features: What the control connection agreed on.
+        @param user: Hears of what arrives.
+        """
+        headers = [_authorization(self._token()), *_ticket(ticket)]
+        url = self._server.dataURL("/revdial")
+        raw = RAW in features and self._clock.seconds() >= self._dataRawFrom
+        while True:
+            try:
+                return await park(
+                    self._reactor,
+                    self._serverEndpoint(),
+                    url,
+                    headers,
+                    user,
+                    self._keys,
+                    webSocket=not raw,
+                    timeout=self._timeout,
+                )
+            except MalformedAnswer:
+                if not raw:
+                    raise
+            except UpgradeRefused as refused:
+                kind = judge(refused.status, refused.headers, asked=RequestKind.DATA_RAW)
+                if not raw or kind is AnswerKind.REFUSED:
+                    raise
+            self.rawDataRefused()
+            raw = False
+
     def rawDataRefused(self) -> None:
         """Something in between does not let raw data connections through."""
         self._dataRawFrom = self._clock.seconds() + RAW_AGAIN
 
     def rawData(
-        self, url: CarrierURL, headers: Sequence[tuple[bytes, bytes]], ready: Deferred[float]
+        self,
+        url: CarrierURL,
+        token: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        ready: Deferred[float],
     ) -> IStreamClientEndpoint:
         """The raw data connection, for L{dataEndpoint}."""
-        return _TimedRaw(
+        return RawUpgradeEndpoint(
             self._reactor,
             self._serverEndpoint(),
             url,
-            headers,
             timeout=self._timeout,
-            ready=cast("Deferred[None]", ready),
+            ready=ready,
+            head=self._rawHead(token, headers),
         )
 
     def webSocketData(
         self,
         url: CarrierURL,
+        token: str,
         headers: Sequence[tuple[bytes, bytes]],
         ready: Deferred[float],
         features: frozenset[str],
     ) -> IStreamClientEndpoint:
         """The WebSocket data connection, for L{dataEndpoint}."""
-        return _TimedWebSocket(
+        return WebSocketEndpoint(
             self._reactor,
             self._serverEndpoint(),
             url,
-            headers,
+            [_authorization(token), *headers],
             eof=EOF in features,
             timeout=self._timeout,
-            ready=cast("Deferred[None]", ready),
+            ready=ready,
         )
 
     def _serverEndpoint(self) -> IStreamClientEndpoint:
         if self._endpoint is not None:
-            return _Watched(self._endpoint())
-        return _Watched(
-            endpointFor(
-                self._reactor,
-                self._server.host,
-                self._server.port,
-                self._server.secure,
-                self._tlsOptions,
+            found = self._endpoint()
+        else:
+            server = self._server
+            found = endpointFor(
+                self._reactor, server.host, server.port, server.secure, self._tlsOptions
             )
-        )
+        # On a socket of ours nothing has to be set before its carrier is up.
+        return found if isinstance(found, SocketEndpoint) else _Watched(found)
 
 
 @implementer(IStreamClientEndpoint)
@@ -377,43 +443,52 @@ class _DataEndpoint:
         self,
         path: ServerPath,
         url: CarrierURL,
+        token: str,
         headers: Sequence[tuple[bytes, bytes]],
         features: frozenset[str],
         ready: Deferred[float],
     ) -> None:
         self._path = path
         self._url = url
+        self._token = token
         self._headers = headers
         self._features = features
         self._ready = ready
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
-
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         path = self._path
-        try:
-            if path.wantsRawData(self._features):
-                try:
-                    return await path.rawData(self._url, self._headers, self._ready).connect(
-                        factory
-                    )
-                except MalformedAnswer:
-                    path.rawDataRefused()
-                except UpgradeRefused as refused:
-                    kind = judge(refused.status, refused.headers, asked=RequestKind.DATA_RAW)
-                    if kind is AnswerKind.REFUSED:
-                        raise
-                    path.rawDataRefused()
-            return await path.webSocketData(
-                self._url, self._headers, self._ready, self._features
-            ).connect(factory)
-        except UpgradeRefused as refused:
-            if refused.status == 404:
-                raise UnknownDial from None
-            if refused.status == 403:
-                raise NotAllowed("the server does not let us pick the dial up") from None
-            raise
+        if not path.wantsRawData(self._features):
+            return self._webSocket(protocolFactory)
+        raw = path.rawData(self._url, self._token, self._headers, self._ready)
+        return raw.connect(protocolFactory).addErrback(self._notRaw, protocolFactory)
+
+    def _notRaw(self, failure: Failure, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        error = failure.value
+        if isinstance(error, UpgradeRefused):
+            kind = judge(error.status, error.headers, asked=RequestKind.DATA_RAW)
+            if kind is AnswerKind.REFUSED:
+                return fail(_refused(failure))
+        elif not isinstance(error, MalformedAnswer):
+            return fail(failure)
+        self._path.rawDataRefused()
+        return self._webSocket(factory)
+
+    def _webSocket(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        webSocket = self._path.webSocketData(
+            self._url, self._token, self._headers, self._ready, self._features
+        )
+        return webSocket.connect(factory).addErrback(_refused)
+
+
+def _refused(failure: Failure) -> Failure:
+    """What the server says of a dial, in words that others know."""
+    error = failure.value
+    if isinstance(error, UpgradeRefused):
+        if error.status == 404:
+            return Failure(UnknownDial())
+        if error.status == 403:
+            return Failure(NotAllowed("the server does not let us pick the dial up"))
+    return failure
 
 
 class _ControlRaw(RawUpgradeEndpoint):
@@ -431,12 +506,12 @@ class _ShownForm:
     """A L{CarrierForm} that shows the answer."""
 
     def __init__(self, form: CarrierForm, opened: Callable[[Answer], None]) -> None:
-        self.request = form.request
+        self.head = form.head
         self._form = form
         self._opened = opened
 
-    def begin(self, transport: Any, head: bytes) -> None:
-        self._form.begin(transport, head)
+    def begin(self, transport: Any, head: bytes, seconds: float | None) -> None:
+        self._form.begin(transport, head, seconds)
 
     def accepts(self, answer: Answer) -> bool:
         return self._form.accepts(answer)
@@ -446,55 +521,10 @@ class _ShownForm:
         return self._form.open(transport, answer, protocol)
 
 
-class _TimedRaw(RawUpgradeEndpoint):
-    """A raw upgrade that says how long its target took."""
-
-    def __init__(self, *args: Any, ready: Deferred[None], **keywords: Any) -> None:
-        super().__init__(*args, ready=ready, **keywords)
-        self._seconds = cast("Deferred[float]", ready)
-
-    def _form(self) -> CarrierForm:
-        return _TimedForm(super()._form(), self._seconds)
-
-
-class _TimedWebSocket(WebSocketEndpoint):
-    """A WebSocket upgrade that says how long its target took."""
-
-    def __init__(self, *args: Any, ready: Deferred[None], **keywords: Any) -> None:
-        super().__init__(*args, ready=ready, **keywords)
-        # Before the exchange's own callback, which sends these fields.
-        cast("Deferred[float]", ready).addCallback(self._measured)
-
-    def _measured(self, seconds: float) -> float:
-        self._headers[TIMING_HEADER.decode("ascii")] = _timing(seconds).decode("ascii")
-        return seconds
-
-
-class _TimedForm:
-    """A L{CarrierForm} whose head gets one more field when it is sent."""
-
-    def __init__(self, form: CarrierForm, seconds: Deferred[float]) -> None:
-        self.request = form.request
-        self._form = form
-        self._timing = b""
-        seconds.addCallback(self._measured)
-
-    def _measured(self, seconds: float) -> float:
-        self._timing = TIMING_HEADER + b": " + _timing(seconds) + b"\r\n"
-        return seconds
-
-    def begin(self, transport: Any, head: bytes) -> None:
-        self._form.begin(transport, head[:-2] + self._timing + b"\r\n")
-
-    def accepts(self, answer: Answer) -> bool:
-        return self._form.accepts(answer)
-
-    def open(self, transport: Any, answer: Answer, protocol: IProtocol) -> IProtocol:
-        return self._form.open(transport, answer, protocol)
-
-
-def _timing(seconds: float) -> bytes:
-    return b"target=%.6f" % seconds
+def _ticket(ticket: str) -> list[tuple[bytes, bytes]]:
+    if _TICKET.fullmatch(ticket):
+        return [(TICKET_HEADER, ticket.encode("ascii"))]
+    return list(checkedHeaders([(TICKET_HEADER, ticket.encode("ascii"))]))
 
 
 def _authorization(token: str) -> tuple[bytes, bytes]:

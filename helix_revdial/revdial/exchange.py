@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Shape
 
-import h11
 from twisted.internet import error
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
@@ -39,6 +38,7 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 from twisted.internet.interfaces import (
+    IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
     IOpenSSLClientConnectionCreator,
@@ -62,7 +62,9 @@ from helix_revdial.revdial.http_answer import (
     Headers,
     MalformedAnswer,
     firstHeader,
+    requestHead,
 )
+from helix_revdial.revdial.socket_connect import SocketEndpoint
 
 BODY_TIMEOUT = 2.0
 """Seconds in which a refusal's body has to come; what came by then is kept."""
@@ -152,6 +154,8 @@ def addressEndpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint
     A name is resolved in a thread and tried address by address; a literal needs
     neither, and each dial would pay for both.
     """
+    if SocketEndpoint.suits(reactor, host):
+        return SocketEndpoint(reactor, host, port)
     if isIPAddress(host):
         return TCP4ClientEndpoint(reactor, host, port)
     if isIPv6Address(host):
@@ -200,10 +204,14 @@ def checkedHeaders(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
 class CarrierForm(Shape):
     """How one kind of carrier is asked for, to L{UpgradeExchange}."""
 
-    request: h11.Request
+    head: bytes
 
-    def begin(self, transport: Any, head: bytes) -> None:
-        """Send the request."""
+    def begin(self, transport: Any, head: bytes, seconds: float | None) -> None:
+        """
+        Send the request.
+
+        @param seconds: What C{ready} fired with.
+        """
 
     def accepts(self, answer: Answer) -> bool:
         """
@@ -240,15 +248,16 @@ class UpgradeExchange(Protocol):
         factory: IProtocolFactory,
         *,
         timeout: float,
-        ready: Deferred[None] | None,
+        ready: Deferred[Any] | None,
     ) -> None:
         self.done: Deferred[IProtocol] = Deferred(self._cancelled)
+        self._connecting: Deferred[IProtocol] | None = None
         self._clock = clock
         self._form = form
         self._factory = factory
         self._timeout = timeout
         self._ready = ready
-        self._reader = AnswerReader(form.request)
+        self._reader = AnswerReader(form.head)
         self._asked = False
         self._over = False
         self._timer: IDelayedCall | None = None
@@ -262,7 +271,7 @@ class UpgradeExchange(Protocol):
         if self._over:
             self.transport.abortConnection()  # type: ignore[union-attr]
         elif self._ready is None:
-            self._begin()
+            self._begin(None)
         else:
             self._ready.addCallbacks(self._isReady, self._isNotReady)
 
@@ -305,16 +314,16 @@ class UpgradeExchange(Protocol):
 
     def _isReady(self, result: Any) -> Any:
         if not self._over:
-            self._begin()
+            self._begin(result)
         return result
 
     def _isNotReady(self, failure: Failure) -> None:
         self._fail(failure)
 
-    def _begin(self) -> None:
+    def _begin(self, seconds: float | None) -> None:
         self._asked = True
         self._timer = self._clock.callLater(self._timeout, self._timedOut)
-        self._form.begin(self.transport, self._reader.head)
+        self._form.begin(self.transport, self._reader.head, seconds)
 
     def _timedOut(self) -> None:
         self._timer = None
@@ -326,7 +335,33 @@ class UpgradeExchange(Protocol):
             )
 
     def _cancelled(self, done: Deferred[IProtocol]) -> None:
+        if self._connecting is not None:
+            # Its failure is told.
+            self._connecting.cancel()
         self._end()
+
+    def connect(self, endpoint: IStreamClientEndpoint) -> Deferred[IProtocol]:
+        """
+        Have C{endpoint} connect this.
+
+        @return: C{done}.
+        """
+        connecting = endpoint.connect(_Only(self))
+        if not connecting.called:
+            self._connecting = connecting
+            connecting.addTimeout(self._timeout, self._clock, onTimeoutCancel=self._tooSlow)
+        connecting.addCallbacks(self._isConnected, self._isNotConnected)
+        return self.done
+
+    def _isConnected(self, _: IProtocol) -> None:
+        self._connecting = None
+
+    def _isNotConnected(self, failure: Failure) -> None:
+        self._connecting = None
+        self._fail(failure)
+
+    def _tooSlow(self, result: object, timeout: float) -> None:
+        raise NoConnection(f"no connection in {timeout:g} s")
 
     def _read(self, data: bytes) -> None:
         try:
@@ -392,6 +427,18 @@ class UpgradeExchange(Protocol):
             timer.cancel()
 
 
+class _Only(Factory):
+    """Builds the exchange."""
+
+    noisy = False  # two log lines for each dial say nothing
+
+    def __init__(self, exchange: UpgradeExchange) -> None:
+        self._exchange = exchange
+
+    def buildProtocol(self, addr: IAddress | None) -> UpgradeExchange:
+        return self._exchange
+
+
 @implementer(IStreamClientEndpoint)
 class UpgradeEndpoint:
     """
@@ -412,7 +459,7 @@ class UpgradeEndpoint:
         endpoint: IStreamClientEndpoint,
         *,
         timeout: float,
-        ready: Deferred[None] | None,
+        ready: Deferred[Any] | None,
     ) -> None:
         self._clock: IReactorTime = reactor
         self._endpoint = endpoint
@@ -424,21 +471,10 @@ class UpgradeEndpoint:
         raise AssertionError("an upgrade endpoint has a form")
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
-
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         exchange = UpgradeExchange(
-            self._clock, self._form(), factory, timeout=self._timeout, ready=self._ready
+            self._clock, self._form(), protocolFactory, timeout=self._timeout, ready=self._ready
         )
-        quiet = Factory.forProtocol(lambda: exchange)
-        quiet.noisy = False  # two log lines for each dial say nothing
-        connecting = self._endpoint.connect(quiet)
-        connecting.addTimeout(self._timeout, self._clock, onTimeoutCancel=self._tooSlow)
-        await connecting
-        return await exchange.done
-
-    def _tooSlow(self, result: object, timeout: float) -> None:
-        raise NoConnection(f"no connection in {timeout:g} s")
+        return exchange.connect(self._endpoint)
 
 
 __all__ = [
@@ -460,4 +496,5 @@ __all__ = [
     "checkedHeaders",
     "endpointFor",
     "firstHeader",
+    "requestHead",
 ]

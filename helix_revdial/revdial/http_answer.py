@@ -6,8 +6,13 @@ L{AnswerReader} takes bytes and gives the answer that counts, past those of clas
 what follows its head, or its body, is the caller's.  What an answer means is
 L{helix_revdial.revdial.exchange}'s.
 
+An answer that switches protocols, written as any server writes it, is read without
+h11 (L{_SWITCH}): there is one for each dial, and h11 costs more than all the rest of
+the exchange.  Everything else is h11's, which then gets all the bytes from the first on.
+
 Invariants:
 
+  - What is read without h11 is read as h11 would.
   - Head, body and the answers before it are limited; what is beyond is a
     L{MalformedAnswer}, or, of a body, not kept.
   - No error text repeats a header's value.
@@ -15,6 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import h11
@@ -34,7 +40,32 @@ How our server begins its consent to a raw upgrade.  Whatever forwards HTTP writ
 heads of its own: fields in another order, other letters, fields of its own.
 """
 
+_SWITCHES = b"HTTP/1.1 101 "
+
+_SWITCH = re.compile(
+    rb"HTTP/1\.1 101 ([\x20-\x7e]*)\r\n"
+    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}: ?[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\r\n){1,64})"
+    rb"\r\n"
+)
+"""A head that needs no h11: no folded lines, no empty values, no blanks at the ends."""
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
 Headers = tuple[tuple[bytes, bytes], ...]
+
+
+def requestHead(method: bytes, target: str, headers: Headers | list[tuple[bytes, bytes]]) -> bytes:
+    """
+    A request's head.
+
+    @param target: What stands between the method and the version, checked already.
+    @param headers: Its fields, checked already.
+    """
+    lines = [b"%s %s HTTP/1.1" % (method, target.encode("ascii"))]
+    lines.extend(b"%s: %s" % field for field in headers)
+    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 class MalformedAnswer(Exception):
@@ -83,14 +114,18 @@ class AnswerReader:
     @ivar complete: Whether C{body} is whole, or as long as it may be.
     """
 
-    def __init__(self, request: h11.Request) -> None:
-        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        self.head = self._connection.send(request) or b""
-        self._connection.send(h11.EndOfMessage())
+    def __init__(self, head: bytes, method: bytes = b"GET") -> None:
+        """
+        @param head: The request's head.
+        @param method: Its method, which decides where an answer ends.
+        """
+        self.head = head
         self.answer: Answer | None = None
         self.body = b""
         self.complete = False
+        self._method = method
         self._begin = b""
+        self._connection: h11.Connection | None = None
 
     def feed(self, data: bytes) -> None:
         """
@@ -98,17 +133,67 @@ class AnswerReader:
 
         @raise MalformedAnswer: It is not HTTP.
         """
-        try:
+        connection = self._connection
+        if connection is not None:
             self._begin += data[: len(DIRECT) - len(self._begin)]
-            self._connection.receive_data(data)
+            self._give(connection, data)
+            return
+        if self.answer is not None:
+            return
+        self._begin += data
+        if data and self._readSwitch():
+            return
+        begin, self._begin = self._begin, self._begin[: len(DIRECT)]
+        connection = self._connection = self._asked()
+        if begin:
+            self._give(connection, begin)
+        if not data:
+            self._give(connection, b"")
+
+    def _readSwitch(self) -> bool:
+        """
+        Read a head that switches, without h11.
+
+        @return: Whether it is read, or may yet come.
+        """
+        begin = self._begin
+        if not begin.startswith(_SWITCHES[: len(begin)]):
+            return False
+        end = begin.find(b"\r\n\r\n")
+        if end < 0:
+            # Where lines end in LF alone, the head may be whole, to h11.
+            return len(begin) < MAX_HEAD and _BARE_LF.search(begin) is None
+        matched = _SWITCH.match(begin)
+        if matched is None or b"\r\nupgrade:" not in self.head.lower():
+            return False
+        headers = tuple(_field(line) for line in matched[2].split(b"\r\n")[:-1])
+        if any(name in _FRAMING for name, _ in headers):
+            return False
+        reason, rest = matched[1].decode("ascii"), begin[end + 4 :]
+        self.answer = Answer(101, reason, headers, rest, begin.startswith(DIRECT))
+        return True
+
+    def _give(self, connection: h11.Connection, data: bytes) -> None:
+        try:
+            connection.receive_data(data)
             if self.answer is None:
-                self._readHead()
+                self._readHead(connection)
         except h11.RemoteProtocolError:
             raise MalformedAnswer("the answer to the upgrade is not HTTP/1.1") from None
 
-    def _readHead(self) -> None:
+    def _asked(self) -> h11.Connection:
+        """An h11 connection that has sent such a request as ours."""
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        fields = [(b"Host", b"host")]
+        if b"\r\nupgrade:" in self.head.lower():
+            fields += [(b"Connection", b"Upgrade"), (b"Upgrade", b"any")]
+        connection.send(h11.Request(method=self._method, target=b"/", headers=fields))
+        connection.send(h11.EndOfMessage())
+        return connection
+
+    def _readHead(self, connection: h11.Connection) -> None:
         for _ in range(MAX_INFORMATIONAL + 1):
-            event = self._connection.next_event()
+            event = connection.next_event()
             if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
                 continue
             if isinstance(event, h11.InformationalResponse | h11.Response):
@@ -116,7 +201,7 @@ class AnswerReader:
                     event.status_code,
                     bytes(event.reason).decode("latin-1"),
                     tuple((bytes(name), bytes(value)) for name, value in event.headers),
-                    self._connection.trailing_data[0],
+                    connection.trailing_data[0],
                     self._begin == DIRECT,
                 )
             return
@@ -126,9 +211,13 @@ class AnswerReader:
         """
         Read what there is of a refusal's body; a faulty body ends where its fault is.
         """
+        connection = self._connection
+        if connection is None:
+            self.complete = True
+            return
         try:
             while not self.complete:
-                event = self._connection.next_event()
+                event = connection.next_event()
                 if isinstance(event, h11.Data):
                     self.body = (self.body + bytes(event.data))[:MAX_BODY]
                     self.complete = len(self.body) == MAX_BODY
@@ -140,6 +229,11 @@ class AnswerReader:
             self.complete = True
 
 
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name.lower(), value.strip(b" ")
+
+
 __all__ = [
     "DIRECT",
     "MAX_BODY",
@@ -148,4 +242,5 @@ __all__ = [
     "Headers",
     "MalformedAnswer",
     "firstHeader",
+    "requestHead",
 ]

@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Any
 
-import h11
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -51,8 +50,9 @@ from helix_revdial.revdial.exchange import (
     checkedHeaders,
     endpointFor,
     firstHeader,
+    requestHead,
 )
-from helix_revdial.revdial.features import FEATURES_HEADER
+from helix_revdial.revdial.features import FEATURES_HEADER, TIMING_HEADER
 from helix_revdial.revdial.socket_streams import SocketStream
 from helix_revdial.revdial.sockets import SocketRelay
 
@@ -308,12 +308,14 @@ def hijackServer(
 class _RawForm:
     """How the raw form is asked for, and what counts as a yes."""
 
-    def __init__(self, clock: IReactorTime, request: h11.Request, acceptHijack: bool) -> None:
-        self.request = request
+    def __init__(self, clock: IReactorTime, head: bytes, acceptHijack: bool) -> None:
+        self.head = head
         self._clock = clock
         self._acceptHijack = acceptHijack
 
-    def begin(self, transport: Any, head: bytes) -> None:
+    def begin(self, transport: Any, head: bytes, seconds: float | None) -> None:
+        if seconds is not None:
+            head = b"%s%s: %s\r\n\r\n" % (head[:-2], TIMING_HEADER, timing(seconds))
         transport.write(head)
 
     def accepts(self, answer: Answer) -> bool:
@@ -352,6 +354,27 @@ def isHijack(answer: Answer) -> bool:
     )
 
 
+def rawHead(url: CarrierURL, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """
+    The head that asks for the raw form.
+
+    @param headers: Fields beside those that make it one, checked already.
+    """
+    fields = [
+        (b"Host", url.hostHeader()),
+        (b"User-Agent", USER_AGENT),
+        (b"Connection", b"Upgrade"),
+        (b"Upgrade", b"revdial"),
+        *headers,
+    ]
+    return requestHead(b"GET", url.path, fields)
+
+
+def timing(seconds: float) -> bytes:
+    """What the timing header says of a target that took so long."""
+    return b"target=%.6f" % seconds
+
+
 class RawUpgradeEndpoint(UpgradeEndpoint):
     """
     Dials a raw carrier; see L{UpgradeEndpoint}.
@@ -362,8 +385,10 @@ class RawUpgradeEndpoint(UpgradeEndpoint):
         C{Upgrade}.
     @param timeout: Seconds for the connection, and again for the answer.
     @param ready: When the request may be sent, where it has to wait for something;
-        the connection is opened meanwhile.  Its failure becomes C{connect}'s.
+        the connection is opened meanwhile.  Its failure becomes C{connect}'s.  A
+        number that it fires with is the seconds that the target took, and is said.
     @param acceptHijack: Whether an old server's hijack is taken for a carrier.
+    @param head: The whole request, where it is known: L{rawHead} of the other two.
     @raise ValueError: A header field that is not fit for a head.
     """
 
@@ -375,25 +400,16 @@ class RawUpgradeEndpoint(UpgradeEndpoint):
         headers: Sequence[tuple[bytes, bytes]] = (),
         *,
         timeout: float = 10.0,
-        ready: Deferred[None] | None = None,
+        ready: Deferred[Any] | None = None,
         acceptHijack: bool = False,
+        head: bytes | None = None,
     ) -> None:
         super().__init__(reactor, endpoint, timeout=timeout, ready=ready)
         self._acceptHijack = acceptHijack
-        self._request = h11.Request(
-            method="GET",
-            target=url.path,
-            headers=[
-                (b"Host", url.hostHeader()),
-                (b"User-Agent", USER_AGENT),
-                (b"Connection", b"Upgrade"),
-                (b"Upgrade", b"revdial"),
-                *checkedHeaders(headers),
-            ],
-        )
+        self._head = rawHead(url, checkedHeaders(headers)) if head is None else head
 
     def _form(self) -> CarrierForm:
-        return _RawForm(self._clock, self._request, self._acceptHijack)
+        return _RawForm(self._clock, self._head, self._acceptHijack)
 
 
 __all__ = [
@@ -407,5 +423,7 @@ __all__ = [
     "hijackServer",
     "isHijack",
     "isTLS",
+    "rawHead",
     "rawServer",
+    "timing",
 ]

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import h11
 from autobahn.twisted.websocket import (
     WebSocketClientFactory,
     WebSocketClientProtocol,
@@ -50,6 +49,8 @@ from helix_revdial.revdial.exchange import (
     UpgradeEndpoint,
     checkedHeaders,
 )
+from helix_revdial.revdial.features import TIMING_HEADER
+from helix_revdial.revdial.upgrade import timing
 from helix_revdial.revdial.websocket_stream import AutobahnStream
 
 MAX_FRAME = 16 * 1024 * 1024
@@ -245,16 +246,17 @@ class _Client(AutobahnStream, WebSocketClientProtocol):  # type: ignore[misc]
 class _WebSocketForm:
     """How a WebSocket is asked for."""
 
-    request = h11.Request(
-        method="GET",
-        target="/",
-        headers=[("Host", "-"), ("Connection", "Upgrade"), ("Upgrade", "websocket")],
-    )
+    head = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    """Only what an answer is read by."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, headers: dict[str, str]) -> None:
         self._client = client
+        self._headers = headers
 
-    def begin(self, transport: Any, head: bytes) -> None:
+    def begin(self, transport: Any, head: bytes, seconds: float | None) -> None:
+        if seconds is not None:
+            name = TIMING_HEADER.decode("ascii")
+            self._headers[name] = timing(seconds).decode("ascii")
         # Autobahn writes its own head, with its own key.
         self._client.makeConnection(transport)
 
@@ -279,7 +281,8 @@ class WebSocketEndpoint(UpgradeEndpoint):
     @param timeout: Seconds for the connection, and again for the answer.
     @param maxFrame: Bytes that one frame may announce.
     @param ready: When the request may be sent, where it has to wait for something;
-        the connection is opened meanwhile.  Its failure becomes C{connect}'s.
+        the connection is opened meanwhile.  Its failure becomes C{connect}'s.  A
+        number that it fires with is the seconds that the target took, and is said.
     @raise ValueError: A header field that is not fit for a head.
     @raise RuntimeError: See L{requireNVX}.
     """
@@ -294,7 +297,7 @@ class WebSocketEndpoint(UpgradeEndpoint):
         eof: bool,
         timeout: float = 10.0,
         maxFrame: int = MAX_FRAME,
-        ready: Deferred[None] | None = None,
+        ready: Deferred[Any] | None = None,
     ) -> None:
         requireNVX()
         super().__init__(reactor, endpoint, timeout=timeout, ready=ready)
@@ -308,8 +311,9 @@ class WebSocketEndpoint(UpgradeEndpoint):
             self._headers[key] = text if known is None else f"{known}, {text}"
 
     def _form(self) -> CarrierForm:
+        headers = dict(self._headers)
         return _WebSocketForm(
-            _Client(self._clock, self._eof, self._maxFrame, self._url, self._headers)
+            _Client(self._clock, self._eof, self._maxFrame, self._url, headers), headers
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -50,6 +52,63 @@ class TokenTextTests(SynchronousTestCase):
             self.assertIn("RUNNER_TOKEN", str(error))
             if text.strip():
                 self.assertNotIn(text[:9], str(error))
+
+
+class KeptTests(SynchronousTestCase):
+    """A file is read again when it is another one, and only then."""
+
+    def setUp(self) -> None:
+        self.path = self.mktemp()
+        self.now = time.time() + 10
+
+    def write(self, content: str) -> None:
+        """Replace the file's content where it lies."""
+        with open(self.path, "w") as file:
+            file.write(content)
+
+    def test_readOnce(self) -> None:
+        """A settled file is looked at, and not opened, for each connection."""
+        self.write("first")
+        source = TokenFile(self.path, "here", wallClock=lambda: self.now)
+        self.assertEqual(source(), "first")
+        with mock.patch("builtins.open", side_effect=AssertionError("it was opened")):
+            self.assertEqual(source(), "first")
+
+    def test_everyChangeIsSeen(self) -> None:
+        """F1: Written anew, replaced, removed, made again: the next token is that one."""
+        self.write("first")
+        source = TokenFile(self.path, "here", wallClock=lambda: self.now)
+        self.assertEqual(source(), "first")
+        with open(self.path + ".new", "w") as file:
+            file.write("other")
+        os.replace(self.path + ".new", self.path)
+        self.assertEqual(source(), "other")
+        os.utime(self.path, (1, 1))
+        self.write("third")
+        self.assertEqual(source(), "third")
+        os.unlink(self.path)
+        self.assertRaises(TokenUnusable, source)
+        self.write("last")
+        self.assertEqual(source(), "last")
+
+    def test_aFileThatChangedAMomentAgoIsNotTrusted(self) -> None:
+        """Times may be coarse: what was just written may be written again unseen."""
+        self.now = time.time()
+        self.write("first")
+        times = os.stat(self.path)
+        source = TokenFile(self.path, "here", wallClock=lambda: self.now)
+        self.assertEqual(source(), "first")
+        self.write("other")
+        os.utime(self.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self.assertEqual(source(), "other")
+
+    def test_hidesItself(self) -> None:
+        """F1: What was read is not shown."""
+        self.write(TOKEN)
+        source = TokenFile(self.path, "here", wallClock=lambda: self.now)
+        source()
+        self.assertNotIn(TOKEN, repr(source))
+        self.assertEqual(source, TokenFile(self.path, "here"))
 
 
 class TokenFileTests(SynchronousTestCase):

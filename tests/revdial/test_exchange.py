@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from helix_revdial.revdial.exchange import (
     BODY_TIMEOUT,
     MAX_BODY,
+    AnswerReader,
     CarrierURL,
     MalformedAnswer,
     UpgradeRefused,
@@ -120,6 +122,91 @@ class RefusalTests(ExchangeCase):
         self.ask()
         self.answer(SWITCH.replace(b"revdial", b"h2c"))
         self.failed(MalformedAnswer)
+
+
+def _readWhole(data: bytes, sizes: list[int], ended: bool) -> object:
+    """What the reader makes of bytes that come in pieces."""
+    reader = AnswerReader(b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: revdial\r\n\r\n")
+    rest = data
+    try:
+        for size in [*sizes, len(data)]:
+            piece, rest = rest[:size], rest[size:]
+            if piece and reader.answer is None:
+                reader.feed(piece)
+            elif piece:
+                rest = piece + rest
+                break
+        if ended and reader.answer is None:
+            reader.feed(b"")
+    except MalformedAnswer:
+        return "malformed"
+    found = reader.answer
+    if found is None:
+        return None
+    return found.status, found.reason, found.headers, found.rest + rest, found.direct
+
+
+class DifferentialTests(SynchronousTestCase):
+    """Heads that are read without h11 are read as h11 reads them."""
+
+    lines = st.sampled_from(
+        [
+            b"Upgrade: revdial",
+            b"Connection: Upgrade",
+            b"connection:upgrade, keep-alive",
+            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+            b"Revdial-Features: raw, eof",
+            b"X: a:b  c",
+            b"X:  two blanks",
+            b"X: at the end ",
+            b"X:",
+            b"X: ",
+            b" folded",
+            b"No colon",
+            b"Na me: x",
+            b"Content-Length: 5",
+            b"Transfer-Encoding: chunked",
+            b"X: \xe4",
+            b"X: a\0b",
+            b"X: " + b"y" * 300,
+        ]
+    )
+
+    @given(
+        first=st.sampled_from(
+            [
+                b"HTTP/1.1 101 Switching Protocols",
+                b"HTTP/1.1 101 ",
+                b"HTTP/1.1 101",
+                b"HTTP/1.0 101 Switching Protocols",
+                b"HTTP/1.1 1010 Odd",
+                b"HTTP/1.1 101 \xe4",
+                b"HTTP/1.1 200 OK",
+                b"HTTP/1.1 100 Continue",
+            ]
+        ),
+        fields=st.lists(lines, max_size=6),
+        rest=st.binary(max_size=6),
+        sizes=st.lists(st.integers(1, 40), max_size=8),
+        ended=st.booleans(),
+        end=st.sampled_from([b"\r\n\r\n", b"\r\n", b"\n\n", b""]),
+    )
+    @settings(deadline=None, max_examples=400)
+    def test_asH11(
+        self,
+        first: bytes,
+        fields: list[bytes],
+        rest: bytes,
+        sizes: list[int],
+        ended: bool,
+        end: bytes,
+    ) -> None:
+        """The same answer, the same bytes after it, at any split."""
+        data = b"\r\n".join([first, *fields]) + end + rest
+        quick = _readWhole(data, sizes, ended)
+        with mock.patch.object(AnswerReader, "_readSwitch", return_value=False):
+            whole = _readWhole(data, sizes, ended)
+        self.assertEqual(quick, whole)
 
 
 class MalformedTests(ExchangeCase):
