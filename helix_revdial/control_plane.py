@@ -40,6 +40,7 @@ from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
+from helix_revdial.api.forwards import restoreForwards
 from helix_revdial.api.load import Load
 from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.proxy import ByName
@@ -368,13 +369,17 @@ class ControlPlane(LoggingService):
         self._forward()
 
     def _forward(self) -> None:
-        """Open the ports of the configuration's forwards."""
+        """Open the ports of the configuration's forwards, and of those that were made since."""
         forwards = self.services.forwards
         for settings in forwardSettings(self._config.forwards):
             try:
                 forwards.create(settings, _forOperators)
             except ForwardRefused as error:
                 raise CannotStart(f"forward {settings.listen}: {error}") from None
+        restoring = Deferred.fromCoroutine(restoreForwards(self.services))
+        restoring.addErrback(
+            lambda failure: self._log.failure("The forwards of before are not there", failure)
+        )
 
     def _await(self, connections: Connections) -> None:
         """The runners of before the start are away, not gone; and so for the next start."""

@@ -4,25 +4,29 @@ C{/api/v1/admin/forwards}: ports of the server that lead to targets, made and en
 while it runs.
 
 A forward has what its maker may have, for as long as the token that it was made with
-lives.  Those of the configuration are the operator's own.
+lives, and is there again when the server has been restarted (L{restoreForwards}).  Those
+of the configuration are the operator's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
+from twisted.logger import Logger
 
 from helix_revdial.access.policy import Expose, mayDial, sessionOf
 from helix_revdial.access.principals import Principal
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
-from helix_revdial.gateways.tcp_forward import Forward, ForwardRefused, ForwardSettings
+from helix_revdial.gateways.tcp_forward import Forward, ForwardRefused, ForwardSettings, Judge
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
 
 PATH = "/api/v1/admin/forwards"
+
+_log = Logger()
 
 
 class NewForward(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -79,7 +83,7 @@ def operations(services: Services) -> list[Operation]:
             settings = ForwardSettings.parse(
                 body.listen, body.runner, body.target, body.allow, body.proxyProtocol
             )
-            judged = judge(principal, settings.runner)
+            judged = _judge(services, principal, settings.runner)
             await judged()
             forward = forwards.create(
                 settings,
@@ -89,6 +93,15 @@ def operations(services: Services) -> list[Operation]:
             )
         except ForwardRefused as error:
             raise validationProblem({error.field: [str(error)]}) from None
+        try:
+            await services.keptForwards.add(forward, principal)
+        except BaseException:
+            # What would be gone after a restart is not promised.
+            await forwards.delete(forward)
+            raise
+        if forwards.get(forward.id) is None:
+            # Its token ended while it was written down.
+            services.keptForwards.forget(forward.id)
         record("forward-created", principal, forward)
         return Response(
             201,
@@ -103,26 +116,15 @@ def operations(services: Services) -> list[Operation]:
         principal = asking(call)
         name = call.params["forward"]
         forward = forwards.get(name)
-        if forward is None:
-            raise Problem(404, f"There is no forward {name}.", code="unknown-forward")
-        if forward.by is None:
+        if forward is not None and forward.by is None:
             raise Problem(409, f"The forward {name} stands in the server's configuration.")
-        await forwards.delete(forward)
-        record("forward-deleted", principal, forward)
-
-    def judge(
-        principal: Principal, runner: str
-    ) -> Callable[[], Awaitable[Callable[[Expose], bool]]]:
-        async def now() -> Callable[[Expose], bool]:
-            session = sessionOf(runner)
-            facts = None if session is None else await services.sessions.facts(session)
-            if not any(mayDial(principal, runner, one, facts) for one in ("operator", "owner")):
-                raise ForwardRefused("runner", "this runner's targets are not for you")
-            return lambda expose: (
-                services.stillValid(principal) and mayDial(principal, runner, expose, facts)
-            )
-
-        return now
+        # One that could not listen again after a restart is kept, but not there.
+        kept = await services.keptForwards.remove(name)
+        if forward is not None:
+            await forwards.delete(forward)
+            record("forward-deleted", principal, forward)
+        elif not kept:
+            raise Problem(404, f"There is no forward {name}.", code="unknown-forward")
 
     def record(event: str, principal: Principal, forward: Forward) -> None:
         services.audit.record(
@@ -158,7 +160,10 @@ def operations(services: Services) -> list[Operation]:
             status=201,
             errors=(400, 401, 403, 413, 415),
             summary="Have a port of the server lead to a target.",
-            description="Within forwards.ports and forwards.interfaces; until the server ends.",
+            description=(
+                "Within forwards.ports and forwards.interfaces; for as long as the token lives "
+                "that it is made with, through restarts of the server."
+            ),
             tags=("admin",),
         ),
         Operation(
@@ -173,6 +178,51 @@ def operations(services: Services) -> list[Operation]:
             tags=("admin",),
         ),
     ]
+
+
+def _judge(services: Services, principal: Principal, runner: str) -> Judge:
+    """What the connections of a forward may have: what its maker may."""
+
+    async def now() -> Callable[[Expose], bool]:
+        session = sessionOf(runner)
+        facts = None if session is None else await services.sessions.facts(session)
+        if not any(mayDial(principal, runner, one, facts) for one in ("operator", "owner")):
+            raise ForwardRefused("runner", "this runner's targets are not for you")
+        return lambda expose: (
+            services.stillValid(principal) and mayDial(principal, runner, expose, facts)
+        )
+
+    return now
+
+
+async def restoreForwards(services: Services) -> None:
+    """
+    Have the forwards listen again that were there before the server was restarted.
+
+    Those whose makers' tokens have ended meanwhile are forgotten.  One that cannot be
+    had now (another has its port, the settings do not allow it any more) is logged and
+    kept for the next start.
+
+    @raise DatabaseUnavailable: They cannot be had.
+    """
+    for kept in await services.keptForwards.list():
+        principal, settings = kept.principal, kept.settings
+        if not await services.outlives(principal):
+            await services.keptForwards.remove(kept.id)
+            _log.info("Forward {forward} is gone: its maker's token has ended", forward=kept.id)
+            continue
+        try:
+            if settings is None:
+                raise ForwardRefused("listen", "this version does not understand it")
+            services.forwards.create(
+                settings,
+                _judge(services, principal, settings.runner),
+                by=principal.tokenId,
+                family=principal.family,
+                name=kept.id,
+            )
+        except ForwardRefused as error:
+            _log.error("Forward {forward} cannot be had: {why}", forward=kept.id, why=str(error))
 
 
 def _document(forward: Forward) -> ForwardDocument:
@@ -193,4 +243,4 @@ def _document(forward: Forward) -> ForwardDocument:
     )
 
 
-__all__ = ["operations"]
+__all__ = ["operations", "restoreForwards"]

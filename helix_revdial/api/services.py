@@ -14,6 +14,7 @@ from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.rate_limits import RateExceeded, RateLimits
 from helix_revdial.access.tokens import Tokens
+from helix_revdial.api.kept_forwards import KeptForwards
 from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
 from helix_revdial.api.replays import Replays
@@ -51,6 +52,7 @@ class Services:
     @ivar streams: The way in for streams.
     @ivar proxy: The way in for HTTP.
     @ivar forwards: Ports that lead to targets.
+    @ivar keptForwards: Those of them that outlive the server.
     @ivar eventStreams: Answers that are server-sent events.
     @ivar rates: How often users may call.
     @ivar idempotency: What calls that are made again were answered with.
@@ -75,6 +77,7 @@ class Services:
     streams: StreamGateway = field(init=False)
     proxy: HTTPProxy = field(init=False)
     forwards: Forwards = field(init=False)
+    keptForwards: KeptForwards = field(init=False)
     eventStreams: EventStreams = field(init=False)
     rates: RateLimits = field(init=False)
     idempotency: Idempotency = field(init=False)
@@ -99,6 +102,7 @@ class Services:
         )
         self.observation.idleBackends = lambda: len(self.proxy.backends.idle)
         self.tokens.onRevoked(self.proxy.end)
+        self.keptForwards = KeptForwards(self.database, self.wallClock)
         self.forwards = Forwards(
             self.clock,
             self.connections,
@@ -108,6 +112,7 @@ class Services:
             onRefused=lambda forward, peer: self.audit.record(
                 "forward-refused", subject=forward.id, peer=peer
             ),
+            onDeleted=lambda forward: self.keptForwards.forget(forward.id),
         )
         self.forwards.bounds = forwardBounds(self.config.forwards)
         self.tokens.onRevoked(self.forwards.end)
@@ -148,6 +153,16 @@ class Services:
         if principal.family.startswith(CERTIFICATE_FAMILY):
             return self.certificates.stillValid(principal)
         return self.tokens.stillValid(principal)
+
+    async def outlives(self, principal: Principal) -> bool:
+        """
+        Whether what somebody made before the server was restarted may still be there.
+
+        @raise DatabaseUnavailable: It cannot be told.
+        """
+        if principal.family.startswith(CERTIFICATE_FAMILY):
+            return self.certificates.stillValid(principal)
+        return await self.tokens.isLive(principal.family)
 
     def runnerOf(self, session: str) -> str:
         """

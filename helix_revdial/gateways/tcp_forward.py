@@ -226,6 +226,7 @@ class Forwards:
         linger: float = 60.0,
         scarce: Callable[[], bool] = lambda: False,
         onRefused: Callable[[Forward, str], None] = lambda forward, peer: None,
+        onDeleted: Callable[[Forward], None] = lambda forward: None,
     ) -> None:
         """
         @param reactor: Listens, and tells the time.
@@ -235,6 +236,8 @@ class Forwards:
         @param linger: Seconds of silence after the first end of a connection.
         @param scarce: Whether descriptors are running out.
         @param onRefused: Told of a peer that is not on a forward's list.
+        @param onDeleted: Told of a forward that is deleted, or whose maker's token has
+            ended; not of those that end with the server.
         """
         self.bounds = Bounds()
         self._reactor = reactor
@@ -244,6 +247,7 @@ class Forwards:
         self._linger = linger
         self._scarce = scarce
         self._onRefused = onRefused
+        self._onDeleted = onDeleted
         self._forwards: dict[str, Forward] = {}
 
     def list(self) -> list[Forward]:
@@ -261,17 +265,19 @@ class Forwards:
         *,
         by: str | None = None,
         family: str | None = None,
+        name: str | None = None,
     ) -> Forward:
         """
         Listen.
 
+        @param name: The id of one that was there before; C{None} for a new one.
         @raise ForwardRefused: It is not within the bounds, or the port cannot be had.
         """
         bounds = self.bounds
         bounds.check(settings)
         if len(self._forwards) >= bounds.most:
             raise ForwardRefused("listen", f"there are {bounds.most} forwards already")
-        forward = Forward(self._newId(), settings, judge, by, family)
+        forward = Forward(name or self._newId(), settings, judge, by, family)
         factory = _Accepting(self, forward)
         ports: Iterable[int] = [settings.port]
         if not settings.port:
@@ -297,6 +303,11 @@ class Forwards:
 
     async def delete(self, forward: Forward) -> None:
         """Listen no more, and cut its connections; its port is free afterwards."""
+        if forward.id in self._forwards:
+            self._onDeleted(forward)
+            await self._end(forward)
+
+    async def _end(self, forward: Forward) -> None:
         if self._forwards.pop(forward.id, None) is None:
             return
         self._log.info("Forward {forward} is gone", forward=forward.id)
@@ -318,9 +329,9 @@ class Forwards:
         return DeferredList([maybeDeferred(forward.port.stopListening) for forward in self.list()])
 
     async def stop(self) -> None:
-        """Delete all."""
+        """End all, as the server does."""
         for forward in self.list():
-            await self.delete(forward)
+            await self._end(forward)
 
     # One connection
 

@@ -121,6 +121,19 @@ session_events = Table(
     Index("ix_session_events_session_type_seq", "session", "type", "seq"),
 )
 
+# Ports of the server that were made to lead to targets while it ran.  "principal" is
+# who made one, without any secret: its connections may have what he may.
+forwards = Table(
+    "forwards",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("principal", JSON, nullable=False),
+    Column("created", Double, nullable=False),
+)
+
 # Answers to requests that may be repeated.  "scope" is a digest of who asked
 # for what with which key, "request_digest" of what was sent.
 idempotency = Table(

@@ -6,12 +6,16 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import succeed
+from twisted.internet.error import CannotListenError
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.api.forwards import restoreForwards
 from helix_revdial.config import ForwardsSection, ServerConfig
+from helix_revdial.storage.database import DatabaseUnavailable
 from tests.api.harness import Server, Wire, await_
 from tests.api.test_external_agents import Sandbox
 from tests.api.test_stream_gateway import TARGETS
+from tests.api.test_tunnel import lines
 
 PATH = "/api/v1/admin/forwards"
 
@@ -30,7 +34,7 @@ class Port:
         return succeed(None)
 
 
-class ForwardsTests(SynchronousTestCase):
+class ForwardsCase(SynchronousTestCase):
     """Forwards on ports that are not real."""
 
     def setUp(self) -> None:
@@ -40,7 +44,11 @@ class ForwardsTests(SynchronousTestCase):
         clock.listenTCP = self.listen
         self.admin = self.server.user("root", role="admin")
 
+    taken = False
+
     def listen(self, port: int, factory: Any, interface: str) -> Port:
+        if self.taken:
+            raise CannotListenError(interface, port, OSError(98, "Address already in use"))
         self.ports.append(Port(port, factory, interface))
         return self.ports[-1]
 
@@ -54,6 +62,10 @@ class ForwardsTests(SynchronousTestCase):
         wire = Wire()
         protocol.makeConnection(wire)
         return wire
+
+
+class ForwardsTests(ForwardsCase):
+    """Who makes them, and for what."""
 
     def test_eachConnectionIsJudged(self) -> None:
         """F2: a target that is for the server alone is not for a forward; others are."""
@@ -108,3 +120,89 @@ class ForwardsTests(SynchronousTestCase):
         await_(self.server.tokens.revoke(record.id))
         (left,) = self.server.get(PATH, self.admin).json()["items"]
         self.assertEqual(left["target"], "api")
+
+
+class RestartTests(ForwardsCase):
+    """Forwards outlive the server."""
+
+    def restart(self) -> list[dict[str, Any]]:
+        """Stop the forwards as a server does that ends, and have them again."""
+        await_(self.server.services.forwards.stop())
+        self.ports.clear()
+        await_(restoreForwards(self.server.services))
+        found: list[dict[str, Any]] = self.server.get(PATH, self.admin).json()["items"]
+        return found
+
+    def test_again(self) -> None:
+        """One that was made is there again: its id, its port, its list, its maker."""
+        wanted = {
+            "listen": "tcp:0",
+            "runner": "wolf-1",
+            "target": "api",
+            "allow": ["10.0.0.0/8"],
+            "proxyProtocol": True,
+        }
+        made = self.server.post(PATH, self.admin, wanted).json()
+        self.assertEqual(made["listen"], "tcp:20000:interface=127.0.0.1")
+        self.assertEqual(self.restart(), [made])
+        self.assertEqual(self.restart(), [made], "it is kept, not only handed on")
+
+    def test_judgedAsBefore(self) -> None:
+        """F2: after a restart each connection is judged as its maker's."""
+        agent = Sandbox(
+            self.server, "wolf-1", self.server.runner("wolf-*"), Revdial_Targets=TARGETS
+        )
+        self.create("wolf")
+        self.restart()
+        self.assertTrue(self.connect().aborted)
+        self.assertEqual(
+            [one for one in lines(agent.control) if one["command"] != "keep-alive"], []
+        )
+
+    def test_deleted(self) -> None:
+        """One that was deleted stays away."""
+        made = self.create("api").json()
+        self.assertEqual(self.server.delete(f"{PATH}/{made['id']}", self.admin).status, 204)
+        self.assertEqual(self.restart(), [])
+        answer = self.server.delete(f"{PATH}/{made['id']}", self.admin)
+        self.assertEqual((answer.status, answer.json()["code"]), (404, "unknown-forward"))
+
+    def test_tokenEnded(self) -> None:
+        """One whose maker's token has ended is gone, whether the server ran then or not."""
+        maker = self.server.user("eve", role="admin")
+        principal = await_(self.server.tokens.authenticate(maker))
+        for stopped in (False, True):
+            maker = self.server.user("eve", role="admin")
+            principal = await_(self.server.tokens.authenticate(maker))
+            answer = self.server.post(
+                PATH, maker, {"listen": "tcp:20000", "runner": "wolf-1", "target": "api"}
+            )
+            self.assertEqual(answer.status, 201, answer.body)
+            if stopped:
+                await_(self.server.services.forwards.stop())
+            await_(self.server.tokens.revoke(principal.tokenId))
+            self.assertEqual(self.restart(), [])
+            self.assertEqual(await_(self.server.services.keptForwards.list()), [])
+
+    def test_notNow(self) -> None:
+        """One whose port is taken at the start is kept for the next, and can be deleted."""
+        made = self.create("api").json()
+        self.taken = True
+        self.assertEqual(self.restart(), [])
+        self.taken = False
+        self.assertEqual([one["id"] for one in self.restart()], [made["id"]])
+        self.taken = True
+        self.restart()
+        self.assertEqual(self.server.delete(f"{PATH}/{made['id']}", self.admin).status, 204)
+        self.taken = False
+        self.assertEqual(self.restart(), [])
+
+    def test_notKept(self) -> None:
+        """One that cannot be written down is not made."""
+
+        def broken(*_: object) -> Any:
+            raise DatabaseUnavailable("gone")
+
+        self.patch(self.server.services.keptForwards, "add", broken)
+        self.assertEqual(self.create("api").status, 503)
+        self.assertEqual(self.server.services.forwards.list(), [])

@@ -118,6 +118,20 @@ class TCPForwardTests(FleetCase):
         self.assertIn("forward-created", events)
         self.assertIn("forward-deleted", events)
 
+    def test_restart(self) -> None:
+        """What was made while the server ran is there again after it was killed."""
+        server = self.forwarding()
+        _, made = self.create(server)
+        server.kill()
+        self.startServer(server)
+        until(lambda: server.get(PATH)["items"], "the forward is there again")
+        (found,) = server.get(PATH)["items"]
+        self.assertEqual((found["id"], found["listen"]), (made["id"], made["listen"]))
+        agent = self.programs[1]
+        until(lambda: agent.text.count("connected as") == 2, "the agent is back")
+        with self.connect() as stream:
+            self.echoes(stream)
+
     def test_refusals(self) -> None:
         """What cannot be is refused, with the field; and who may not make one."""
         server = self.forwarding()
