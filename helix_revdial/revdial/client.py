@@ -318,6 +318,10 @@ class ServerPath:
             and self._clock.seconds() >= self._dataRawFrom
         )
 
+    def rawDataRefused(self) -> None:
+        """Something in between does not let raw data connections through."""
+        self._dataRawFrom = self._clock.seconds() + RAW_AGAIN
+
     def rawData(
         self,
         url: CarrierURL,
