@@ -17,6 +17,7 @@ from helix_revdial.api.problems import problemOf
 from helix_revdial.api.services import Services
 from helix_revdial.api.tracing import traceOf
 from helix_revdial.api.waiting import waitOf
+from helix_revdial.desktop.operations import ClipboardDocument
 from helix_revdial.gateways.backends import Service
 from helix_revdial.gateways.forwarding import BadAnswer
 from helix_revdial.gateways.http import Answer, AnswerTooLarge, fetch
@@ -161,6 +162,7 @@ def operations(services: Services) -> list[Operation]:
             run=getClipboard,
             access="session-owner",
             media=("application/json",),
+            mediaShape=ClipboardDocument,
             errors=common,
             summary="What the session's clipboard holds.",
             tags=("external-agents",),
@@ -172,6 +174,7 @@ def operations(services: Services) -> list[Operation]:
             run=setClipboard,
             access="session-owner",
             body=("application/json",),
+            bodyShape=ClipboardDocument,
             maxBody=services.config.desktop.maxClipboardBytes,
             media=("application/json",),
             errors=(400, 413, 415, *common),

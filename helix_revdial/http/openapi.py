@@ -92,8 +92,9 @@ def _typesOf(row: Operation) -> Iterator[Any]:
             yield field.type
     if row.body is not None and not isinstance(row.body, tuple):
         yield row.body
-    if row.response is not None:
-        yield row.response
+    for type_ in (row.response, row.bodyShape, row.mediaShape):
+        if type_ is not None:
+            yield type_
 
 
 def _operation(row: Operation, schemas: _Schemas) -> dict[str, Any]:
@@ -141,15 +142,25 @@ def _queryParameters(row: Operation, schemas: _Schemas) -> Iterator[dict[str, An
 
 def _requestBody(row: Operation, schemas: _Schemas) -> dict[str, Any]:
     if isinstance(row.body, tuple):
-        content: dict[str, Any] = {media: {} for media in row.body}
+        content = _passedOn(row.body, row.bodyShape, schemas)
         return {"required": True, "content": content}
     assert row.body is not None
     required = any(field.required for field in msgspec.structs.fields(row.body))
     return {"required": required, "content": {JSON: {"schema": schemas.of(row.body)}}}
 
 
+def _passedOn(
+    types: tuple[str, ...], shape: type[msgspec.Struct] | None, schemas: _Schemas
+) -> dict[str, Any]:
+    """Content that the operation does not make of a type of ours."""
+    return {
+        media: {"schema": schemas.of(shape)} if media == JSON and shape is not None else {}
+        for media in types
+    }
+
+
 def _responses(row: Operation, schemas: _Schemas) -> dict[str, Any]:
-    content: dict[str, Any] = {media: {} for media in row.media}
+    content = _passedOn(row.media, row.mediaShape, schemas)
     if row.response is not None:
         content[JSON] = {"schema": schemas.of(row.response)}
     status = 204 if not content and row.status == 200 else row.status

@@ -66,6 +66,9 @@ class Operation:
     @ivar maxBody: The bytes of a body at most.
     @ivar response: The type of a JSON answer.
     @ivar media: The media types of any other answer.
+    @ivar bodyShape: What a body that C{run} reads itself looks like where it is JSON;
+        for the description only.
+    @ivar mediaShape: The same for an answer of C{media}.
     @ivar status: The status of success.
     @ivar errors: The statuses it fails with, beyond those that the table gives.
     @ivar idempotent: For a POST with C{access}: whether a call may be named with an
@@ -84,6 +87,8 @@ class Operation:
     maxBody: int = 64 * 1024
     response: Any = None
     media: tuple[str, ...] = ()
+    bodyShape: type[msgspec.Struct] | None = None
+    mediaShape: type[msgspec.Struct] | None = None
     status: int = 200
     errors: tuple[int, ...] = ()
     summary: str = ""

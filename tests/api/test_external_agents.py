@@ -327,6 +327,17 @@ class DesktopTests(SynchronousTestCase):
         sandbox.answer(b"")
         self.assertEqual((pending.answer().status, pending.answer().body), (200, b""))
 
+    def test_clipboardIsDescribed(self) -> None:
+        """The API's description says what a clipboard looks like, both ways."""
+        document = self.server.get("/api/v1/openapi.json", None).json()
+        path = document["paths"]["/api/v1/external-agents/{session}/clipboard"]
+        reference = {"$ref": "#/components/schemas/ClipboardDocument"}
+        read = path["get"]["responses"]["200"]["content"]["application/json"]
+        written = path["post"]["requestBody"]["content"]["application/json"]
+        self.assertEqual((read["schema"], written["schema"]), (reference, reference))
+        shape = document["components"]["schemas"]["ClipboardDocument"]
+        self.assertEqual(set(shape["required"]), {"type", "data"})
+
     def test_clipboardOverTheLimit(self) -> None:
         """413 before a dial for a clipboard over the cap."""
         self.sandbox()
