@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gateways": {"revdial", "http", "access"},
     "sessions": {"storage", "access", "programs"},
     "desktop": {"http", "programs"},
+    "executor": {"http", "programs", "sessions", "systemd", "toml_settings"},
     "cli": {"storage", "desktop", "agent", "config", "revdial"},
     "api": ALL | {"api"},
     "control_plane": ALL | {"api"},
@@ -75,6 +76,8 @@ REACTOR_MAY_STAND_IN = {
     "agent/tap.py": "makeService",
     "control_plane_tap.py": "makeService",
     "agent/compatibility.py": "run",
+    "executor/shim.py": "main",
+    "executor/tap.py": "makeService",
     "cli/main.py": "react",
 }
 """The edges of the program: file and function in which the reactor is imported."""

@@ -1,6 +1,6 @@
 """
 Proof that what is shipped works: build the wheel, install it in a clean
-environment, and ask there for what it offers: C{twistd}'s two plugins, the programs,
+environment, and ask there for what it offers: C{twistd}'s three plugins, the programs,
 and C{revdial:} endpoint strings.
 
 Run as C{python -m tests.wheel} from the root of the checkout.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-EXPECTED = {"helix-revdial-server", "helix-revdial-agent"}
+EXPECTED = {"helix-revdial-server", "helix-revdial-agent", "helix-revdial-executor"}
 
 PARSE = r"""
 from twisted.internet.endpoints import clientFromString

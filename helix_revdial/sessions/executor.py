@@ -70,10 +70,14 @@ class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     The agent that is run.
 
     @ivar type: its name in the configuration.
-    @ivar command: what is executed, already filled in; C{{prompt}} and the
-        like are no longer in it.
+    @ivar command: what is executed, with places (see
+        L{helix_revdial.sessions.agents}) that the host fills in.  A command without
+        C{{prompt}} and C{{promptFile}} reads its prompt from standard input.
     @ivar env: what is added to its environment.
     @ivar settings: what the caller set, by the agent's schema.
+    @ivar prompts: how the agent takes prompts while it runs: C{none}; C{input}, as
+        lines on standard input, which stays open; C{files}, as new files in the
+        directory that C{HELIX_PROMPTS} names.
     """
 
     type: str
@@ -81,6 +85,7 @@ class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     command: list[str] = msgspec.field(default_factory=list)
     env: dict[str, str] = msgspec.field(default_factory=dict)
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
+    prompts: Literal["none", "input", "files"] = "none"
 
 
 class RepoSpec(msgspec.Struct, frozen=True, omit_defaults=True):
