@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from twisted.internet.interfaces import IAddress, IProtocol
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
 
 from helix_revdial.control_plane import ControlPlane
@@ -29,8 +29,9 @@ class _Ready(Factory):
 
     noisy = False
 
-    def __init__(self, protocol: IProtocol) -> None:
+    def __init__(self, protocol: RelayProtocol) -> None:
         self._protocol = protocol
+        self.early = protocol
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         return self._protocol

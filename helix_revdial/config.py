@@ -170,6 +170,22 @@ class LivenessSection(_Section, frozen=True, rename=_snake):
     """Seconds after a start for which the runners of before are awaited."""
 
 
+class PoolSection(_Section, frozen=True, rename=_snake):
+    """Data connections that agents park in advance."""
+
+    spare: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 2
+    """Idle ones kept to a runner that was dialled in the last ten minutes."""
+
+    perRunner: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 64
+    """To one runner, those that carry a short stream included; 0 parks none."""
+
+    total: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 2000
+    """To all runners together."""
+
+    refresh: Annotated[float, msgspec.Meta(ge=10, le=86_400)] = 240.0
+    """Seconds after which an idle one is replaced."""
+
+
 class LimitsSection(_Section, frozen=True, rename=_snake):
     """What all callers and agents together may cost."""
 
@@ -438,6 +454,7 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     rateLimits: RateLimitsSection = RateLimitsSection()
     forwards: ForwardsSection = ForwardsSection()
     desktop: DesktopSection = DesktopSection()
+    pool: PoolSection = PoolSection()
     agents: AgentsSection = AgentsSection()
     git: GitSection = GitSection()
     drain: DrainSection = DrainSection()

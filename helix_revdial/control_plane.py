@@ -330,7 +330,8 @@ class ControlPlane(LoggingService):
             watching=observation,
             liveness=liveness(config.liveness),
             overload=load.overload,
-            **tunnelLimits(config.tunnel, config.limits),
+            scarce=load.scarce,
+            **tunnelLimits(config.tunnel, config.limits, config.pool),
         )
         self._await(connections)
 
@@ -460,7 +461,9 @@ class ControlPlane(LoggingService):
         def put() -> None:
             self._config = self.services.config = config
             self.factory.setLimits(httpLimits(config.http, config.limits))
-            self.services.connections.setLimits(**tunnelLimits(config.tunnel, config.limits))
+            self.services.connections.setLimits(
+                **tunnelLimits(config.tunnel, config.limits, config.pool)
+            )
             self.services.load.setLimits(config.limits)
             self.services.streams.setLimit(config.limits.streamsPerUser)
             self.services.proxy.setLimits(proxyLimits(config.gateways))

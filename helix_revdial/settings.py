@@ -23,6 +23,7 @@ from helix_revdial.config import (
     LimitsSection,
     ListenSection,
     LivenessSection,
+    PoolSection,
     RateLimitsSection,
     ServerConfig,
     TLSSection,
@@ -37,6 +38,7 @@ from helix_revdial.listening.tls import TLSSettings
 from helix_revdial.revdial.features import ALL as FEATURES
 from helix_revdial.revdial.keepalive import KernelWatch, Liveness
 from helix_revdial.revdial.overload import OverloadLimits
+from helix_revdial.revdial.parked import PoolLimits
 from helix_revdial.sessions.agents import (
     DEMONSTRATION,
     Agent,
@@ -210,10 +212,11 @@ class TunnelLimits(TypedDict):
     maxStreams: int
 
 
-def tunnelLimits(section: TunnelSection, limits: LimitsSection) -> TunnelLimits:
-    """The C{[tunnel]} section, and what C{[limits]} says of one runner."""
+def tunnelLimits(section: TunnelSection, limits: LimitsSection, pool: PoolSection) -> TunnelLimits:
+    """The C{[tunnel]} and C{[pool]} sections, and what C{[limits]} says of one runner."""
     return {
         "gracePeriod": section.gracePeriod,
+    pool: PoolLimits
         "maxPending": section.maxPendingDials,
         "dialTimeout": section.dialTimeout,
         "maxRunners": section.maxRunners,
@@ -224,6 +227,7 @@ def tunnelLimits(section: TunnelSection, limits: LimitsSection) -> TunnelLimits:
 def trustedProxies(section: GatewaysSection) -> ProxySources | None:
     """
     Whose word about callers counts; C{None} for nobody's.
+        "pool": PoolLimits(pool.spare, pool.perRunner, pool.total, pool.refresh),
 
     @raise ListenError: One of them is no network.
     """

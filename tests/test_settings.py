@@ -78,7 +78,7 @@ class SettingsTests(SynchronousTestCase):
         """The limits of connections and of dials."""
         config = load(None, {}, ["http.head_timeout=3", "tunnel.max_pending_dials=4"])
         self.assertEqual(httpLimits(config.http, config.limits).headTimeout, 3)
-        self.assertEqual(tunnelLimits(config.tunnel, config.limits)["maxPending"], 4)
+        self.assertEqual(tunnelLimits(config.tunnel, config.limits, config.pool)["maxPending"], 4)
 
     def test_gateways(self) -> None:
         """Proxies that are none and domains that are none are refused by their setting's name."""

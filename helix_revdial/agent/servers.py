@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 
 from ..revdial.client import Closed, ControlSession, Refused, ServerURL
 from ..revdial.exchange import NoConnection
+from ..revdial.framed import FramedConnection, FrameUser
 from ..revdial.listener import Listener
 from ..revdial.messages import ConnReady
 from .failures import connectReason
@@ -60,6 +61,11 @@ class Way(Protocol):
         self, connReady: ConnReady, features: frozenset[str], ready: Deferred[float]
     ) -> IStreamClientEndpoint:
         """An endpoint that picks a dial up."""
+
+    def park(
+        self, ticket: str, features: frozenset[str], user: FrameUser
+    ) -> Awaitable[FramedConnection]:
+        """Open a data connection that waits for a dial."""
 
     def forget(self) -> None:
         """Try every carrier again."""
@@ -158,6 +164,12 @@ class Servers:
     ) -> IStreamClientEndpoint:
         """An endpoint that picks a dial up, at the address that asked for it."""
         return self._current.way.dataEndpoint(connReady, features, ready)
+
+    def park(
+        self, ticket: str, features: frozenset[str], user: FrameUser
+    ) -> Awaitable[FramedConnection]:
+        """Open a data connection that waits for a dial, at the address that asked for it."""
+        return self._current.way.park(ticket, features, user)
 
     def forget(self) -> None:
         """The network is another one: what was learned about carriers is void."""

@@ -399,6 +399,7 @@ def agentService(
         maxDials=settings.maxDials,
         maxStreams=settings.maxStreams,
         watching=observation,
+        parking=path,
     )
     service = AgentService(
         clock,

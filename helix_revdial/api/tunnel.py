@@ -30,6 +30,7 @@ from helix_revdial.http.request import ConnectionGone, Request
 from helix_revdial.http.response import HandedOver
 from helix_revdial.revdial import features as words
 from helix_revdial.revdial.errors import DialError
+from helix_revdial.revdial.parking import switchHead
 from helix_revdial.revdial.requests import Classified, RequestKind, classify
 from helix_revdial.revdial.upgrade import hijackServer, rawServer
 from helix_revdial.revdial.websocket import webSocketServer
@@ -241,6 +242,9 @@ def _pickUp(
     services: Services, request: Request, principal: Principal, asked: Classified
 ) -> HandedOver:
     services.load.tunnel(principal.tenant)
+    parked = _park(services, request, principal, asked)
+    if parked is not None:
+        return parked
     try:
         pickUp = services.connections.pickUp(
             principal.family,
@@ -257,6 +261,38 @@ def _pickUp(
         return _handOver(services, request, asked, pickUp.protocol, pickUp.features, pickUp.failed)
     except ConnectionGone as error:
         pickUp.failed(Failure(error))
+        raise
+
+
+def _park(
+    services: Services, request: Request, principal: Principal, asked: Classified
+) -> HandedOver | None:
+    """Take a data connection that is to wait for a dial; C{None} if it is for one already."""
+    if asked.ticket is None:
+        return None
+    isWebSocket = asked.kind is RequestKind.DATA_WEBSOCKET
+    key = request.headers.get(b"Sec-WebSocket-Key") if isWebSocket else None
+
+    def head(agreed: frozenset[str]) -> bytes:
+        offered = asked.offered
+        return switchHead(
+            key, [(words.FEATURES_HEADER, words.formatFeatures(agreed))] if offered else []
+        )
+
+    try:
+        connection = services.connections.park(
+            principal.family, asked.ticket, webSocket=isWebSocket, head=head
+        )
+    except DialError as error:
+        raise problemOf(error) from None
+    if connection is None:
+        return None
+    services.load.tunnelled(principal.tenant, request)
+    request.purpose = "data"
+    try:
+        return request.handOver(connection)
+    except ConnectionGone as error:
+        connection.connectionLost(Failure(error))
         raise
 
 

@@ -365,12 +365,28 @@ class Forwards:
         forward = connection.forward
         settings = forward.settings
         allow = await forward.judge()
-        factory = Factory.forProtocol(lambda: connection.target)
-        factory.noisy = False  # two log lines for each stream say nothing
+        factory = _Ready(connection.target, early=not settings.proxyProtocol)
         endpoint = self._connections.endpoint(
             settings.runner, settings.target, about={"forward": forward.id}, allow=allow
         )
         await endpoint.connect(factory)
+
+
+class _Ready(Factory):
+    """
+    Gives the half of a relay that is there already.
+
+    @ivar early: The same, where what the caller sends may go before anything else.
+    """
+
+    noisy = False  # two log lines for each stream say nothing
+
+    def __init__(self, half: RelayProtocol, *, early: bool) -> None:
+        self._half = half
+        self.early = half if early else None
+
+    def buildProtocol(self, addr: IAddress | None) -> RelayProtocol:
+        return self._half
 
 
 class _Accepting(Factory):

@@ -24,9 +24,9 @@ from twisted.python.failure import Failure
 
 from .carrier import ClosedByPeer
 from .control import CLOSE_CODES, ControlConnection
-from .features import FEATURES_HEADER, GOODBYE, parseFeatures
+from .features import FEATURES_HEADER, GOODBYE, canPool, parseFeatures
 from .keepalive import KernelWatch
-from .messages import Closing, ConnReady, Goodbye, Message, PickupFailed
+from .messages import Closing, ConnReady, Goodbye, Message, Park, PickupFailed
 
 _REASONS = {code: word for word, code in CLOSE_CODES.items()}
 
@@ -72,6 +72,9 @@ class Answering(TypingProtocol):
     def asked(self, control: AgentControl, ready: ConnReady) -> None:
         """The server wants a stream."""
 
+    def askedToPark(self, control: AgentControl, park: Park) -> None:
+        """The server wants a data connection that waits for a dial."""
+
 
 class AgentControl(ControlConnection):
     """
@@ -90,6 +93,11 @@ class AgentControl(ControlConnection):
         self._waiters: list[Deferred[Closed]] = []
         self._departure: IDelayedCall | None = None
         self.leaving = False
+
+    @property
+    def isUp(self) -> bool:
+        """Whether the connection is neither gone nor closing."""
+        return self._closed is None and self.ended is None
 
     def whenClosed(self) -> Deferred[Closed]:
         """Fires when the connection is gone, with how it ended."""
@@ -136,6 +144,8 @@ class AgentControl(ControlConnection):
         match message:
             case ConnReady():
                 self._answering.asked(self, message)
+            case Park() if canPool(self.features):
+                self._answering.askedToPark(self, message)
             case Goodbye(delay):
                 self._depart(delay or 0.0)
             case Closing(err, retryAfter):

@@ -67,9 +67,12 @@ from .features import (
     TICKET_HEADER,
     formatFeatures,
 )
+from .framed import FramedConnection, FrameUser
 from .listener import Listener
+from .masks import Keys
 from .messages import ConnReady
 from .offered import OfferedTarget, formatTargets
+from .parking import park
 from .refusals import Refused, refusal
 from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
 from .server_url import ServerURL
@@ -158,6 +161,7 @@ class ServerPath:
         self._targets = tuple(targets)
         self._timeout = timeout
         self._endpoint = endpoint
+        self._keys = Keys()
         self._controlRawFrom = 0.0
         self._dataRawFrom = 0.0
         self._direct = self._endsPass = direct
@@ -317,6 +321,44 @@ class ServerPath:
             and not self._server.secure
             and self._clock.seconds() >= self._dataRawFrom
         )
+
+    async def park(
+        self, ticket: str, features: frozenset[str], user: FrameUser
+    ) -> FramedConnection:
+        """
+        Open a data connection that waits for a dial.
+
+        Raw wherever that gets through: the ends of its streams are marks, and need
+        neither TCP's nor TLS's.
+
+        @param ticket: What the server gave for it.
+        @param features: What the control connection agreed on.
+        @param user: Hears of what arrives.
+        """
+        headers = [_authorization(self._token()), *_ticket(ticket)]
+        url = self._server.dataURL("/revdial")
+        raw = RAW in features and self._clock.seconds() >= self._dataRawFrom
+        while True:
+            try:
+                return await park(
+                    self._reactor,
+                    self._serverEndpoint(),
+                    url,
+                    headers,
+                    user,
+                    self._keys,
+                    webSocket=not raw,
+                    timeout=self._timeout,
+                )
+            except MalformedAnswer:
+                if not raw:
+                    raise
+            except UpgradeRefused as refused:
+                kind = judge(refused.status, refused.headers, asked=RequestKind.DATA_RAW)
+                if not raw or kind is AnswerKind.REFUSED:
+                    raise
+            self.rawDataRefused()
+            raw = False
 
     def rawDataRefused(self) -> None:
         """Something in between does not let raw data connections through."""

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from hmac import compare_digest
+from random import SystemRandom
 from typing import Any
 
 from twisted.internet import tcp
@@ -47,16 +49,20 @@ from .errors import (
     TooManyPendingDials,
     TunnelBroke,
 )
+from .framed import FramedConnection
 from .keepalive import Liveness
 from .leaving import Leaving
+from .messages import Park, PickupFailed
 from .offered import Expose, OfferedTarget, exposeOf
 from .overload import Overload, Overloaded
-from .pickups import Call, PickUp, targetSeconds
+from .parked import Parked, PoolLimits
+from .pickups import Call, PickUp, errorFor, targetSeconds
+from .pool import Pool
 from .registering import Registering
 from .registrations import ConnectionDetail, GraceEntry, Registration, Stats
 from .remembered import Known
 from .roster import Roster, shuttingDown
-from .table import Close, ConnectionTable
+from .table import Close, ConnectionTable, Failed
 from .views import Views
 from .watching import Watching
 
@@ -65,6 +71,7 @@ CARRIER_WAIT = 15.0
 
 
 _LIVENESS = Liveness()
+_POOL = PoolLimits()
 
 
 class Connections(Views):
@@ -89,6 +96,8 @@ class Connections(Views):
         maxStreams: int = 4096,
         liveness: Liveness = _LIVENESS,
         overload: Overload | None = None,
+        pool: PoolLimits = _POOL,
+        scarce: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         @param clock: Tells the time and calls later.
@@ -107,6 +116,8 @@ class Connections(Views):
         @param maxStreams: Streams that may be open to one runner.
         @param liveness: How agents are watched.
         @param overload: Asked before each dial; C{None} for no limit over all runners.
+        @param pool: How many data connections are parked.
+        @param scarce: Whether descriptors are running out: nothing is parked then.
         """
         self._clock = clock
         self._maxStreams = maxStreams
@@ -127,6 +138,9 @@ class Connections(Views):
             onGone=onGone,
             onEnded=onEnded,
         )
+        parked = Parked(clock, pool, random=SystemRandom().random, scarce=scarce)
+        self._pool = roster.pool = Pool(clock, parked, _Dialling(self))
+        self._scarce = scarce
         super().__init__(roster)
         self._registrations = roster.registrations
         self._calls = roster.calls
@@ -144,10 +158,12 @@ class Connections(Views):
         dialTimeout: float,
         maxRunners: int,
         maxStreams: int,
+        pool: PoolLimits,
     ) -> None:
         """From now on, other limits; what is under way keeps the time that it had."""
         self._roster.dialTimeout = dialTimeout
         self._maxStreams = maxStreams
+        self._pool.setLimits(pool)
         self._table.setLimits(
             gracePeriod=gracePeriod,
             maxPending=maxPending,
@@ -269,6 +285,8 @@ class Connections(Views):
                 limit = "streams_per_runner"
                 raise TooManyPendingDials("max open streams exceeded", retryAfter=1.0)
             if self._overload is not None:
+                if self._pool.parked.idle and self._scarce():
+                    self._pool.shed()
                 self._overload.check(len(self._calls))
             dial = self._table.dial(key, target, timeout)
         except DialError as error:
@@ -333,19 +351,74 @@ class Connections(Views):
             )
             raise
         self._roster.schedule()
+        self._pool.withdraw(dial)
+        call = self._answered(dial, targetSeconds(timing))
+        limit = max(0.0, min(dial.deadline - self._clock.seconds(), CARRIER_WAIT))
+        return PickUp(call, call.pickedUp(limit))
+
+    def _answered(self, dial: Dial, seconds: float | None) -> Call:
+        """An agent has answered C{dial}; its target took so many seconds."""
         call = self._calls.pop(dial.id)
         registration = self._registrations.get(dial.generation or 0)
         if registration is not None:
             call.owner = registration.owner
             call.credential = registration.credential
             registration.protocol.dialAnswered()
-        seconds = targetSeconds(timing)
         if seconds is not None:
             call.stream.phases["target"] = seconds
         self._streams.setdefault(dial.key, {})[dial.id] = call
         self._roster.settled.look()
-        limit = max(0.0, min(dial.deadline - self._clock.seconds(), CARRIER_WAIT))
-        return PickUp(call, call.pickedUp(limit))
+        return call
+
+    # Parked connections
+
+    def park(
+        self,
+        credential: str,
+        ticket: str,
+        *,
+        webSocket: bool,
+        head: Callable[[frozenset[str]], bytes],
+    ) -> FramedConnection | None:
+        """
+        A data connection has come that is perhaps to be parked.
+
+        @param credential: The token family that it carries.
+        @param ticket: From its ticket header.
+        @param webSocket: Which carrier it asks for.
+        @param head: Makes the answer to its upgrade, of the features that its runner's
+            control connection agreed on.
+        @return: The protocol for the connection; C{None} where the ticket is for no
+            such thing.
+        @raise NotAllowed: Another credential registered the runner.
+        """
+        generation = self._pool.generationOf(ticket)
+        registration = None if generation is None else self._registrations.get(generation)
+        if registration is None:
+            return None
+        if not compare_digest(registration.credential.encode(), credential.encode()):
+            raise NotAllowed("the connection was asked of a runner with another token")
+        return self._pool.accept(ticket, webSocket=webSocket, head=head(registration.features))
+
+    def answeredByPooled(self, dial: Dial, seconds: float | None) -> IProtocol | None:
+        """See L{Dialling.answered <helix_revdial.revdial.pool.Dialling.answered>}."""
+        if not self._table.answered(dial):
+            return None
+        self._roster.schedule()
+        call = self._answered(dial, seconds)
+        call.stream.pooled = True
+        return call.pickedUp(None)
+
+    def refusedByPooled(self, dial: Dial, message: PickupFailed) -> None:
+        """See L{Dialling.failed <helix_revdial.revdial.pool.Dialling.failed>}."""
+        if self._table.pickupFailed(dial.key, dial.generation or 0, message) is dial:
+            self._roster.carryOut([Failed(dial, errorFor(message))])
+            self._roster.schedule()
+
+    def askAgain(self, dial: Dial) -> None:
+        """See L{Dialling.askAgain <helix_revdial.revdial.pool.Dialling.askAgain>}."""
+        if dial.state is DialState.ASKED and dial.id in self._calls:
+            self._ask(dial)
 
     def _ask(self, dial: Dial) -> None:
         registration = self._registrations[dial.generation or 0]
@@ -358,7 +431,8 @@ class Connections(Views):
         stream = call.stream
         stream.generation = dial.generation
         stream.mark("asked")
-        registration.protocol.ask(dial.connReady())
+        if not self._pool.assign(dial, call.early):
+            registration.protocol.ask(dial.connReady())
 
     def _cancelled(self, call: Call) -> None:
         self._table.cancel(call.dial)
@@ -448,6 +522,25 @@ class Connections(Views):
         Agents are told when to come again, spread as they would be by L{leave}.
         """
         await self._leaving.stop(delay)
+
+
+class _Dialling:
+    """What the pool asks of the connections."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self.answered = connections.answeredByPooled
+        self.askAgain = connections.askAgain
+
+    def ask(self, generation: int, park: Park) -> None:
+        """See L{Dialling <helix_revdial.revdial.pool.Dialling>}."""
+        registration = self._connections._registrations.get(generation)
+        if registration is not None:
+            registration.protocol.askToPark(park)
+
+    def failed(self, dial: Dial, message: PickupFailed) -> None:
+        """See L{Dialling <helix_revdial.revdial.pool.Dialling>}."""
+        self._connections.refusedByPooled(dial, message)
 
 
 __all__ = ["ConnectionDetail", "Connections", "GraceEntry", "Registration", "Stats"]

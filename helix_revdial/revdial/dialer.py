@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from .control import CLOSE_TIMEOUT, MAX_UNSENT, ControlConnection
 from .features import ECHO, GOODBYE
 from .keepalive import Liveness
-from .messages import Closing, ConnReady, Goodbye, KeepAlive, Message, PickupFailed
+from .messages import Closing, ConnReady, Goodbye, KeepAlive, Message, Park, PickupFailed
 
 UNANSWERED = 2
 """Dials in a row that a speechless agent may leave without an answer."""
@@ -96,6 +96,10 @@ class Dialer(ControlConnection):
     def ask(self, ready: ConnReady) -> None:
         """Ask the agent to dial back."""
         self.send(ready)
+
+    def askToPark(self, park: Park) -> None:
+        """Ask the agent for a connection that waits for a dial."""
+        self.send(park)
 
     def goodbye(self, delay: float) -> None:
         """Tell the agent to leave after C{delay} seconds, if it understands."""

@@ -16,8 +16,9 @@ ECHO = "echo"
 EOF = "eof"
 TICKETS = "tickets"
 GOODBYE = "goodbye"
+POOL = "pool"
 
-ALL = frozenset({RAW, TARGETS, ECHO, EOF, TICKETS, GOODBYE})
+ALL = frozenset({RAW, TARGETS, ECHO, EOF, TICKETS, GOODBYE, POOL})
 """What this version offers, as server and as agent."""
 
 FEATURES_HEADER = b"Revdial-Features"
@@ -30,6 +31,17 @@ TARGETS_HEADER = b"Revdial-Targets"
 
 CHECK_HEADER = b"Revdial-Check"
 """On the answer to a check: C{connected}, C{grace} or C{free}, or empty."""
+
+_POOLED = frozenset({POOL, TARGETS, TICKETS})
+
+
+def canPool(features: frozenset[str]) -> bool:
+    """
+    Whether data connections may be parked: C{pool} means nothing without targets that
+    answer for themselves, and tickets.
+    """
+    return features >= _POOLED
+
 
 MAX_HEADER = 1024
 """Bytes of a features header that are read; what stands beyond is ignored."""

@@ -48,6 +48,7 @@ class Leaving:
                 continue
             released.append((registration, *found))
             del self._roster.registrations[registration.generation]
+            self._roster.pool.end(registration.generation)
             self._roster.end(self._roster.table.revoke(key=registration.key))
         self._roster.schedule()
         self._roster.look()
@@ -56,6 +57,7 @@ class Leaving:
     def leave(self, limit: float, *, keeping: int = 0) -> None:
         """See L{Connections.leave}."""
         self._roster.stopping = True
+        self._roster.pool.stop()
         registrations = []
         for registration in self._roster.registrations.values():
             if keeping > 0 and registration.protocol.isPlain:
@@ -77,6 +79,7 @@ class Leaving:
             self.leave(delay)
             await self._roster.drained.within(delay)
         self._roster.stopping = True
+        self._roster.pool.stop()
         for place, registration in enumerate(list(self._roster.registrations.values())):
             registration.protocol.close("shutdown", retryAfter=round(place / LEAVE_RATE, 3) or None)
         for check in list(self._roster.checks):

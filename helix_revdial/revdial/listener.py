@@ -37,7 +37,8 @@ from .endpoints import ListenerEndpoint
 from .features import ALL
 from .interfaces import ICarrierTransport, ITarget
 from .keepalive import CONTROL_WATCH, KernelWatch
-from .messages import ConnReady
+from .messages import ConnReady, Park
+from .pooled import Parking, Pooled
 from .streams import StreamProtocol
 from .watching import ListenerWatching
 
@@ -46,6 +47,9 @@ MAX_DIALS = 1000
 
 MAX_STREAMS = 10_000
 """Streams open at a time."""
+
+MAX_PARKED = 128
+"""Data connections that wait for dials, at a time."""
 
 DIAL_BACK = 20.0
 """Seconds from C{conn-ready} to the stream."""
@@ -82,6 +86,8 @@ class Listener:
         pingInterval: float = PING,
         kernel: KernelWatch = CONTROL_WATCH,
         watching: ListenerWatching | None = None,
+        parking: Parking | None = None,
+        maxParked: int = MAX_PARKED,
     ) -> None:
         """
         @param clock: Tells the time and calls later.
@@ -95,6 +101,8 @@ class Listener:
         @param pingInterval: Seconds between our questions for one.
         @param kernel: What the kernel is told about a control connection.
         @param watching: Told what cannot be seen by looking later.
+        @param parking: Opens the connections that wait for dials; C{None} for none.
+        @param maxParked: Connections that wait for dials, at a time.
         @raise ValueError: C{default} is no target.
         """
         if default is not None and default not in targets:
@@ -116,6 +124,9 @@ class Listener:
         self._idle: list[Deferred[None]] = []
         self._hurried = False
         self._watching = watching if watching is not None else ListenerWatching()
+        self._pooled = Pooled(
+            clock, self, self._streams, parking, maxParked, dialBackTimeout, self._watching
+        )
 
     @property
     def control(self) -> AgentControl | None:
@@ -125,7 +136,12 @@ class Listener:
     @property
     def dialsUnderWay(self) -> int:
         """Dial-backs that are neither a stream nor over."""
-        return len(self._answers)
+        return len(self._answers) + self._pooled.dialsUnderWay
+
+    @property
+    def parked(self) -> int:
+        """Data connections that wait for a dial."""
+        return self._pooled.waiting
 
     @property
     def openStreams(self) -> int:
@@ -192,6 +208,7 @@ class Listener:
         control = self._control
         if control is not None:
             control.goodbye()
+        self._pooled.stop()
         if delay > 0 and (self._streams or self._answers):
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
@@ -234,31 +251,56 @@ class Listener:
         """A control connection is gone."""
         if self._control is control:
             self._control = None
+        self._pooled.end(control)
         for answer in list(self._answers):
             if answer.control is control:
                 answer.cancel()
 
     def asked(self, control: AgentControl, ready: ConnReady) -> None:
         """The server wants a stream."""
+        if self._pooled.isAnswered(control, ready):
+            return
         if control.leaving:
             self._refuse(control, ready, "the agent is leaving", "busy")
             return
-        if len(self._answers) >= self._maxDials or len(self._streams) >= self._maxStreams:
+        if self.isFull:
             self._refuse(control, ready, "the agent has too many dials under way", "busy")
             return
-        name = ready.target
-        if name is None:
-            name = self._default or next(iter(self._targets), None)
-        target = None if name is None else self._targets.get(name)
-        if target is None:
-            what = "the agent has no target" if name is None else f"no target is named {name}"
-            self._refuse(control, ready, what, "unknown-target")
+        target = self.targetOf(ready.target)
+        if isinstance(target, str):
+            self._refuse(control, ready, target, "unknown-target")
             return
         answer = Answer(
             self._clock, control, ready, target, self._streams, self._answered, self._watching
         )
         self._answers.add(answer)
         answer.start(self._dialBack, self._dialBackTimeout)
+
+    def askedToPark(self, control: AgentControl, park: Park) -> None:
+        """The server wants a data connection that waits for a dial."""
+        self._pooled.park(control, park)
+
+    @property
+    def isFull(self) -> bool:
+        """Whether no dial can be taken."""
+        return self.dialsUnderWay >= self._maxDials or len(self._streams) >= self._maxStreams
+
+    def targetOf(self, name: str | None) -> ITarget | str:
+        """
+        The target of a dial.
+
+        @return: Why not, for people, where there is none.
+        """
+        if name is None:
+            name = self._default or next(iter(self._targets), None)
+        target = None if name is None else self._targets.get(name)
+        if target is None:
+            return "the agent has no target" if name is None else f"no target is named {name}"
+        return target
+
+    def streamEnded(self) -> None:
+        """Nothing is left of a stream on a parked connection."""
+        self._answered(None)
 
     def _refuse(self, control: AgentControl, ready: ConnReady, text: str, reason: str) -> None:
         try:

@@ -127,6 +127,46 @@ class PickupFailed:
         )
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Park:
+    """
+    Server to agent: open a data connection that waits for a dial.
+
+    @ivar ticket: The one-use secret that it presents.
+    """
+
+    ticket: str
+
+    def __repr__(self) -> str:
+        return "Park(ticket=<hidden>)"
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """
+    Server to agent, on a parked connection: this is a dial's now.
+
+    @ivar dial: The dial's id.
+    @ivar target: The named service, C{None} for the agent's default.
+    """
+
+    dial: str
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """
+    Agent to server, on a parked connection: the target is connected.
+
+    @ivar dial: As the L{Assign} had it.
+    @ivar seconds: How long the target took.
+    """
+
+    dial: str
+    seconds: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Goodbye:
     """
@@ -160,7 +200,18 @@ class Unknown:
     command: str
 
 
-Message = KeepAlive | Echo | ConnReady | PickupFailed | Goodbye | Closing | Unknown
+Message = (
+    KeepAlive
+    | Echo
+    | ConnReady
+    | PickupFailed
+    | Park
+    | Assign
+    | Connected
+    | Goodbye
+    | Closing
+    | Unknown
+)
 
 
 def encode(message: Message) -> bytes:
@@ -189,6 +240,12 @@ def encode(message: Message) -> bytes:
             )
         case PickupFailed():
             return _encodePickupFailed(message)
+        case Park(ticket):
+            return _line({"command": "park", "ticket": ticket})
+        case Assign(dial, target):
+            return _line({"command": "dial", "dial": dial, "target": target})
+        case Connected(dial, seconds):
+            return _line({"command": "connected", "dial": dial, "seconds": seconds})
         case Goodbye(delay):
             return _line({"command": "goodbye", "delay": delay})
         case Closing(err, retryAfter):
@@ -275,6 +332,13 @@ def decode(line: bytes) -> Message:
             return _decodeConnReady(fields)
         case "pickup-failed":
             return _decodePickupFailed(fields)
+        case "park":
+            return Park(_needed(fields, "ticket", _TOKEN))
+        case "dial":
+            dial = _needed(fields, "dial", _TOKEN)
+            return Assign(dial, _matching(fields, "target", _TARGET))
+        case "connected":
+            return Connected(_needed(fields, "dial", _TOKEN), _seconds(fields, "seconds"))
         case "goodbye":
             return Goodbye(_seconds(fields, "delay"))
         case "closing":
@@ -385,6 +449,13 @@ def _matching(fields: dict[str, Any], name: str, pattern: re.Pattern[str]) -> st
     value = _text(fields, name)
     if value is not None and pattern.fullmatch(value) is None:
         raise ControlError(f"{name} has a form that is not allowed")
+    return value
+
+
+def _needed(fields: dict[str, Any], name: str, pattern: re.Pattern[str]) -> str:
+    value = _matching(fields, name, pattern)
+    if value is None:
+        raise ControlError(f"a {fields['command']} without {name}")
     return value
 
 

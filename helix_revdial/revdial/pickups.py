@@ -43,6 +43,7 @@ from .errors import (
 from .interfaces import ICarrierTransport
 from .messages import PickupFailed
 from .offered import Expose
+from .pool import EarlyBytes
 from .streams import RunnerAddress, Stream, StreamProtocol
 
 
@@ -57,6 +58,8 @@ class Call:
     @ivar credential: What registered it.
     @ivar allow: Whether the caller may have a target that is for these; C{None}
         where he may have all.
+    @ivar early: What the caller sends before he has a stream, where his factory has
+        an attribute of that name.
     @ivar outcome: C{"connected"}, C{"cancelled"}, the word of the error that the
         caller got, or C{"failed"} for an error of his own; C{None} before that.
     """
@@ -84,6 +87,8 @@ class Call:
         self.credential: str | None = None
         self.allow: Callable[[Expose], bool] | None = None
         self.outcome: str | None = None
+        early: EarlyBytes | None = getattr(factory, "early", None)
+        self.early = None if early is None else _Noted(early, self.stream)
         self._clock = clock
         self._factory = factory
         self._onCancelled = onCancelled
@@ -99,14 +104,15 @@ class Call:
         """Whether the caller still waits."""
         return not self._fired
 
-    def pickedUp(self, limit: float) -> StreamProtocol:
+    def pickedUp(self, limit: float | None) -> StreamProtocol:
         """
         A data connection is for this call, and its carrier is on the way.
 
-        @param limit: Seconds that the carrier has.
+        @param limit: Seconds that the carrier has; C{None} if it is there.
         @return: What to put on the carrier.
         """
-        self._timer = self._clock.callLater(limit, self._noCarrier)
+        if limit is not None:
+            self._timer = self._clock.callLater(limit, self._noCarrier)
         self._protocol = _PickedUp(self, self._factory)
         return self._protocol
 
@@ -174,6 +180,28 @@ class Call:
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
+
+
+class _Noted:
+    """What a caller sends early, noted in the record of his stream."""
+
+    def __init__(self, early: EarlyBytes, stream: Stream) -> None:
+        self._early = early
+        self._stream = stream
+
+    def sendEarly(self, write: Callable[[bytes], None]) -> None:
+        """See L{EarlyBytes <helix_revdial.revdial.pool.EarlyBytes>}."""
+
+        def noted(data: bytes) -> None:
+            self._stream.mark("firstByteOut")
+            write(data)
+
+        self._early.sendEarly(noted)
+
+    def keepEarly(self) -> None:
+        """See L{EarlyBytes <helix_revdial.revdial.pool.EarlyBytes>}."""
+        self._stream.phases.pop("firstByteOut", None)
+        self._early.keepEarly()
 
 
 class _PickedUp(StreamProtocol):

@@ -25,6 +25,7 @@ from .checks import MAX_CHECKS, CheckPeer
 from .dialer import PROBE, Dialer
 from .dials import Dial
 from .errors import DialError, HeldByAnother, NotAllowed, TooManyPendingDials
+from .features import canPool
 from .keepalive import Liveness
 from .messages import PickupFailed
 from .offered import OfferedTarget
@@ -137,6 +138,8 @@ class Registering:
         )
         registration.targets = targets
         self._roster.registrations[generation] = registration
+        if canPool(features):
+            self._roster.pool.begin(generation)
         registration.protocol = Dialer(
             self._roster.clock,
             features,
@@ -155,6 +158,7 @@ class Registering:
             features=sorted(features),
         )
         if outcome.superseded is not None:
+            self._roster.pool.end(outcome.superseded)
             self._roster.tell(
                 "takeover",
                 runner=key,
@@ -202,6 +206,7 @@ class Registering:
 
     def _lost(self, registration: Registration, reason: Failure) -> None:
         self._roster.registrations.pop(registration.generation, None)
+        self._roster.pool.end(registration.generation)
         inGrace = self._roster.table.lost(registration.key, registration.generation)
         if inGrace and self._roster.stopping:
             # It will come back to another server.

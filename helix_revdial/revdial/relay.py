@@ -28,9 +28,10 @@ L{SocketRelays <helix_revdial.revdial.sockets.SocketRelays>}, those move the byt
 once both halves are connected: the same rules, faster.  This is the one place
 where that is chosen.
 
-The relay holds no bytes of its own, but for what arrives on a transport that
-goes on delivering after it was told to pause, while the other half is not
-connected yet (one read).
+The relay holds no bytes of its own, but for what arrives while the other half is not
+connected yet: one read, of a transport that goes on delivering after it was told to
+pause; or, where the other half's carrier is there already (L{RelayProtocol.sendEarly}),
+L{MAX_EARLY} bytes and one read, kept in case that carrier proves lost.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ DONE = "done"
 BROKEN = "broken"
 LINGERED = "lingered"
 ABANDONED = "abandoned"
+
+MAX_EARLY = 64 * 1024
+"""Bytes that are received for a half that is not connected, where they can be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +253,41 @@ class RelayProtocol(Protocol):
         self._readEnded = False
         self._writeEnded = False
         self._early: list[bytes] = []
+        self._earlyTo: Callable[[bytes], None] | None = None
+        self._earlySent = 0
 
     @property
     def _wire(self) -> Any:
         return self.transport
+
+    # What this half's own connection is to send, before it is made.
+
+    def sendEarly(self, write: Callable[[bytes], None]) -> None:
+        """
+        Give C{write} what the other half has received, and what it receives until
+        this half is connected, L{MAX_EARLY} bytes at most: its carrier is there
+        already.
+        """
+        other = self.other
+        if self.isOpen or other._gone:
+            return
+        other._earlyTo = write
+        for data in list(other._early):
+            other._earlySent += len(data)
+            write(data)
+        if other.isOpen and not other._readEnded:
+            other._wire.resumeProducing()
+
+    def keepEarly(self) -> None:
+        """What was written is lost: it all goes out when this half is connected."""
+        self.other._earlyTo = None
+        self.other._earlySent = 0
+
+    def _sendEarly(self, write: Callable[[bytes], None], data: bytes) -> None:
+        self._earlySent += len(data)
+        write(data)
+        if sum(map(len, self._early)) >= MAX_EARLY:
+            self._wire.pauseProducing()
 
     @property
     def ended(self) -> bool:
@@ -264,9 +299,9 @@ class RelayProtocol(Protocol):
         self.received += size
 
     def takeEarly(self) -> bytes:
-        """What came before the other half was connected."""
-        early, self._early = self._early, []
-        return b"".join(early)
+        """What came before the other half was connected, and was not sent already."""
+        early, self._early = b"".join(self._early), []
+        return early[self._earlySent :]
 
     def connectionMade(self) -> None:
         if self.other._gone or self._gone:
@@ -275,8 +310,13 @@ class RelayProtocol(Protocol):
             self._wire.abortConnection()
             return
         self.isOpen = True
-        if not self.other.isOpen or self._pair.sockets is not None:
+        if self._earlyTo is None and (not self.other.isOpen or self._pair.sockets is not None):
             self._wire.pauseProducing()
+        if self.other._earlyTo is not None:
+            # From here on what comes goes the usual way.
+            self.other._earlyTo = None
+            if self.other.isOpen:
+                self.other._wire.pauseProducing()
         self._pair.connected()
 
     def join(self) -> None:
@@ -284,9 +324,9 @@ class RelayProtocol(Protocol):
         if not self.isOpen:
             return
         self._wire.registerProducer(self.other, True)
-        early, self._early = self._early, []
-        for data in early:
-            self.other.forward(data)
+        early = self.takeEarly()
+        if early:
+            self.other.forward(early)
         if self._readEnded:
             self.other.forwardEnd()
         else:
@@ -299,6 +339,8 @@ class RelayProtocol(Protocol):
             self.other.forward(data)
         else:
             self._early.append(data)
+            if self._earlyTo is not None:
+                self._sendEarly(self._earlyTo, data)
 
     def forward(self, data: bytes) -> None:
         """Send what the other half received."""

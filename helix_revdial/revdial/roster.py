@@ -32,6 +32,7 @@ from .departure import Quiet
 from .dials import Dial
 from .errors import DialTimeout, NotConnected
 from .pickups import Call
+from .pool import Pool
 from .registrations import Claim, Registration
 from .table import Close, ConnectionTable, Effect, Failed, Gone
 from .watching import Watching
@@ -49,6 +50,7 @@ class Roster:
     @ivar claims: Every registration that waits.
     @ivar checks: Every check that is open.
     @ivar watching: Told what cannot be seen by looking later.
+    @ivar pool: The data connections that are parked.
     @ivar dialTimeout: Seconds an agent has to dial back.
     @ivar stopping: Whether no more is taken.
     @ivar settled: Until no call waits.
@@ -82,6 +84,7 @@ class Roster:
         self.claims: set[Claim] = set()
         self.checks: set[CheckPeer] = set()
         self.watching = watching
+        self.pool: Pool
         self.dialTimeout = dialTimeout
         self.stopping = False
         self.settled = Quiet(clock, lambda: not self.calls)
@@ -107,10 +110,12 @@ class Roster:
                     if call is not None:
                         call.fail(Failure(error))
                 case Close(_, generation, why):
+                    self.pool.end(generation)
                     registration = self.registrations.get(generation)
                     if registration is not None:
                         registration.protocol.close(reason or why)
                 case Gone(key, generation):
+                    self.pool.end(generation)
                     if self._onGone is not None:
                         self.guarded(self._onGone, key, generation)
                     self.guarded(self.watching.gone, key, generation)
@@ -125,6 +130,7 @@ class Roster:
     def callOver(self, call: Call) -> None:
         """Nothing is left of a call."""
         dial = call.dial
+        self.pool.withdraw(dial)
         self.calls.pop(dial.id, None)
         streams = self.streams.get(dial.key)
         if streams is not None and streams.pop(dial.id, None) is not None:

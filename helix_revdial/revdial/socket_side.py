@@ -77,6 +77,9 @@ class Side:
         self._closeSent = False
         self._draining = False
         self._closeTimer: IDelayedCall | None = None
+        self._markSent = False
+        self._marked = False
+        self._rest: list[bytes | Control | EndMark] = []
         self._splice: Splice | None = None
         self.isOver = False
 
@@ -135,6 +138,13 @@ class Side:
         """Let the transport close the socket and tell those above."""
         for told in self.stream.onEnd:
             told(orderly, text)
+        if orderly and self._isFree:
+            assert self.stream.onAgain is not None
+            try:
+                self.stream.onAgain(self._rest)
+            except Exception:
+                self._log.failure("a connection could not be used again")
+            return
         reason = error.ConnectionDone() if orderly else error.ConnectionAborted(text)
         try:
             self.stream.transport.connectionLost(Failure(reason))
@@ -226,6 +236,10 @@ class Side:
         else:
             self._unframe(self._framing, view)
 
+    def receivedPayload(self, payload: bytes) -> None:
+        """Pass on what somebody else has taken out of its frames."""
+        self._passOn([memoryview(bytearray(payload))], len(payload))
+
     def _count(self, size: int) -> None:
         for told in self.stream.onReceived:
             told(size)
@@ -234,7 +248,7 @@ class Side:
         pieces: list[memoryview] = []
         size = 0
         found = framing.reader.read(view)
-        for one in found:
+        for place, one in enumerate(found):
             if isinstance(one, memoryview):
                 pieces.append(one)
                 size += len(one)
@@ -250,6 +264,15 @@ class Side:
                 pieces, size = [], 0
                 if self._readEnded:
                     raise FrameError(1002, "an end after the end of the stream")
+                self._marked = True
+                if self._isFree:
+                    # What follows is the next stream's.
+                    self._rest = [
+                        bytes(each) if isinstance(each, memoryview) else each
+                        for each in found[place + 1 :]
+                    ]
+                    self._readDone()
+                    return
                 self._readDone()
                 if self.relay.why is not None:
                     return
@@ -448,6 +471,7 @@ class Side:
             self._writeEnded = True
             self._shutdown()
         elif framing.eof:
+            self._markSent = True
             self._sendControl(BINARY, b"")
             self._writeEnded = True
         else:
@@ -471,6 +495,16 @@ class Side:
         self._closeTimer = None
         self.guard(self._bothDone)
 
+    @property
+    def _isFree(self) -> bool:
+        """Whether both directions have ended by their marks, and the connection has not."""
+        return (
+            self._marked
+            and self._markSent
+            and not self._closeSent
+            and self.stream.onAgain is not None
+        )
+
     def _shutdown(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -485,7 +519,7 @@ class Side:
         if not (self._readEnded and self._writeEnded) or self.outbox.waits:
             return
         framing = self._framing
-        if framing is not None and framing.eof and not self._closeSent:
+        if framing is not None and framing.eof and not self._closeSent and not self._isFree:
             # Both end marks are there: close frames follow.
             self._close()
         elif framing is None or not self._draining:

@@ -170,6 +170,9 @@ class SocketRelay:
                 side.guard(side.sendFirst, first)
         for side in sides:
             early, side.stream.early = side.stream.early, b""
+            payload, side.stream.payload = side.stream.payload, b""
+            if payload:
+                side.guard(side.receivedPayload, payload)
             if early:
                 side.guard(side.received, memoryview(bytearray(early)))
         for side in sides:

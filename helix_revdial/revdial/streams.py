@@ -97,6 +97,7 @@ class Stream:
     @ivar reason: Why the stream ended, in words; C{None} while it has not.
     @ivar about: On whose behalf it was dialled, as its caller said.
     @ivar lastCarrier: What carries or carried it; C{None} where it was never up.
+    @ivar pooled: Whether that was parked before, so that there was no dial-back.
     """
 
     clock: IReactorTime = field(repr=False)
@@ -109,6 +110,7 @@ class Stream:
     reason: str | None = field(init=False, default=None)
     about: Mapping[str, str] | None = field(init=False, default=None)
     lastCarrier: str | None = field(init=False, default=None)
+    pooled: bool = field(init=False, default=False)
     _carrier: ICarrierTransport | None = field(init=False, default=None)
     _bytesIn: int = field(init=False, default=0)
     _bytesOut: int = field(init=False, default=0)
@@ -304,7 +306,8 @@ class StreamProtocol(Protocol):
     def connectionMade(self) -> None:
         carrier = cast(IStreamTransport, self.transport)
         # A stream has no heartbeat of its own, and may be idle for hours.
-        watchPath(carrier, DATA_WATCH)
+        if not getattr(carrier, "isWatched", False):
+            watchPath(carrier, DATA_WATCH)
         if self._stream is not None:
             self._stream.carried(carrier)
         try:

@@ -386,6 +386,21 @@ class ConnectionTable:
         self._forget(dial, runner, DialState.PICKED_UP)
         return dial
 
+    def answered(self, dial: Dial) -> bool:
+        """
+        The target of C{dial} is connected, and says so on a parked connection of the
+        generation that was asked: use the dial up.
+
+        @return: C{False} if it was picked up or is over already.
+        """
+        runner = self._runners.get(dial.key)
+        if runner is None or runner.dials.get(dial.id) is not dial:
+            return False
+        if dial.state is not DialState.ASKED or self._isOverdue(dial):
+            return False
+        self._forget(dial, runner, DialState.PICKED_UP)
+        return True
+
     def pickupFailed(self, key: str, generation: int, message: PickupFailed) -> Dial | None:
         """
         An agent cannot answer a dial.

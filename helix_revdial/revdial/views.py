@@ -142,6 +142,7 @@ class Views:
             "registrations": len(self._roster.registrations),
             "claims": len(self._roster.claims),
             "dials": len(self._roster.calls),
+            "parked": self._roster.pool.parked.idle,
             "streams": sum(len(calls) for calls in self._roster.streams.values()),
         }
 

@@ -15,6 +15,7 @@ from helix_revdial.agent.servers import SERVER_LIMIT, Servers
 from helix_revdial.agent.token import TokenUnusable
 from helix_revdial.revdial.client import Closed, ControlSession, Refused, ServerURL
 from helix_revdial.revdial.exchange import MalformedAnswer, NoConnection
+from helix_revdial.revdial.framed import FrameUser
 from helix_revdial.revdial.listener import Listener
 from helix_revdial.revdial.messages import ConnReady
 
@@ -40,6 +41,9 @@ class Way:
     ) -> IStreamClientEndpoint:
         self.dials += 1
         return cast(IStreamClientEndpoint, self)
+
+    def park(self, ticket: str, features: frozenset[str], user: FrameUser) -> Any:
+        self.dials += 1
 
     def forget(self) -> None:
         self.forgotten += 1

@@ -416,6 +416,8 @@ class FleetCase(SynchronousTestCase):
         "desktop.request_timeout": "8",
         "http.head_timeout": "2",
         "drain.timeout": "1",
+        # Who counts what is left behind has nothing parked.
+        "pool.per_runner": "0",
     }
 
     def setUp(self) -> None:

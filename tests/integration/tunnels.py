@@ -35,9 +35,12 @@ from helix_revdial.revdial.features import (
     TIMING_HEADER,
     formatFeatures,
 )
+from helix_revdial.revdial.framed import FramedConnection
 from helix_revdial.revdial.interfaces import ITarget
 from helix_revdial.revdial.listener import Listener
-from helix_revdial.revdial.requests import RequestKind, classify
+from helix_revdial.revdial.parked import PoolLimits
+from helix_revdial.revdial.parking import switchHead
+from helix_revdial.revdial.requests import Classified, RequestKind, classify
 from helix_revdial.revdial.upgrade import hijackServer, rawServer
 from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
 
@@ -66,6 +69,8 @@ class Server:
             return next(numbers)
 
         self.form = form
+        # Who counts what dial-backs leave behind has nothing parked.
+        options.setdefault("pool", PoolLimits(most=0))
         self.connections = Connections(reactor, generation, wallClock=reactor.seconds, **options)
         self.factory = HTTPFactory(self._dispatch, reactor)
         self.port: IListeningPort = reactor.listenTCP(0, self.factory, interface="127.0.0.1")
@@ -98,6 +103,9 @@ class Server:
             raise Problem(426, "Ask for an upgrade.")
         try:
             if asked.kind in (RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET):
+                parked = self._park(request, asked)
+                if parked is not None:
+                    return request.handOver(parked)
                 pickUp = self.connections.pickUp(
                     "family:a",
                     ticket=asked.ticket,
@@ -117,6 +125,15 @@ class Server:
         except DialError as error:
             raise Problem(error.status, str(error)) from None
         return self._carry(request, asked.kind, registration.protocol, features, self.form == "old")
+
+    def _park(self, request: Request, asked: Classified) -> FramedConnection | None:
+        if asked.ticket is None:
+            return None
+        isWebSocket = asked.kind is RequestKind.DATA_WEBSOCKET
+        key = request.headers.get(b"Sec-WebSocket-Key") if isWebSocket else None
+        return self.connections.park(
+            "family:a", asked.ticket, webSocket=isWebSocket, head=lambda _: switchHead(key, [])
+        )
 
     def _carry(
         self,
@@ -154,7 +171,7 @@ class Agent:
         self.path = ServerPath(
             reactor, ServerURL.parse(server.url), lambda: "token", key=key, features=features
         )
-        self.listener = Listener(reactor, self.path, targets, **options)
+        self.listener = Listener(reactor, self.path, targets, parking=self.path, **options)
 
     async def connect(self) -> Agent:
         self.session = await self.path.connectControl(self.listener)

@@ -40,7 +40,7 @@ from helix_revdial.revdial.messages import Closing, ConnReady, Goodbye, KeepAliv
 TOKEN = "s3cret-token"
 RAW_101 = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: revdial\r\nConnection: Upgrade\r\n"
-    b"Revdial-Features: echo, eof, goodbye, raw, targets, tickets\r\n\r\n"
+    b"Revdial-Features: echo, eof, goodbye, pool, raw, targets, tickets\r\n\r\n"
 )
 HIJACK = (
     b"HTTP/1.1 200 OK\r\nDate: Mon, 24 Nov 2025 10:00:00 GMT\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -295,7 +295,7 @@ class ControlTests(PathCase):
         self.assertEqual(self.server.last.header(b"Authorization"), b"Bearer " + TOKEN.encode())
         self.assertEqual(
             self.server.last.header(b"Revdial-Features"),
-            b"echo, eof, goodbye, raw, targets, tickets",
+            b"echo, eof, goodbye, pool, raw, targets, tickets",
         )
         self.assertEqual(
             sum(TOKEN.encode() in line for line in self.server.last.head), 1, "F1: one place"

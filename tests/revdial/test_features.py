@@ -17,7 +17,7 @@ class FeaturesTests(SynchronousTestCase):
     def test_roundTrip(self) -> None:
         """What is offered is understood, and always written alike."""
         self.assertEqual(parseFeatures([formatFeatures(ALL)]), ALL)
-        self.assertEqual(formatFeatures(ALL), b"echo, eof, goodbye, raw, targets, tickets")
+        self.assertEqual(formatFeatures(ALL), b"echo, eof, goodbye, pool, raw, targets, tickets")
         self.assertEqual(formatFeatures([]), b"")
 
     def test_none(self) -> None:

@@ -12,7 +12,7 @@ from helix_revdial.revdial.features import ALL, EOF, RAW
 
 from .test_client import RAW_101, PathCase
 
-FEATURES = b"Revdial-Features: echo, eof, goodbye, raw, targets, tickets\r\n\r\n"
+FEATURES = b"Revdial-Features: echo, eof, goodbye, pool, raw, targets, tickets\r\n\r\n"
 
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n"
 

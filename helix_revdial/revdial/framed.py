@@ -1,0 +1,594 @@
+# -*- test-case-name: tests.revdial.test_framed -*-
+"""
+A connection that carries one stream after the other.
+
+A stream whose end is the end of its connection costs a connection, a TLS handshake
+and an HTTP exchange.  On a L{FramedConnection} the bytes lie in WebSocket's frames
+(L{helix_revdial.revdial.frames}) on B{every} carrier, because frames can say that one
+direction has ended, and say it again for the next stream: an empty unfragmented
+message.  On a WebSocket the client masks, as it must; on the raw carrier nobody does.
+So there is one framing, one portable way of it (here, on any transport, TLS too) and
+one fast way (L{helix_revdial.revdial.sockets}), and both are the ones that other
+streams have.
+
+L{FramedConnection} owns the connection, the frames and what was read and not used.
+Who hears of what arrives is its C{user}: whoever parks it, or the L{FramedTransport}
+of the stream that it carries, which is an ordinary carrier.  What is said between two
+streams is the user's.
+
+Invariants:
+
+  - One user at a time.  A stream's user leaves when both directions have ended by
+    their marks; then, and only then, is C{onFree} called, and the connection can
+    carry another.
+  - However else a stream ends, the connection ends with it.
+  - What arrives behind a stream's end belongs to the next one, at every split.  It is
+    kept, and while it is, nothing is received: at most one read.
+  - Payload behind an end mark whose peer may not have seen ours breaks the protocol.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+from typing import Protocol as Shape
+
+from twisted.internet import error, tcp
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IProtocol,
+    IReactorTime,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from .carrier import CarrierTransport, isTLS
+from .frames import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    Control,
+    EndMark,
+    FrameError,
+    FrameReader,
+    closePayload,
+    frame,
+    readClose,
+)
+from .masks import Keys
+from .socket_streams import Framing, SocketStream, plainStream
+from .sockets import SocketRelay
+
+MAX_FRAME = 64 * 1024 - 16
+"""Payload bytes of a frame that we send: with its head it fits into one read."""
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds for the peer to end the connection once we have closed."""
+
+DROP_TIMEOUT = 1.0
+"""Seconds in which a peer may end a stream that we have closed, and park its connection."""
+
+MAX_DROPPED = 256 * 1024
+"""Bytes that are dropped meanwhile; with more the connection ends."""
+
+Arrived = bytes | Control | EndMark
+
+
+class FrameUser(Shape):
+    """Who hears of what arrives."""
+
+    def payload(self, data: bytes) -> None:
+        """Bytes came."""
+
+    def ended(self) -> None:
+        """The peer's direction has ended, by its mark."""
+
+    def ponged(self) -> None:
+        """A ping was answered."""
+
+    def lost(self, reason: Failure) -> None:
+        """The connection is gone; called once, last."""
+
+
+@implementer(IHalfCloseableProtocol)
+class FramedConnection(Protocol):
+    """
+    The connection; see the module.
+
+    @ivar user: Who hears of what arrives.
+    @ivar carrier: C{"raw"} or C{"websocket"}.
+    @ivar endSent: Whether we have ended our direction of the present stream.
+    @ivar endReceived: Whether the peer has.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        user: FrameUser,
+        keys: Keys,
+        *,
+        webSocket: bool,
+        client: bool,
+        head: bytes = b"",
+        onUp: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        @param clock: Tells the time.
+        @param user: The first user.
+        @param keys: Makes masking keys.
+        @param webSocket: Whether the carrier is a WebSocket, where clients mask.
+        @param client: Whether we are the end that dialled.
+        @param head: What is sent first: the server's answer to the upgrade.
+        @param onUp: Told when the connection is made.
+        """
+        self.user = user
+        self.clock = clock
+        self.carrier = "websocket" if webSocket else "raw"
+        self._keys = keys
+        self._masks = webSocket and client
+        self._reader = FrameReader(masked=webSocket and not client)
+        self._head = head
+        self._onUp = onUp
+        self.endSent = False
+        self.endReceived = False
+        self._kept: deque[Arrived] = deque()
+        self._unread: list[bytes] = []
+        self._stalled = False
+        self._delivering = False
+        self._closeSent = False
+        self._closing = False
+        self._why: Failure | None = None
+        self._timer: IDelayedCall | None = None
+        self._lost = False
+
+    # The connection.
+
+    @property
+    def _wire(self) -> Any:
+        return self.transport
+
+    def connectionMade(self) -> None:
+        try:
+            self._wire.setTcpNoDelay(True)
+        except (AttributeError, OSError):
+            pass  # not TCP
+        if self._head:
+            self._wire.write(self._head)
+            self._head = b""
+        if self._onUp is not None:
+            self._onUp()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._stalled or self._kept or self._unread or self._delivering:
+            self._unread.append(data)
+            if not self._delivering:
+                self._wire.pauseProducing()
+        else:
+            self._read(data)
+
+    def readConnectionLost(self) -> None:
+        """Frames say how a stream ends: the end of TCP in one direction is that of both."""
+        if not self._closing:
+            self._broke("the connection ended without an end of stream")
+        self._wire.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """We never end our direction of the connection alone."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._kept.clear()
+        self._unread.clear()
+        self.user.lost(self._why or reason)
+
+    @property
+    def isOpen(self) -> bool:
+        """Whether something can be sent, and will be taken for what it is."""
+        return not (self._lost or self._closing or self.transport is None)
+
+    # Receiving.
+
+    def _read(self, data: bytes) -> None:
+        try:
+            found = self._reader.read(memoryview(bytearray(data)))
+        except FrameError as broken:
+            self._refuse(broken.code, str(broken))
+            return
+        self._kept.extend(bytes(one) if isinstance(one, memoryview) else one for one in found)
+        if not self._delivering:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Tell the user of what is kept, as long as it listens."""
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while not (self._stalled or self._lost):
+                if not self._kept:
+                    if not self._unread:
+                        return
+                    unread = b"".join(self._unread)
+                    self._unread.clear()
+                    self._read(unread)
+                elif self.endReceived and not isinstance(self._kept[0], Control):
+                    # The next stream's, which the peer may begin when it has seen our end.
+                    if self.endSent or self._closing:
+                        return
+                    self._refuse(1002, "data after the end of the stream")
+                else:
+                    self._tell(self._kept.popleft())
+        finally:
+            self._delivering = False
+
+    def _tell(self, one: Arrived) -> None:
+        if isinstance(one, Control):
+            if one.opcode == CLOSE:
+                self._peerClosed(one.payload)
+            elif one.opcode == PONG:
+                self.user.ponged()
+            elif not self._closing:
+                self._write(self._frame(PONG, one.payload))
+        elif self._closing:
+            return
+        elif isinstance(one, EndMark):
+            self.endReceived = True
+            self.user.ended()
+        else:
+            self.user.payload(one)
+
+    def stall(self) -> None:
+        """The user takes nothing more for now: keep what comes, which is one read."""
+        self._stalled = True
+        self._wire.pauseProducing()
+
+    def goOn(self) -> None:
+        """The user, this one or the next, takes what comes."""
+        self._stalled = False
+        self._deliver()
+        if not (self._stalled or self._lost or self._kept):
+            self._wire.resumeProducing()
+
+    def forgetEnds(self) -> None:
+        """Both directions have ended: what follows is the next stream's."""
+        self.endSent = self.endReceived = False
+
+    # Sending.
+
+    def _frame(self, opcode: int, payload: bytes) -> bytes:
+        return frame(payload, self._keys.key() if self._masks else None, opcode)
+
+    def _write(self, data: bytes) -> None:
+        """
+        Send at once where the transport is a socket with nothing else to send; Twisted
+        would do it in the reactor's next turn.
+        """
+        wire = self.transport
+        if (
+            isinstance(wire, tcp.Connection)
+            and wire.connected
+            and not wire.disconnecting
+            and not wire.dataBuffer
+            and not wire._tempDataBuffer
+            and not isTLS(wire)
+        ):
+            try:
+                sent = cast(socket.socket, wire.getHandle()).send(data)
+            except OSError:
+                sent = 0  # Twisted's own write will meet it again, and say so
+            data = data[sent:]
+        if data:
+            self._wire.write(data)
+
+    def send(self, data: bytes) -> None:
+        """Send payload."""
+        if self.isOpen and data:
+            if len(data) <= MAX_FRAME:
+                self._write(self._frame(BINARY, data))
+                return
+            for start in range(0, len(data), MAX_FRAME):
+                self._write(self._frame(BINARY, data[start : start + MAX_FRAME]))
+
+    def sendEnd(self) -> None:
+        """End our direction of this stream, if it has not ended."""
+        if self.isOpen and not self.endSent:
+            self.endSent = True
+            self._write(self._frame(BINARY, b""))
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        if self.isOpen:
+            self._write(self._frame(PING, b""))
+
+    # Ending.
+
+    def close(self, code: int = 1000, text: str = "") -> None:
+        """End the connection after what was sent; what arrives is dropped."""
+        if not self.isOpen:
+            return
+        self._closing = True
+        self._stalled = False
+        self._closeSent = True
+        self._write(self._frame(CLOSE, closePayload(code, text)))
+        self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._shut)
+        self._deliver()
+        if not self._lost:
+            self._wire.resumeProducing()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._closing = True
+        if self.transport is not None and not self._lost:
+            self._wire.abortConnection()
+
+    def _shut(self) -> None:
+        self._timer = None
+        self._wire.loseConnection()
+        self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._abortLate)
+
+    def _abortLate(self) -> None:
+        self._timer = None
+        self._wire.abortConnection()
+
+    def _peerClosed(self, payload: bytes) -> None:
+        try:
+            code, text = readClose(payload)
+        except FrameError as broken:
+            self._refuse(broken.code, str(broken))
+            return
+        if code != 1000 and not self._closing:
+            self._broke(f"the peer closed with {code} {text}".rstrip())
+        if not self._closeSent:
+            self._closeSent = True
+            self._write(self._frame(CLOSE, payload[:2]))
+        self._closing = True
+        self._wire.unregisterProducer()
+        self._wire.loseConnection()
+        if self._timer is None and not self._lost:
+            self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._abortLate)
+
+    def _broke(self, why: str) -> None:
+        self._closing = True
+        self._why = self._why or Failure(error.ConnectionLost(why))
+
+    def _refuse(self, code: int, why: str) -> None:
+        """The peer broke the protocol: say so, and end."""
+        if self._closing or self._lost:
+            return
+        self._log.info("closing a framed connection: {reason} ({code})", reason=why, code=code)
+        self._broke(why)
+        if not self._closeSent:
+            self._closeSent = True
+            self._write(self._frame(CLOSE, closePayload(code, why)))
+        self._wire.unregisterProducer()
+        self._wire.loseConnection()
+        if self._timer is None and not self._lost:
+            self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._abortLate)
+
+    def refuse(self, why: str) -> None:
+        """The peer broke the rules of whoever uses the connection."""
+        self._refuse(1002, why)
+
+    # For the stream that it carries.
+
+    def socketStream(self) -> SocketStream | None:
+        """What L{FramedTransport.socketStream} gives, less the stream's own."""
+        if not self.isOpen or self._stalled or self._kept:
+            return None
+        stream = plainStream(self.transport)
+        if stream is not None:
+            stream.framing = Framing(self._reader, client=self._masks, eof=True)
+            stream.early = b"".join(self._unread)
+        return stream
+
+    def taken(self) -> None:
+        """Somebody else receives and sends from here on."""
+        self._unread.clear()
+
+    def givenBack(self, rest: list[Arrived]) -> None:
+        """The connection is ours again; C{rest} came behind the stream's end."""
+        self._kept.extend(rest)
+        self._wire.startReading()
+        self._deliver()
+
+
+class FramedTransport(CarrierTransport):
+    """
+    The transport of one stream on a L{FramedConnection}.
+
+    It is the connection's user from L{begin} until the stream is over.
+    """
+
+    halfClose = True
+
+    isWatched = True
+    """Whoever parked the connection has had the kernel watch it."""
+
+    def __init__(
+        self,
+        protocol: IProtocol,
+        connection: FramedConnection,
+        onFree: Callable[[], None],
+        onLost: Callable[[], None],
+    ) -> None:
+        """
+        @param protocol: The stream's.
+        @param connection: What carries it.
+        @param onFree: Told when both directions have ended: the connection can be
+            used again, and needs another user within the call.
+        @param onLost: Told instead when the connection has ended with the stream.
+        """
+        super().__init__(protocol, connection.transport, connection.clock)
+        self.carrier = connection.carrier
+        self._connection = connection
+        self._onFree = onFree
+        self._onLost = onLost
+        self._held: list[bytes] = []
+        self._heldEnd = False
+        self._leaving: IDelayedCall | None = None
+        self._limit: IDelayedCall | None = None
+        self._dropping = 0
+
+    def begin(self) -> None:
+        """Be the user, and connect the protocol."""
+        self._connection.user = self
+        self.start()
+
+    # Sockets that somebody else moves the bytes of.
+
+    def socketStream(self) -> SocketStream | None:
+        connection = self._connection
+        if (
+            self._over
+            or self._closing
+            or self._lostReason is not None
+            or connection.endSent
+            or connection.endReceived
+        ):
+            return None
+        stream = connection.socketStream()
+        if stream is not None:
+            stream.payload = b"".join(self._held)
+            stream.onTaken.append(self._wasTaken)
+            stream.onReceived.append(self._countReceived)
+            stream.onSent.append(self._countSent)
+            stream.onAgain = self._again
+        return stream
+
+    def _wasTaken(self, relay: SocketRelay) -> None:
+        super()._wasTaken(relay)
+        self._held.clear()
+        self._connection.taken()
+
+    def _again(self, rest: list[Arrived]) -> None:
+        """Whoever had the sockets has moved the whole stream, and gives them back."""
+        self._taken = None
+        connection = self._connection
+        connection.forgetEnds()
+        self._onFree()
+        self._finish(connectionDone)
+        connection.givenBack(rest)
+
+    # What a carrier says.
+
+    def _send(self, data: bytes) -> None:
+        self._connection.send(data)
+
+    def _sendEnd(self) -> None:
+        self._transport.unregisterProducer()
+        self._connection.sendEnd()
+        if self._readEnded:
+            self._leaveSoon()
+
+    def _close(self, code: int, reason: str) -> None:
+        connection = self._connection
+        self._transport.unregisterProducer()
+        connection.sendEnd()
+        self._held.clear()
+        self._heldEnd = False
+        if connection.endReceived:
+            self._leaveSoon()
+            return
+        # Most peers end when we do.  Nothing says that one should but an end of the
+        # connection, so it is given a little time.
+        self._dropping = 0
+        self._limit = self._clock.callLater(DROP_TIMEOUT, self._dropped)
+        connection.goOn()
+
+    def _dropped(self) -> None:
+        """The peer goes on: nothing of it is wanted."""
+        self._stopLimit()
+        self._connection.close()
+
+    def _stopLimit(self) -> None:
+        limit, self._limit = self._limit, None
+        if limit is not None and limit.active():
+            limit.cancel()
+
+    def _leaveSoon(self) -> None:
+        """Both directions have ended."""
+        if self._leaving is None and not self._over and self._connection.isOpen:
+            # Not within the protocol's own call, as no transport does.
+            self._leaving = self._clock.callLater(0, self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = None
+        self._stopLimit()
+        connection = self._connection
+        connection.forgetEnds()
+        self._onFree()
+        self._finish(connectionDone)
+        connection.goOn()
+
+    def _abort(self) -> None:
+        self._stopLimit()
+        self._connection.abort()
+
+    def _holds(self) -> bool:
+        return bool(self._held) or self._heldEnd
+
+    def _deliverHeld(self) -> None:
+        while self._held and not self._paused and not self._closing:
+            self._deliver(self._held.pop(0))
+        if self._heldEnd and not self._held and not self._paused:
+            self._heldEnd = False
+            self._delivered()
+
+    def _delivered(self) -> None:
+        """All that the peer had to say has been heard."""
+        self._deliverEnd()
+        if self._connection.endSent:
+            self._leaveSoon()
+
+    # FrameUser
+
+    def payload(self, data: bytes) -> None:
+        if self._closing:
+            self._dropping += len(data)
+            if self._dropping > MAX_DROPPED and self._limit is not None:
+                self._dropped()
+        elif self._holding or self._held:
+            self._held.append(data)
+        else:
+            self._deliver(data)
+
+    def ended(self) -> None:
+        if self._closing:
+            self._leaveSoon()
+        elif self._holding or self._held:
+            self._heldEnd = True
+        else:
+            self._delivered()
+
+    def ponged(self) -> None:
+        """Streams do not ask."""
+
+    def lost(self, reason: Failure) -> None:
+        self._stopLimit()
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            # The stream was whole; what ended is the connection.
+            leaving.cancel()
+            reason = connectionDone
+        self._onLost()
+        if reason.check(error.ConnectionDone) and not (
+            self._connection.endReceived or self._closing
+        ):
+            reason = Failure(error.ConnectionLost("the connection ended without an end of stream"))
+        self._lost(reason)
+
+
+__all__ = ["FrameUser", "FramedConnection", "FramedTransport"]
