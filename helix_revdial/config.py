@@ -336,6 +336,12 @@ class AgentSection(_Section, frozen=True, rename=_snake):
     )
     """JSON Schema of its settings."""
 
+    prompts: Literal["none", "input", "files"] = "none"
+    """
+    How it takes prompts while it runs: not at all, as lines on standard input, or as new
+    files in the directory that C{HELIX_PROMPTS} names.
+    """
+
 
 class AgentsSection(_Section, frozen=True, rename=_snake):
     """The agents that tasks may ask for."""

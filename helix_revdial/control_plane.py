@@ -18,6 +18,7 @@ refuse goes to the audit log.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,6 +27,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
@@ -67,17 +69,22 @@ from helix_revdial.imported_tokens import (
 from helix_revdial.keeping import Keeping
 from helix_revdial.listening.door import Door
 from helix_revdial.listening.errors import ListenError, NeedsRestart
+from helix_revdial.programs import Programs
 from helix_revdial.reload import HangupSignal, Reload, Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.features import parseFeatures
 from helix_revdial.revdial.kept import KeptState
 from helix_revdial.revdial.remembered import Remembered
 from helix_revdial.revdial.sockets import SocketRelays
+from helix_revdial.sessions.git_refs import ENVIRONMENT as GIT_ENVIRONMENT
+from helix_revdial.sessions.git_refs import GitRefs
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.settings import (
     certificateGrants,
+    declaredAgents,
     doorSettings,
     forwardSettings,
+    gitAccess,
     httpLimits,
     liveness,
     rateSettings,
@@ -95,6 +102,9 @@ from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.store import DescriptorStore
 from helix_revdial.systemd.supervision import Supervision
 from helix_revdial.telemetry.logs import LoggingService
+
+MAX_GIT = 8
+"""Repositories that are asked for their branches at one time."""
 
 STOP_TIMEOUT = 10.0
 """Seconds, beyond those for what may finish, in which a server that stops is gone."""
@@ -168,12 +178,14 @@ class ControlPlane(LoggingService):
         try:
             self._grants = certificateGrants(config)
             forwardSettings(config.forwards)
+            declaredAgents(config.agents)
+            gitAccess(config.git)
         except ConfigError as error:
             raise CannotStart(str(error)) from None
         self._reload = Reload(
             config,
             reread or (lambda: config),
-            (self._prepareDoors, self._prepareLimits, self._prepareAccess),
+            (self._prepareDoors, self._prepareLimits, self._prepareAgents, self._prepareAccess),
         )
         self._hangup = HangupSignal(reactor, self._hungUp) if signals else None
         self._second = SecondSignal(reactor) if signals else None
@@ -194,6 +206,12 @@ class ControlPlane(LoggingService):
             self.metrics = MetricsService(reactor, config, wallClock, self.logWriter)
         except ConfigError as error:
             raise CannotStart(str(error)) from None
+
+    def _newGitRefs(self, clock: IReactorTime) -> GitRefs:
+        environment = {"PATH": self._environment.get("PATH", os.defpath), **GIT_ENVIRONMENT}
+        self._git = Programs(self._reactor, environment, maxRunning=MAX_GIT)
+        access = gitAccess(self._config.git)
+        return GitRefs(self._git, self._reactor.nameResolver, clock, self._wallClock, access)
 
     def _door(self, section: ListenSection) -> Door:
         factory = IdentifyingFactory(self.factory, _identifies(section))
@@ -360,6 +378,7 @@ class ControlPlane(LoggingService):
             certificates=self._grants,
             reload=self.reload,
             sockets=SocketRelays(clock),
+            gitRefs=self._newGitRefs(clock),
         )
         services.idempotency.start()
         authority = Authority(
@@ -474,6 +493,16 @@ class ControlPlane(LoggingService):
 
         return put
 
+    async def _prepareAgents(self, config: ServerConfig) -> Callable[[], None]:
+        agents, access = declaredAgents(config.agents), gitAccess(config.git)
+
+        def put() -> None:
+            self.services.agents = agents
+            if self.services.gitRefs is not None:
+                self.services.gitRefs.access = access
+
+        return put
+
     async def _prepareAccess(self, config: ServerConfig) -> Callable[[], None]:
         grants = certificateGrants(config)
         before = self._config.access
@@ -573,6 +602,7 @@ class ControlPlane(LoggingService):
         services = self.services
         return [
             self._watch.stop,
+            self._git.stop,
             services.idempotency.stop,
             lambda: Deferred.fromCoroutine(services.forwards.stop()),
             lambda: Deferred.fromCoroutine(services.connections.stop()),

@@ -134,8 +134,14 @@ def forwardSettings(section: ForwardsSection) -> list[ForwardSettings]:
     return found
 
 
-DEMONSTRATION_COMMAND = ("{python}", "-m", "helix_revdial.executor.demonstration")
-"""Of the scripted agent; it reads its prompt from standard input."""
+DEMONSTRATION_COMMAND = (
+    "{python}",
+    "-m",
+    "helix_revdial.executor.demonstration",
+    "--file",
+    "{promptFile}",
+)
+"""Of the scripted agent; standard input is for the prompts that come later."""
 
 
 def declaredAgents(section: AgentsSection) -> Agents:
@@ -145,11 +151,11 @@ def declaredAgents(section: AgentsSection) -> Agents:
     @raise ConfigError: One of them cannot be.
     """
     found = [
-        Agent(one.type, one.command, one.versions, one.environment, one.schema)
+        Agent(one.type, one.command, one.versions, one.environment, one.schema, one.prompts)
         for one in section.agent
     ]
     if section.demonstration:
-        found.append(Agent(DEMONSTRATION, DEMONSTRATION_COMMAND))
+        found.append(Agent(DEMONSTRATION, DEMONSTRATION_COMMAND, prompts="input"))
     try:
         return Agents(found)
     except AgentDeclarationError as error:

@@ -9,6 +9,7 @@ from helix_revdial import __version__
 from helix_revdial.api import (
     audit,
     connections,
+    discovery,
     external_agents,
     forwards,
     health,
@@ -63,6 +64,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *stream_gateway.operations(services),
             *proxy.operations(services),
             *sessions.operations(services),
+            *discovery.operations(services),
             *tokens.operations(services),
             *audit.operations(services),
         ],

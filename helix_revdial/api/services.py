@@ -28,8 +28,11 @@ from helix_revdial.http.problem import Problem
 from helix_revdial.reload import Reloaded, Unreloadable
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.sockets import SocketRelays
+from helix_revdial.sessions.agents import Agents
+from helix_revdial.sessions.catalogue import Catalogue
+from helix_revdial.sessions.git_refs import GitRefs
 from helix_revdial.sessions.sessions import Session, Sessions
-from helix_revdial.settings import forwardBounds, rateSettings
+from helix_revdial.settings import declaredAgents, forwardBounds, rateSettings
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.ids import newId
 from helix_revdial.telemetry.timestamps import timestamp
@@ -56,6 +59,9 @@ class Services:
     @ivar eventStreams: Answers that are server-sent events.
     @ivar rates: How often users may call.
     @ivar idempotency: What calls that are made again were answered with.
+    @ivar agents: What tasks may ask for; replaced by a reload.
+    @ivar catalogue: The projects and repositories that tasks have named.
+    @ivar gitRefs: Asks repositories for their branches.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -74,6 +80,9 @@ class Services:
     certificates: CertificateGrants = field(default_factory=CertificateGrants)
     reload: Callable[[str], Awaitable[Reloaded]] = _noReload
     sockets: SocketRelays | None = None
+    gitRefs: GitRefs | None = None
+    agents: Agents = field(init=False)
+    catalogue: Catalogue = field(init=False)
     streams: StreamGateway = field(init=False)
     proxy: HTTPProxy = field(init=False)
     forwards: Forwards = field(init=False)
@@ -84,6 +93,8 @@ class Services:
     replays: Replays = field(init=False)
 
     def __post_init__(self) -> None:
+        self.agents = declaredAgents(self.config.agents)
+        self.catalogue = Catalogue(self.database)
         self.streams = StreamGateway(
             self.clock,
             self.connections,

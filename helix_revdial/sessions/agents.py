@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
@@ -41,6 +41,8 @@ DEMONSTRATION: Final = "demonstration"
 """The agent that comes with the project and needs no vendor's program."""
 
 LATEST: Final = "latest"
+
+Prompts = Literal["none", "input", "files"]
 
 _PLACE = re.compile(r"\{([^{}]*)\}")
 _SETTING = re.compile(r"settings\.[A-Za-z_][A-Za-z0-9_]*")
@@ -68,6 +70,7 @@ class Agent:
     @ivar command: the command line, with places.
     @ivar environment: what is added to the command's environment.
     @ivar schema: JSON Schema of its settings.
+    @ivar prompts: how it takes prompts while it runs, as L{AgentSpec} has it.
     """
 
     type: str
@@ -75,6 +78,7 @@ class Agent:
     versions: tuple[str, ...] = (LATEST,)
     environment: Mapping[str, str] = field(default_factory=dict)
     schema: Mapping[str, Any] = field(default_factory=lambda: dict(_OPEN_SCHEMA))
+    prompts: Prompts = "none"
 
     def check(self) -> None:
         """
@@ -193,6 +197,7 @@ class Agents:
             command=list(agent.command),
             env=dict(agent.environment),
             settings={**defaults, **settings},
+            prompts=agent.prompts,
         )
 
 

@@ -216,6 +216,8 @@ def parseRefs(output: str) -> tuple[tuple[Ref, ...], str | None]:
 class GitRefs:
     """
     Asks repositories what they have.
+
+    @ivar access: how; may be replaced.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -237,7 +239,7 @@ class GitRefs:
         self._resolver = resolver
         self._clock = clock
         self._wallClock = wallClock
-        self._access = access
+        self.access = access
         self._known: AnswerCache[str, Refs] = AnswerCache(
             clock.seconds, limit=MAX_KNOWN, fresh=FRESH, kept=FRESH
         )
@@ -281,13 +283,13 @@ class GitRefs:
     async def _ask(self, remote: Remote) -> Refs:
         try:
             address = await publicAddress(
-                self._resolver, self._clock, remote.host, self._access.allowed
+                self._resolver, self._clock, remote.host, self.access.allowed
             )
         except AddressRefused as refused:
             raise RemoteRefused(str(refused)) from None
         try:
             finished = await self._programs.run(
-                command(remote, address, self._access), outputLimit=MAX_OUTPUT, deadline=DEADLINE
+                command(remote, address, self.access), outputLimit=MAX_OUTPUT, deadline=DEADLINE
             )
         except OutputTooLarge:
             raise RemoteFailed("the repository has too many branches and tags") from None
