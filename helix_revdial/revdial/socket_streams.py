@@ -46,29 +46,29 @@ class SocketStream:
     @ivar transport: Twisted's transport, with nothing left to send.
     @ivar framing: Its WebSocket, or C{None} where bytes are bytes.
     @ivar early: What was received and not yet parsed.
+    @ivar payload: What was received and parsed before that, and not passed on.
     @ivar onTaken: Told who has it now, before anything moves.
     @ivar onReceived: Told of payload bytes that came from it.
-    @ivar payload: What was received and parsed before that, and not passed on.
     @ivar onSent: Told of payload bytes that were sent to it.
     @ivar onEnd: Told, just before the transport is, whether it ended in good order,
         and why.
-    """
-
     @ivar onAgain: Told in place of the transport, where both directions have ended by
         their marks: the connection can carry another stream, and this is what came
         behind the end of this one.  C{None} where its connection ends with a stream.
+    """
+
     transport: tcp.Connection
     framing: Framing | None = None
     early: bytes = b""
+    payload: bytes = b""
     onTaken: list[Callable[[SocketRelay], None]] = field(default_factory=list)
     onReceived: list[Callable[[int], None]] = field(default_factory=list)
-    payload: bytes = b""
     tls: TLSSocket | None = None
     onSent: list[Callable[[int], None]] = field(default_factory=list)
     onEnd: list[Callable[[bool, str], None]] = field(default_factory=list)
-
-
     onAgain: Callable[[list[bytes | Control | EndMark]], None] | None = None
+
+
 def plainStream(transport: Any) -> SocketStream | None:
     """
     The stream of a transport of Twisted's own, if it can be taken over now.

@@ -169,10 +169,10 @@ class SocketRelay:
             if first:
                 side.guard(side.sendFirst, first)
         for side in sides:
-            early, side.stream.early = side.stream.early, b""
             payload, side.stream.payload = side.stream.payload, b""
             if payload:
                 side.guard(side.receivedPayload, payload)
+            early, side.stream.early = side.stream.early, b""
             if early:
                 side.guard(side.received, memoryview(bytearray(early)))
         for side in sides:
