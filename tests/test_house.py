@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "imported_tokens": {"access", "config", "systemd"},
     "keeping": {"revdial", "systemd"},
     "telemetry": set(),
-    "listening": set(),
+    "listening": {"revdial"},
     "settings": {
         "config",
         "storage",

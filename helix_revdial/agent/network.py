@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from ..revdial.client import ServerPath, ServerURL
 from ..revdial.exchange import addressEndpoint
 from ..revdial.offered import OfferedTarget
+from ..revdial.tls_endpoints import TLSClientEndpoint
 from .failures import connectReason
 from .proxies import CredentialsFile, ProxyChoice, ProxyURL
 from .proxy import ProxyEndpoint
@@ -153,7 +153,7 @@ def _endpoints(
         else:
             way = addressEndpoint(reactor, proxy.host, proxy.port)
             if toProxy is not None:
-                way = wrapClientTLS(toProxy, way)
+                way = TLSClientEndpoint(reactor, toProxy, way)
             way = ProxyEndpoint(
                 cast(IReactorTime, reactor),
                 way,
@@ -163,7 +163,7 @@ def _endpoints(
                 credentials=login,
                 explain=connectReason,
             )
-        return way if toServer is None else wrapClientTLS(toServer, way)
+        return way if toServer is None else TLSClientEndpoint(reactor, toServer, way)
 
     return endpoint
 

@@ -55,6 +55,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..revdial.tls_endpoints import ISocketTLS
 from .certificates import (
     TrustUnusable,
     certificatesBelow,
@@ -324,14 +325,14 @@ class _Connection(SSL.Connection):
     """
 
     def set_app_data(self, data: Any) -> None:
-        super().set_app_data(ref(data))
+        super().set_app_data(None if data is None else ref(data))
 
     def get_app_data(self) -> Any:
         data = super().get_app_data()
         return None if data is None else data()
 
 
-@implementer(IOpenSSLClientConnectionCreator)
+@implementer(IOpenSSLClientConnectionCreator, ISocketTLS)
 class _Verifying:
     """
     Makes the TLS connections to one host.
@@ -352,6 +353,11 @@ class _Verifying:
         self._madeFrom: CertificateOptions | None = None
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """See L{IOpenSSLClientConnectionCreator}."""
+        return self.connectionOnSocket(tlsProtocol, None)
+
+    def connectionOnSocket(self, transport: Any, socket: Any) -> SSL.Connection:
+        """See L{ISocketTLS}; without a socket, between two buffers in memory."""
         options = self._trust.options()
         if self._trust.policy.insecure:
             self._log.warn(
@@ -359,11 +365,11 @@ class _Verifying:
                 "stands between can read the token and answer in its place",
                 host=self._host,
             )
-        connection = _Connection(options.getContext(), None)
+        connection = _Connection(options.getContext(), socket)
         if self._serverName is not None:
             connection.set_tlsext_host_name(self._serverName)
         connection.set_verify(
-            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verifier(tlsProtocol)
+            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verifier(transport)
         )
         self._resume(connection, options)
         return connection

@@ -20,7 +20,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
@@ -31,6 +31,7 @@ from helix_revdial.listening.errors import ListenError, NeedsRestart
 from helix_revdial.listening.proxied import ProxiedEndpoint, ProxiedFactory, Strangers
 from helix_revdial.listening.sources import ProxySources
 from helix_revdial.listening.tls import LoadedTLS, ServerTLS, TLSSettings, load
+from helix_revdial.revdial.tls_endpoints import TLSServerEndpoint
 
 _OTHERS_WORK = {
     "ssl": "use tcp: and the door's tls settings, which can be reloaded",
@@ -139,7 +140,7 @@ class Door(Service):
         if self._sources is not None:
             endpoint = ProxiedEndpoint(endpoint, self._behindProxies)
         if self._tls is not None:
-            endpoint = wrapServerTLS(self._tls, endpoint, self._reactor)
+            endpoint = TLSServerEndpoint(self._reactor, self._tls, endpoint)
         return endpoint  # type: ignore[no-any-return]
 
     def _behindProxies(self, factory: IProtocolFactory) -> ProxiedFactory:

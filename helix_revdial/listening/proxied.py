@@ -30,6 +30,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IProtocol,
     IProtocolFactory,
+    IReactorFDSet,
     IReactorTime,
     IStreamServerEndpoint,
 )
@@ -38,8 +39,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, directlyProvides, implementer, providedBy
 
+from helix_revdial.listening.apart import ApartReader
 from helix_revdial.listening.proxy_header import BadProxyHeader, ProxyHeader, ProxyHeaderReader
 from helix_revdial.listening.sources import ProxySources
+from helix_revdial.revdial.socket_streams import plainStream
 
 LINES_A_SECOND = 5
 """Refusals that are logged in a second; the others are counted."""
@@ -97,6 +100,8 @@ class ProxiedConnection(Protocol):
         self._wrapped: IProtocol | None = None
         self._admitted = False
         self._timer: Any = None
+        self._header: ProxyHeader | None = None
+        self._apart: ApartReader | None = None
 
     def connectionMade(self) -> None:
         """Take a place among the strangers, and wait for the header."""
@@ -106,6 +111,26 @@ class ProxiedConnection(Protocol):
             return
         self._admitted = True
         self._timer = owner.clock.callLater(owner.patience(), self._tooSlow)
+        if IReactorFDSet.providedBy(owner.clock) and plainStream(self.transport) is not None:
+            # What follows the header stays in the socket, for whoever reads it there.
+            self._apart = ApartReader(owner.clock, self.transport, self._look, self._whole)
+            self._apart.start()
+
+    def _look(self, seen: bytes) -> int | None:
+        """How many of these bytes are the header's, if that is whole with them."""
+        try:
+            found = self._reader.feed(seen)
+        except BadProxyHeader as error:
+            self._refuse(str(error))
+            return None
+        if found is None:
+            return None
+        self._header, rest = found
+        return len(seen) - len(rest)
+
+    def _whole(self) -> None:
+        assert self._header is not None
+        self._serve(self._header, b"")
 
     def dataReceived(self, data: bytes) -> None:
         """The header, then everything else."""
@@ -164,6 +189,9 @@ class ProxiedConnection(Protocol):
         transport.abortConnection()
 
     def _release(self) -> None:
+        apart, self._apart = self._apart, None
+        if apart is not None:
+            apart.stop()
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

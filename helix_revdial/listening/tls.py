@@ -33,6 +33,7 @@ from zope.interface import implementer
 from helix_revdial.listening import certificates
 from helix_revdial.listening.certificates import Certified
 from helix_revdial.listening.errors import ListenError
+from helix_revdial.revdial.tls_endpoints import ISocketTLS
 
 HTTP = b"http/1.1"
 
@@ -162,7 +163,7 @@ def _reason(error: Exception) -> str:
     return str(queue) or type(error).__name__
 
 
-@implementer(IOpenSSLServerConnectionCreator)
+@implementer(IOpenSSLServerConnectionCreator, ISocketTLS)
 class ServerTLS:
     """
     What new connections of a door get.
@@ -176,3 +177,7 @@ class ServerTLS:
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See L{IOpenSSLServerConnectionCreator}."""
         return self.current.options.serverConnectionForTLS(tlsProtocol)
+
+    def connectionOnSocket(self, transport: Any, socket: Any) -> SSL.Connection:
+        """See L{ISocketTLS}."""
+        return SSL.Connection(self.current.options.getContext(), socket)

@@ -19,6 +19,7 @@ from helix_revdial.revdial.frames import Control, EndMark, FrameReader
 
 if TYPE_CHECKING:
     from helix_revdial.revdial.sockets import SocketRelay
+    from helix_revdial.revdial.tls_socket import TLSSocket
 
 
 @dataclass
@@ -44,6 +45,7 @@ class SocketStream:
     A connection that can be taken over.
 
     @ivar transport: Twisted's transport, with nothing left to send.
+    @ivar tls: The TLS session that runs on the socket; C{None} where none does.
     @ivar framing: Its WebSocket, or C{None} where bytes are bytes.
     @ivar early: What was received and not yet parsed.
     @ivar payload: What was received and parsed before that, and not passed on.
@@ -61,9 +63,9 @@ class SocketStream:
     framing: Framing | None = None
     early: bytes = b""
     payload: bytes = b""
+    tls: TLSSocket | None = None
     onTaken: list[Callable[[SocketRelay], None]] = field(default_factory=list)
     onReceived: list[Callable[[int], None]] = field(default_factory=list)
-    tls: TLSSocket | None = None
     onSent: list[Callable[[int], None]] = field(default_factory=list)
     onEnd: list[Callable[[bool, str], None]] = field(default_factory=list)
     onAgain: Callable[[list[bytes | Control | EndMark]], None] | None = None
@@ -73,13 +75,18 @@ def plainStream(transport: Any) -> SocketStream | None:
     """
     The stream of a transport of Twisted's own, if it can be taken over now.
 
-    Not TLS, not closing; and nothing in it that is still to be sent, after it has
-    been given the chance.  Of a wrapper that passes every byte on as it is, and has
+    Not Twisted's TLS, not closing; and nothing in it that is still to be sent, after it
+    has been given the chance.  Of a wrapper that passes every byte on as it is, and has
     none in hand, the transport beneath: such a one says so by a method
-    C{plainTransport} of its class.
+    C{plainTransport} of its class.  And of TLS that runs on its own socket the session:
+    that one has a method C{tlsStream} (L{helix_revdial.revdial.tls_transport}).
     """
     # Of its class: a wrapper that passes every attribute on, as Twisted's TLS does,
     # would give what lies beneath a wrapper beneath it.
+    session = getattr(type(transport), "tlsStream", None)
+    if session is not None:
+        found: SocketStream | None = session(transport)
+        return found
     beneath = getattr(type(transport), "plainTransport", None)
     if beneath is not None:
         return plainStream(beneath(transport))

@@ -45,6 +45,7 @@ from helix_revdial.revdial.socket_poll import SocketPoll
 from helix_revdial.revdial.socket_side import Side
 from helix_revdial.revdial.socket_streams import SocketStream
 from helix_revdial.revdial.splices import Bulk
+from helix_revdial.revdial.tls_side import TLSSide
 
 BUFFER = 256 * 1024
 """Bytes that one receive may bring."""
@@ -155,8 +156,8 @@ class SocketRelay:
         self._onEnd = onEnd
         self._moved = 0.0
         self._timer: IDelayedCall | None = None
-        self._left = Side(self, left)
-        self._right = Side(self, right)
+        self._left = _sideOf(self, left)
+        self._right = _sideOf(self, right)
         self._left.other = self._right
         self._right.other = self._left
 
@@ -227,6 +228,10 @@ class SocketRelay:
             self._log.failure("the end of a relay was not taken")
         for side in (self._left, self._right):
             side.release(why == "done", text)
+
+
+def _sideOf(relay: SocketRelay, stream: SocketStream) -> Side:
+    return Side(relay, stream) if stream.tls is None else TLSSide(relay, stream)
 
 
 __all__ = ["SocketRelay", "SocketRelays"]

@@ -63,10 +63,10 @@ def spliceOf(side: Side, target: Side, pipes: Pipes | None, bulk: Bulk) -> Splic
     @param side: The one that receives.
     @param target: The one that sends.
     @param pipes: C{None} where this platform or the operator has none.
-    @return: C{None} where a mask stands in the way.
+    @return: C{None} where a mask, or TLS, stands in the way.
     """
     comes, goes = side.stream.framing, target.stream.framing
-    if pipes is None:
+    if pipes is None or side.stream.tls is not None or target.stream.tls is not None:
         return None
     if comes is not None and not (comes.client or comes.zeroKey):
         return None

@@ -60,7 +60,7 @@ class DoorTests(SynchronousTestCase):
         door.startService()
         factory: Any = self.reactor.tcpServers[0][1]
         self.assertIsInstance(factory, ProxiedFactory)
-        self.assertEqual(type(factory.wrapped).__name__, "TLSMemoryBIOFactory")
+        self.assertEqual(type(factory.wrapped).__name__, "TLSFactory")
 
     def test_replace(self) -> None:
         """Prepared first, in place when it is said; a refusal leaves everything."""
