@@ -397,6 +397,37 @@ class ClientCertificateSection(_Section, frozen=True, rename=_snake):
     tenant: str = "default"
 
 
+class IssuerSection(_Section, frozen=True, rename=_snake):
+    """An issuer of JSON web tokens that are taken in the place of our own."""
+
+    issuer: str
+    """The C{iss} of its tokens."""
+
+    audience: str
+    """What its tokens have as C{aud}."""
+
+    algorithm: str
+    """The one algorithm that it signs with: C{HS256}, C{RS256}, C{ES256}, C{EdDSA}…"""
+
+    secretFile: str | None = None
+    """For HS algorithms: the file that holds the secret."""
+
+    jwksUrl: str | None = None
+    """For the others: C{https://…}, where its public keys are."""
+
+    jwksCa: str | None = None
+    """PEM file of the authorities that are believed there, instead of the platform's."""
+
+    tenants: tuple[str, ...] = ()
+    """The tenants that its tokens may name; any, if there are none."""
+
+    defaultRole: Literal["admin", "operator", "viewer"] | None = None
+    """For tokens that name no role that is known here; without it they are refused."""
+
+    clockSkew: Annotated[float, msgspec.Meta(ge=0, le=300)] = 30.0
+    """Seconds by which its clock may be ahead. An expiry is exact."""
+
+
 class AccessSection(_Section, frozen=True, rename=_snake):
     """The first tokens."""
 
@@ -414,6 +445,9 @@ class AccessSection(_Section, frozen=True, rename=_snake):
 
     clientCertificate: tuple[ClientCertificateSection, ...] = ()
     """Who asks with a client certificate and no token."""
+
+    issuer: tuple[IssuerSection, ...] = ()
+    """Whose JSON web tokens are taken."""
 
 
 class MetricsSection(_Section, frozen=True, rename=_snake):

@@ -86,6 +86,7 @@ from helix_revdial.settings import (
     forwardSettings,
     gitAccess,
     httpLimits,
+    issuers,
     liveness,
     rateSettings,
     tunnelLimits,
@@ -177,6 +178,7 @@ class ControlPlane(LoggingService):
         self._stopping = False
         try:
             self._grants = certificateGrants(config)
+            self._issuers = issuers(config.access, reactor)
             forwardSettings(config.forwards)
             declaredAgents(config.agents)
             gitAccess(config.git)
@@ -381,8 +383,14 @@ class ControlPlane(LoggingService):
             gitRefs=self._newGitRefs(clock),
         )
         services.idempotency.start()
+        services.jwts.setIssuers(self._issuers)
         authority = Authority(
-            tokens, sessions, audit, certificate=self._principalOf, admit=services.admit
+            tokens,
+            sessions,
+            audit,
+            certificate=self._principalOf,
+            admit=services.admit,
+            jwts=services.jwts,
         )
         self._byName = ByName(self.services, authority, lambda: self._config.gateways.baseDomain)
         self._table = operationTable(self.services, authority)
@@ -505,6 +513,7 @@ class ControlPlane(LoggingService):
 
     async def _prepareAccess(self, config: ServerConfig) -> Callable[[], None]:
         grants = certificateGrants(config)
+        believed = issuers(config.access, self._reactor)
         before = self._config.access
         if (config.access.importRunnerToken, config.access.runnerTokenPatterns) != (
             before.importRunnerToken,
@@ -519,6 +528,7 @@ class ControlPlane(LoggingService):
 
         def put() -> None:
             services = self.services
+            services.jwts.setIssuers(believed)
             before, services.certificates = services.certificates, grants
             for family in before.endedIn(grants):
                 services.connections.revoke(credential=family)
@@ -604,6 +614,7 @@ class ControlPlane(LoggingService):
             self._watch.stop,
             self._git.stop,
             services.idempotency.stop,
+            services.jwts.stop,
             lambda: Deferred.fromCoroutine(services.forwards.stop()),
             lambda: Deferred.fromCoroutine(services.connections.stop()),
             lambda: Deferred.fromCoroutine(services.audit.stop()),

@@ -70,6 +70,7 @@ RELOADABLE = frozenset(
         "access.import_runner_token",
         "access.runner_token_patterns",
         "access.client_certificate",
+        "access.issuer",
         # Of a door: what its own check lets pass.
         "listen.tls",
         "listen.proxy_protocol",

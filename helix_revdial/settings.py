@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
 from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
+from helix_revdial.access.jwks import KeySet, httpsFetch
+from helix_revdial.access.jwt import Issuer
 from helix_revdial.access.principals import isPattern
 from helix_revdial.access.rate_limits import Rate, RateSettings, Scope
 from helix_revdial.config import (
+    AccessSection,
     AgentsSection,
     ConfigError,
     ForwardsSection,
     GatewaysSection,
     GitSection,
     HttpSection,
+    IssuerSection,
     LimitsSection,
     ListenSection,
     LivenessSection,
@@ -67,6 +72,7 @@ def check(config: ServerConfig) -> None:
         declaredAgents(config.agents)
         gitAccess(config.git)
         rateSettings(config.rateLimits)
+        issuers(config.access, None)
     except ListenError as error:
         raise ConfigError(str(error)) from None
     try:
@@ -264,6 +270,55 @@ def liveness(section: LivenessSection) -> Liveness:
         silence=section.silence,
         kernel=KernelWatch.within(section.kernelTimeout),
     )
+
+
+def issuers(section: AccessSection, reactor: Any) -> list[Issuer]:
+    """
+    The C{[[access.issuer]]} tables.  Reads the files that they name.
+
+    @param reactor: What keys are fetched with; C{None} to check only.
+    @raise ConfigError: One of them cannot be.
+    """
+    found: dict[str, Issuer] = {}
+    for one in section.issuer:
+        if one.issuer in found:
+            raise ConfigError(f"access.issuer: {one.issuer!r} stands there twice")
+        try:
+            found[one.issuer] = _issuer(one, reactor)
+        except OSError as error:
+            raise ConfigError(
+                f"access.issuer: {one.issuer}: {error.filename}: {error.strerror}"
+            ) from None
+        except ValueError as error:
+            raise ConfigError(f"access.issuer: {one.issuer}: {error}") from None
+    return list(found.values())
+
+
+def _issuer(section: IssuerSection, reactor: Any) -> Issuer:
+    if not section.issuer or not section.audience:
+        raise ValueError("issuer and audience are not empty")
+    secret = keys = None
+    authorities = b""
+    if section.secretFile is not None:
+        secret = Path(section.secretFile).read_bytes().strip()
+    if section.jwksUrl is not None:
+        if section.jwksCa is not None:
+            authorities = Path(section.jwksCa).read_bytes()
+        fetch = httpsFetch(reactor, section.jwksUrl, authorities or None)
+        keys = KeySet(fetch, reactor, section.algorithm, section.issuer)
+    issuer = Issuer(
+        section.issuer,
+        section.audience,
+        section.algorithm,
+        secret=secret,
+        keys=keys,
+        tenants=section.tenants,
+        defaultRole=section.defaultRole,
+        skew=section.clockSkew,
+        source=f"{section.jwksUrl}\n{authorities.decode('latin-1')}",
+    )
+    issuer.check()
+    return issuer
 
 
 def rateSettings(section: RateLimitsSection) -> RateSettings:

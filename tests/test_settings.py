@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.access.rate_limits import Rate
@@ -15,6 +16,7 @@ from helix_revdial.settings import (
     doorSettings,
     gitAccess,
     httpLimits,
+    issuers,
     rateSettings,
     tunnelLimits,
 )
@@ -146,3 +148,35 @@ class SettingsTests(SynchronousTestCase):
             path.write_text(text + wrong)
             error = self.assertRaises(ConfigError, check, load(path, {}))
             self.assertIn("rate_limits.override", str(error))
+
+    def test_issuers(self) -> None:
+        """An issuer has one algorithm, and what that one takes; what cannot be is said."""
+        secret = Path(self.mktemp())
+        secret.write_text("0123456789abcdef0123456789abcdef\n")
+        path = Path(self.mktemp())
+        begin = '[[access.issuer]]\nissuer = "https://id.example/"\naudience = "helix"\n'
+        shared = f'algorithm = "HS256"\nsecret_file = "{secret}"\n'
+        path.write_text(begin + shared)
+        config = load(path, {})
+        check(config)
+        (found,) = issuers(config.access, Clock())
+        self.assertEqual(found.secret, b"0123456789abcdef0123456789abcdef")
+        path.write_text(begin + 'algorithm = "RS256"\njwks_url = "https://id.example/keys"\n')
+        check(load(path, {}))
+        for wrong, word in (
+            (begin + shared + begin + shared, "twice"),
+            (begin + 'algorithm = "HS256"\nsecret_file = "/nonexistent"\n', "No such file"),
+            (begin + 'algorithm = "HS256"\n', "takes a secret"),
+            (begin + 'algorithm = "none"\n', "none of the algorithms"),
+            (begin + 'algorithm = "RS256"\njwks_url = "http://id.example/"\n', "https://"),
+            (
+                begin
+                + 'algorithm = "RS256"\njwks_url = "https://id.example/"\n'
+                + f'jwks_ca = "{secret}"\n',
+                "no certificate",
+            ),
+        ):
+            path.write_text(wrong)
+            error = self.assertRaises(ConfigError, check, load(path, {}))
+            self.assertIn(word, str(error))
+            self.assertIn("access.issuer", str(error))

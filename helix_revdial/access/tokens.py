@@ -20,7 +20,7 @@ What holds:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -337,6 +337,13 @@ class Tokens:
                 self._subscribers.remove(callback)
 
         return unsubscribe
+
+    def tell(self, families: Iterable[str]) -> None:
+        """
+        Tell the subscribers of L{onRevoked} that credentials have ended that are kept
+        elsewhere.
+        """
+        self._tell(dict.fromkeys(families))
 
     async def expiring(self, now: float | None = None) -> frozenset[str]:
         """

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.authorization import parseAuthorization
 from helix_revdial.access.certificates import fingerprintOf
+from helix_revdial.access.jwks import KeysUnavailable
+from helix_revdial.access.jwt import JWTInvalid, JWTs
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.table import ACCESS, Decision, decide, refusal
 from helix_revdial.access.tokens import Tokens
@@ -36,9 +38,11 @@ class Authority:
         *,
         certificate: Callable[[bytes], Principal | None] = lambda der: None,
         admit: Callable[[Call], None] = lambda call: None,
+        jwts: JWTs | None = None,
     ) -> None:
         """
         @param certificate: Whose a verified client certificate (DER) is.
+        @param jwts: Reads JSON web tokens.
         @param admit: Counts a call, and raises L{Problem} where there are too many.
         """
         self._tokens = tokens
@@ -46,6 +50,7 @@ class Authority:
         self._audit = audit
         self._certificate = certificate
         self._admit = admit
+        self._jwts = jwts
 
     async def authenticate(self, request: Request) -> Principal | None:
         """
@@ -65,10 +70,25 @@ class Authority:
             raise self._unknown(
                 request, "The Authorization header must be: Bearer TOKEN, or: ApiKey TOKEN."
             )
+        if self._jwts is not None and self._jwts.looksLike(secret):
+            return await self._byJWT(request, self._jwts, secret)
         principal = await self._tokens.authenticate(secret)
         if principal is None:
             raise self._unknown(request, "The token is unknown, revoked or expired.")
         return principal
+
+    async def _byJWT(self, request: Request, jwts: JWTs, token: str) -> Principal:
+        try:
+            return await jwts.authenticate(token)
+        except JWTInvalid as error:
+            raise self._unknown(request, f"The JSON web token is no good: {error}.") from None
+        except KeysUnavailable:
+            raise Problem(
+                503,
+                "The keys of the token's issuer cannot be had now; try again.",
+                headers=[(b"Retry-After", b"5")],
+                code="keys-unavailable",
+            ) from None
 
     def _byCertificate(self, request: Request) -> Principal | None:
         if request.certificate is None or _fromElsewhere(request):

@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from helix_revdial.access.audit import AuditLog
 from helix_revdial.access.certificates import CERTIFICATE_FAMILY, CertificateGrants
 from helix_revdial.access.idempotency import Idempotency
+from helix_revdial.access.jwt import JWT_FAMILY, JWTs
 from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.rate_limits import RateExceeded, RateLimits
@@ -57,6 +58,8 @@ class Services:
     @ivar forwards: Ports that lead to targets.
     @ivar keptForwards: Those of them that outlive the server.
     @ivar eventStreams: Answers that are server-sent events.
+    @ivar jwts: JSON web tokens of issuers that are believed; the control plane, or a
+        test, says which.
     @ivar rates: How often users may call.
     @ivar idempotency: What calls that are made again were answered with.
     @ivar agents: What tasks may ask for; replaced by a reload.
@@ -88,6 +91,7 @@ class Services:
     forwards: Forwards = field(init=False)
     keptForwards: KeptForwards = field(init=False)
     eventStreams: EventStreams = field(init=False)
+    jwts: JWTs = field(init=False)
     rates: RateLimits = field(init=False)
     idempotency: Idempotency = field(init=False)
     replays: Replays = field(init=False)
@@ -135,6 +139,7 @@ class Services:
             onOverflow=lambda: self.load.refused("event_queue"),
         )
         self.tokens.onRevoked(self.eventStreams.end)
+        self.jwts = JWTs(self.clock, self.wallClock, self.tokens.tell)
         self.rates = RateLimits(self.clock, rateSettings(self.config.rateLimits))
         self.idempotency = Idempotency(self.database, self.clock, self.wallClock)
         self.replays = Replays(self.idempotency)
@@ -163,6 +168,8 @@ class Services:
         """Whether who was authenticated a moment ago has not lost that since."""
         if principal.family.startswith(CERTIFICATE_FAMILY):
             return self.certificates.stillValid(principal)
+        if principal.family.startswith(JWT_FAMILY):
+            return self.jwts.stillValid(principal)
         return self.tokens.stillValid(principal)
 
     async def outlives(self, principal: Principal) -> bool:
@@ -173,6 +180,8 @@ class Services:
         """
         if principal.family.startswith(CERTIFICATE_FAMILY):
             return self.certificates.stillValid(principal)
+        if principal.family.startswith(JWT_FAMILY):
+            return self.jwts.resume(principal)
         return await self.tokens.isLive(principal.family)
 
     def runnerOf(self, session: str) -> str:

@@ -122,7 +122,13 @@ class Server:
         )
         self.table = operationTable(
             self.services,
-            Authority(self.tokens, self.sessions, self.audit, admit=self.services.admit),
+            Authority(
+                self.tokens,
+                self.sessions,
+                self.audit,
+                admit=self.services.admit,
+                jwts=self.services.jwts,
+            ),
         )
         self.factory = HTTPFactory(
             lambda request: traced(request, self.table), self.clock, wallClock=self.wallClock

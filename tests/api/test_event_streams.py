@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.api.event_streams import EventsQuery, openEvents
@@ -11,40 +13,52 @@ from helix_revdial.http.response import Response
 from tests.api.harness import Server, Wire, await_, request
 
 
+def withEvents(server: Server) -> Callable[..., tuple[EventStream, Wire]]:
+    """
+    Give a server an operation that answers with events.
+
+    @return: Asks for them with a token, and maybe a query.
+    """
+    opened: list[EventStream] = []
+
+    async def events(call: Call) -> Response:
+        stream = openEvents(server.services, call, form=call.query.heartbeat)
+        opened.append(stream)
+        return stream.response()
+
+    table = server.table
+    server.table = type(table)(
+        [
+            *table.operations,
+            Operation(
+                "testEvents",
+                "GET",
+                "/api/v1/test-events",
+                events,
+                access="user",
+                query=EventsQuery,
+                media=("text/event-stream",),
+                rate=None,
+            ),
+        ],
+        authenticate=table._authenticate,
+        authorise=table._authorise,
+    )
+
+    def open_(token: str, query: str = "") -> tuple[EventStream, Wire]:
+        protocol, wire = server.connect()
+        protocol.dataReceived(request("GET", "/api/v1/test-events" + query, token))
+        return opened[-1], wire
+
+    return open_
+
+
 class EventStreamTests(SynchronousTestCase):
     """An operation that answers with events."""
 
     def setUp(self) -> None:
         self.server = Server()
-        self.opened: list[EventStream] = []
-
-        async def events(call: Call) -> Response:
-            stream = openEvents(self.server.services, call, form=call.query.heartbeat)
-            self.opened.append(stream)
-            return stream.response()
-
-        table = self.server.table
-        self.server.table = type(table)(
-            [
-                *table.operations,
-                Operation(
-                    "testEvents",
-                    "GET",
-                    "/api/v1/test-events",
-                    events,
-                    access="user",
-                    query=EventsQuery,
-                    media=("text/event-stream",),
-                ),
-            ],
-            authenticate=table._authenticate,
-            authorise=table._authorise,
-        )
-
-    def open(self, token: str, query: str = "") -> tuple[EventStream, Wire]:
-        protocol, wire = self.server.connect()
-        protocol.dataReceived(request("GET", "/api/v1/test-events" + query, token))
-        return self.opened[-1], wire
+        self.open = withEvents(self.server)
 
     def test_revoked(self) -> None:
         """A stream ends at once when the token it was asked with is revoked; another's goes on."""
