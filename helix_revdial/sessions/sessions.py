@@ -22,11 +22,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from helix_revdial.access.cache import AnswerCache, BoundedSet
+from helix_revdial.sessions.catalogue import noteUse
 from helix_revdial.sessions.changes import happen, lock, put
 from helix_revdial.sessions.events import Appender, EventLog
 from helix_revdial.sessions.lifecycle import ACTIVE, STATES, Input
 from helix_revdial.sessions.records import Session, columnsOf, fromRow
-from helix_revdial.sessions.tasks import TaskRequest, nameOf
+from helix_revdial.sessions.tasks import TaskRequest, nameOf, withoutPassword
 from helix_revdial.storage.database import Database, DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
 from helix_revdial.storage.tables import sessions
@@ -189,6 +190,14 @@ class Sessions:
         def write(connection: Connection, log: Appender) -> None:
             columns = {name: getattr(session, name) for name in _OF_A_NEW_TASK}
             connection.execute(insert(sessions).values(**columnsOf(columns)))
+            noteUse(
+                connection,
+                tenant=tenant,
+                project=session.project,
+                url=request.repo.url and withoutPassword(request.repo.url),
+                branch=request.repo.branch,
+                at=now,
+            )
             log.append("status", {"status": "queued"}, now)
 
         await self.events.write(session.id, write)

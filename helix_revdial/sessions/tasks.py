@@ -10,7 +10,7 @@ once, by the field's dotted path.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -128,17 +128,15 @@ class TaskPolicy:
 
     @ivar tenant: whose task it is.
     @ivar disabledRuntime: whether an agent may run without any sandbox.
-    @ivar agents: the types that are known; C{None} for any.
-    @ivar checkSettings: what is wrong with an agent's settings, by the path below
-        C{agent.settings} (empty: the settings as a whole).
+    @ivar agentFaults: what is wrong with an agent, by field
+        (L{Agents.faults<helix_revdial.sessions.agents.Agents.faults>}).
     @ivar hasExecutor: whether there is an executor of that id.
     @ivar webhookURL: what is wrong with a webhook's address; empty if nothing is.
     """
 
     tenant: str
     disabledRuntime: bool = False
-    agents: Collection[str] | None = None
-    checkSettings: Callable[[TaskAgent], Mapping[str, str]] = field(default=lambda agent: {})
+    agentFaults: Callable[[TaskAgent], Mapping[str, list[str]]] = field(default=lambda agent: {})
     hasExecutor: Callable[[str], bool] = field(default=lambda executor: True)
     webhookURL: Callable[[str], str] = field(default=lambda url: "")
 
@@ -164,7 +162,8 @@ def validateTask(request: TaskRequest, policy: TaskPolicy) -> None:
             wrong(name, "has control characters")
     _checkRepo(request, wrong)
     _checkRuntime(request, wrong)
-    _checkAgent(request.agent, policy, wrong)
+    for name, texts in policy.agentFaults(request.agent).items():
+        errors.setdefault(name, []).extend(texts)
     workspace = request.workspace or TaskWorkspace()
     for index, provider in enumerate(workspace.snapshotPreference):
         if provider not in SNAPSHOT_PROVIDERS:
@@ -299,15 +298,6 @@ def _checkRuntime(request: TaskRequest, wrong: _Wrong) -> None:
             wrong("runtime.devcontainerPath", "is for the runtime devcontainer")
         elif path.startswith("/") or ".." in path.split("/") or _LINE.fullmatch(path) is None:
             wrong("runtime.devcontainerPath", "is no path within the repository")
-
-
-def _checkAgent(agent: TaskAgent, policy: TaskPolicy, wrong: _Wrong) -> None:
-    if policy.agents is not None and agent.type not in policy.agents:
-        known = ", ".join(sorted(policy.agents)) or "none"
-        wrong("agent.type", f"is no agent of this server; it has: {known}")
-        return
-    for path, text in policy.checkSettings(agent).items():
-        wrong(f"agent.settings.{path}" if path else "agent.settings", text)
 
 
 def _checkLabels(labels: Mapping[str, str], wrong: _Wrong) -> None:

@@ -1,0 +1,203 @@
+# -*- test-case-name: tests.sessions.test_driver -*-
+"""
+What an executor reports becomes events and changes of its session.
+
+Runs within one write of the event log, which also notes the number of the last
+report: a report that is told twice is stored once, and one that is missing is
+noticed (L{Gap}).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, insert, select
+
+from helix_revdial.sessions.changes import happen, lock, put
+from helix_revdial.sessions.events import Appender, EventTooLarge
+from helix_revdial.sessions.executor import Report
+from helix_revdial.sessions.lifecycle import TERMINAL, Input
+from helix_revdial.sessions.records import Session
+from helix_revdial.storage.ids import newId
+from helix_revdial.storage.tables import moments, snapshots
+
+MAX_LABEL = 200
+
+_STATES: dict[str, Input] = {"running": "started", "paused": "paused"}
+
+_Item = tuple[str, dict[str, Any], float]
+
+
+class Gap(Exception):
+    """Reports are missing before one: they have to be asked for again."""
+
+
+def patchPath(session: str) -> str:
+    """Where the server has a session's patch."""
+    return f"/api/v1/sessions/{session}/patch"
+
+
+def store(
+    connection: Connection, log: Appender, session: str, reports: Sequence[Report]
+) -> Session:
+    """
+    Store reports.
+
+    @param reports: in order; those that are stored already are left out.
+    @return: the session as it is then.
+    @raise Gap: when one is missing.
+    """
+    found = lock(connection, session)
+    waiting: list[_Item] = []
+
+    def flush() -> None:
+        log.extend(waiting)
+        waiting.clear()
+
+    seq = found.executorSeq
+    for report in reports:
+        if report.seq <= seq:
+            continue
+        if report.seq != seq + 1:
+            raise Gap(f"report {report.seq} came after {seq}")
+        seq = report.seq
+        if found.status in TERMINAL:
+            # It was given up: what is told of it now comes too late.
+            continue
+        match report.kind:
+            case "state":
+                happened = _STATES.get(report.state or "")
+                if happened is not None:
+                    flush()
+                    found = happen(connection, found, log, happened)
+            case "exit":
+                flush()
+                found = _ended(connection, found, log, report)
+            case "workspace" if report.workspace is not None:
+                found = put(connection, found, log, workspace=msgspec.to_builtins(report.workspace))
+            case "delivery":
+                delivery = _delivery(session, report)
+                found = put(connection, found, log, delivery=delivery)
+                waiting.append(("delivery", delivery, report.at))
+            case "snapshot":
+                waiting.append(_snapshot(connection, session, report))
+            case "moment":
+                waiting.append(_moment(connection, session, report))
+            case "log" | "prompt":
+                waiting.append(_log(report))
+            case _:
+                # A kind that this version does not know.
+                pass
+        if len(waiting) == 1:
+            _tryAlone(log, waiting)
+    flush()
+    return put(connection, found, log, executorSeq=seq)
+
+
+def finish(connection: Connection, log: Appender, session: str, report: Report) -> Session:
+    """
+    Let a session end without a report of it that could be stored.
+
+    @param report: of kind C{exit}; its number does not count.
+    @return: the session as it is then.
+    """
+    return _ended(connection, lock(connection, session), log, report)
+
+
+def _tryAlone(log: Appender, waiting: list[_Item]) -> None:
+    """Leave out what is too large to be stored, and say so."""
+    kind, data, at = waiting[0]
+    size = sum(len(value) for value in data.values() if isinstance(value, str))
+    if size * 6 < 128 * 1024:
+        return
+    waiting.clear()
+    try:
+        log.append(kind, data, at)
+    except EventTooLarge as error:
+        log.append("log", {"level": "warn", "stream": "system", "message": str(error)}, at)
+
+
+def _log(report: Report) -> _Item:
+    if report.kind == "prompt":
+        text = "The prompt was taken." if report.accepted else "The prompt was not taken."
+        message = f"{text} {report.message}" if report.message else text
+        level = "info" if report.accepted else "warn"
+        return "log", {"level": level, "stream": "system", "message": message}, report.at
+    data = {"level": report.level or "info", "message": report.message or ""}
+    if report.stream is not None:
+        data["stream"] = report.stream[:32]
+    return "log", data, report.at
+
+
+def _delivery(session: str, report: Report) -> dict[str, Any]:
+    delivery: dict[str, Any] = {"mode": report.mode or "patch"}
+    if delivery["mode"] == "patch":
+        delivery["url"] = patchPath(session)
+    elif report.url is not None:
+        delivery["url"] = report.url
+    for name in ("size", "sha256"):
+        if getattr(report, name) is not None:
+            delivery[name] = getattr(report, name)
+    return delivery
+
+
+def _snapshot(connection: Connection, session: str, report: Report) -> _Item:
+    row = {
+        "id": newId("snap", report.at),
+        "session": session,
+        "at": report.at,
+        "label": (report.label or "")[:MAX_LABEL],
+        "provider": (report.provider or "copy")[:32],
+        "reference": {"id": report.snapshot, "mount": report.mount},
+    }
+    connection.execute(insert(snapshots).values(**row))
+    data = {"id": row["id"], "label": row["label"], "provider": row["provider"]}
+    return "timeline.fsSnapshot.created", {**data, "snapshot": row["reference"]}, report.at
+
+
+def _moment(connection: Connection, session: str, report: Report) -> _Item:
+    known = None
+    if report.snapshot is not None:
+        query = select(snapshots.c.id, snapshots.c.reference).where(snapshots.c.session == session)
+        for row in connection.execute(query.order_by(snapshots.c.at)):
+            if row.reference.get("id") == report.snapshot:
+                known = row.id
+    label = (report.label or report.note or "")[:MAX_LABEL]
+    moment = newId("mom", report.at)
+    connection.execute(
+        insert(moments).values(
+            id=moment, session=session, at=report.at, label=label, kind="auto", snapshot=known
+        )
+    )
+    data = {"id": moment, "label": label, "note": report.note or label}
+    return "moment", {**data, "snapshotId": known}, report.at
+
+
+def _ended(connection: Connection, session: Session, log: Appender, report: Report) -> Session:
+    """The process has ended, or its host has failed."""
+    happened: Input
+    data: dict[str, Any] = {}
+    error: str | None = None
+    if report.error is not None:
+        happened, error = "broke", report.error
+    elif report.exitCode == 0:
+        happened = "succeeded"
+    else:
+        happened = "failed"
+        error = (
+            f"the agent was ended by {report.signal}"
+            if report.signal is not None
+            else f"the agent ended with exit code {report.exitCode}"
+        )
+    if report.exitCode is not None:
+        data["exitCode"] = report.exitCode
+    if report.signal is not None:
+        data["signal"] = report.signal
+    if session.status == "stopping" and happened == "failed":
+        # That is what it was asked for.
+        error = None
+    if error is not None:
+        data["error"] = error
+    return happen(connection, session, log, happened, data, exitCode=report.exitCode, error=error)
