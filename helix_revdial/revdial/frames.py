@@ -80,8 +80,9 @@ class FrameReader:
 
     @ivar whole: Whether nothing is half received: no frame and no message.
     @ivar between: Whether the next byte is the first of a frame's head.
-    @ivar plain: Payload bytes that are still to come of a frame that has begun, and
-        need no unmasking; 0 where it needs some, or there is no such frame.
+    @ivar isPlain: Whether the last frame with payload needed no unmasking: it had no
+        mask, or a zero key.
+    @ivar plain: Payload bytes that are still to come of such a frame.
     @ivar headSize: Bytes of the head of a long frame.
     """
 
@@ -96,6 +97,7 @@ class FrameReader:
         "_maxFrame",
         "_opcode",
         "_open",
+        "isPlain",
     )
 
     def __init__(self, *, masked: bool, maxFrame: int = MAX_FRAME) -> None:
@@ -105,6 +107,7 @@ class FrameReader:
         @param maxFrame: Payload bytes that one frame may announce.
         """
         self._masked = masked
+        self.isPlain = not masked
         self._maxFrame = maxFrame
         self._head = bytearray()
         self._open = False
@@ -125,7 +128,7 @@ class FrameReader:
 
     @property
     def plain(self) -> int:
-        return 0 if self._masker is not None or self._opcode & 0x8 else self._left
+        return self._left if self.isPlain and not self._opcode & 0x8 else 0
 
     @property
     def headSize(self) -> int:
@@ -225,6 +228,8 @@ class FrameReader:
             key = bytes(head[at : at + 4])
             if key != ZERO_KEY:
                 self._masker = newMasker(key)
+            if not opcode & 0x8:
+                self.isPlain = key == ZERO_KEY
 
     def _dataBegin(self, opcode: int, fin: bool, length: int) -> None:
         if opcode == CONTINUATION:

@@ -24,12 +24,16 @@ MAX_PIECES = 512
 LATER = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 """Not now: the socket is full, or empty."""
 
+UNABLE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+"""The descriptor cannot be spliced, or we may not (a system call filter)."""
+
 
 class Outbox:
     """
     Sends to one socket.
 
     @ivar held: Bytes that wait.
+    @ivar isAble: Whether the socket takes from a pipe, as far as is known.
     """
 
     def __init__(self, socket: socket.socket, pipes: Pipes | None) -> None:
@@ -42,6 +46,7 @@ class Outbox:
         self._pending: list[memoryview | bytes] = []
         self._pendingSize = 0
         self._pipe: Pipe | None = None
+        self.isAble = True
 
     @property
     def held(self) -> int:
@@ -162,6 +167,7 @@ class Outbox:
             pipe.drain(self._socket.fileno())
         except OSError as failed:
             if failed.errno in UNABLE:
+                self.isAble = False
                 self._takeOut()
                 return self._flushMemory()
             if failed.errno not in LATER:
@@ -183,7 +189,3 @@ class Outbox:
         assert self._pipes is not None
         self._pipe = None
         self._pipes.give(pipe)
-
-
-UNABLE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
-"""The descriptor cannot be spliced, or we may not (a system call filter)."""

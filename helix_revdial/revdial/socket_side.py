@@ -212,8 +212,9 @@ class Side:
 
     @property
     def isTaking(self) -> bool:
-        """Whether payload can be sent here, and nothing waits."""
-        return not (self._writeEnded or self._endWaits or self.outbox.waits)
+        """Whether payload can be sent here by a pipe, and nothing waits."""
+        outbox = self.outbox
+        return not (self._writeEnded or self._endWaits or outbox.waits) and outbox.isAble
 
     def forward(self, pipe: Pipe) -> None:
         """Pass on payload of ours that is in a pipe."""

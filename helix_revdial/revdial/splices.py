@@ -63,12 +63,11 @@ def spliceOf(side: Side, target: Side, pipes: Pipes | None, bulk: Bulk) -> Splic
     @param side: The one that receives.
     @param target: The one that sends.
     @param pipes: C{None} where this platform or the operator has none.
-    @return: C{None} where a mask, or TLS, stands in the way.
+    @return: C{None} where TLS stands in the way, or what it sends has to be masked.
+        Whether what comes has a mask is seen frame by frame.
     """
-    comes, goes = side.stream.framing, target.stream.framing
+    goes = target.stream.framing
     if pipes is None or side.stream.tls is not None or target.stream.tls is not None:
-        return None
-    if comes is not None and not (comes.client or comes.zeroKey):
         return None
     if goes is not None and goes.client and not goes.zeroKey:
         return None
@@ -98,7 +97,7 @@ class Splice:
 
     def noticed(self, size: int) -> None:
         """The side has read so many bytes into its buffer."""
-        if size < self._bulk.large:
+        if size < self._bulk.large or not self._able:
             self._large = 0
         elif self._large < self._bulk.reads:
             self._large += 1
@@ -111,16 +110,16 @@ class Splice:
         @raise OSError: A connection broke.
         """
         bulk, side, target = self._bulk, self._side, self._target
-        if self._large < bulk.reads or not self._able:
-            return False
         moved = 0
-        while moved < bulk.quantum and side.isGiving and target.isTaking:
+        while self._large >= bulk.reads and side.isGiving and target.isTaking:
             got = self._fill() if self._payload() >= bulk.small else self._readBetween()
             if got is None:
                 break
             if not got:
                 return True
             moved += got
+            if moved >= bulk.quantum:
+                break
         return moved > 0
 
     def _payload(self) -> int:
@@ -139,13 +138,12 @@ class Splice:
             return None
         if reader.plain:
             return self._side.receive(reader.plain)
-        if not reader.between:
+        if not (reader.between and reader.isPlain):
             return None
         got = self._side.receive(reader.headSize)
         if reader.plain < self._bulk.small:
             # A small frame, or none of payload: it is no bulk any more.
             self._large = 0
-            return None if got else got
         return got
 
     def _fill(self) -> int | None:
@@ -164,6 +162,7 @@ class Splice:
             self._pipes.give(pipe)
             if failed.errno in UNABLE:
                 self._able = False
+                self._large = 0
                 return None
             if failed.errno in LATER:
                 return 0

@@ -190,6 +190,50 @@ class PropertyTests(SynchronousTestCase):
 
         check()
 
+    def test_plainGoesAnotherWay(self) -> None:
+        """Payload without a mask, or with a zero key, may go past the reader, at any split."""
+        piece = st.tuples(
+            st.sampled_from([None, "zero", "random"]), st.booleans(), st.binary(max_size=400)
+        )
+
+        @settings(deadline=None, max_examples=150)
+        @given(
+            st.booleans(), st.lists(piece, max_size=8), st.lists(st.integers(1, 500), max_size=30)
+        )
+        def check(
+            masked: bool, pieces: list[tuple[str | None, bool, bytes]], sizes: list[int]
+        ) -> None:
+            wire, expected, pings = b"", b"", 0
+            for mask, ping, data in pieces:
+                key = None if not masked else bytes(4) if mask == "zero" else KEY
+                if ping:
+                    wire += frame(data[:125], key, PING)
+                    pings += 1
+                else:
+                    wire += frame(data, key)
+                    expected += data
+            reader, got, controls, at = FrameReader(masked=masked), b"", 0, 0
+            for size in [*sizes, *[7] * len(wire)]:
+                if reader.plain:
+                    self.assertTrue(reader.isPlain)
+                    passed = wire[at : at + min(size, reader.plain)]
+                    got += passed
+                    at += len(passed)
+                    if passed:
+                        reader.passed(len(passed))
+                    continue
+                for one in reader.read(memoryview(bytearray(wire[at : at + size]))):
+                    if isinstance(one, memoryview):
+                        got += one
+                    elif isinstance(one, Control):
+                        controls += 1
+                at += size
+            self.assertEqual((got, controls), (expected, pings))
+            self.assertTrue(reader.whole)
+            self.assertTrue(reader.between)
+
+        check()
+
     def test_anyBytes(self) -> None:
         """F10: any bytes give payload or a L{FrameError}, never anything else."""
 
