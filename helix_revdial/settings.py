@@ -222,24 +222,24 @@ class TunnelLimits(TypedDict):
     dialTimeout: float
     maxRunners: int
     maxStreams: int
+    pool: PoolLimits
 
 
 def tunnelLimits(section: TunnelSection, limits: LimitsSection, pool: PoolSection) -> TunnelLimits:
     """The C{[tunnel]} and C{[pool]} sections, and what C{[limits]} says of one runner."""
     return {
         "gracePeriod": section.gracePeriod,
-    pool: PoolLimits
         "maxPending": section.maxPendingDials,
         "dialTimeout": section.dialTimeout,
         "maxRunners": section.maxRunners,
         "maxStreams": limits.streamsPerRunner,
+        "pool": PoolLimits(pool.spare, pool.perRunner, pool.total, pool.refresh),
     }
 
 
 def trustedProxies(section: GatewaysSection) -> ProxySources | None:
     """
     Whose word about callers counts; C{None} for nobody's.
-        "pool": PoolLimits(pool.spare, pool.perRunner, pool.total, pool.refresh),
 
     @raise ListenError: One of them is no network.
     """
