@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
     IHostResolution,
     IReactorPluggableNameResolver,
     IResolutionReceiver,
+    ISSLTransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions, PrivateCertificate
@@ -66,7 +67,11 @@ class Pipe(Protocol):
         self.other.write(data)
 
     def readConnectionLost(self) -> None:
-        self.other.loseWriteConnection()
+        if ISSLTransport.providedBy(self.other):
+            # A FIN beneath Twisted's TLS would cut it off.
+            self.other.loseConnection()
+        else:
+            self.other.loseWriteConnection()
 
     def writeConnectionLost(self) -> None:
         pass
