@@ -43,6 +43,7 @@ from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
 from helix_revdial.api.forwards import restoreForwards
+from helix_revdial.api.first_look import FirstLook
 from helix_revdial.api.load import Load
 from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.proxy import ByName
@@ -394,6 +395,7 @@ class ControlPlane(LoggingService):
         )
         self._byName = ByName(self.services, authority, lambda: self._config.gateways.baseDomain)
         self._table = operationTable(self.services, authority)
+        self.factory.firstLook = FirstLook(self.services, self._needsDispatch)
         self._forward()
 
     def _forward(self) -> None:
@@ -544,6 +546,10 @@ class ControlPlane(LoggingService):
     def _unready(self) -> str:
         """Why the server should get no requests now."""
         return "shutting down" if self._stopping else ""
+
+    def _needsDispatch(self, request: Request) -> bool:
+        """Whether a request is not to be taken at first look, whatever it is."""
+        return self.metrics.observation.spans is not None or self._byName.isFor(request)
 
     async def _dispatch(self, request: Request) -> Response | HandedOver:
         if self._table is None:

@@ -90,6 +90,11 @@ class RecentTokens:
             waiting.append(turn)
             await turn
 
+    def known(self, secret: str) -> Principal | None:
+        """Who shows this secret, if that is fresh in memory."""
+        record = self._known.get(digestOf(secret)) if isSecret(secret) else None
+        return None if record is None else self._principal(record)
+
     def stillValid(self, principal: Principal) -> bool:
         """Whether a principal has neither expired nor been revoked here."""
         expired = principal.expires is not None and principal.expires <= self._wallClock()

@@ -37,6 +37,9 @@ from helix_revdial.revdial.websocket import webSocketServer
 
 PATH = "/api/v1/revdial"
 
+ACCESS = "runner"
+"""The access table's word for it."""
+
 _RAW = {RequestKind.CONTROL_RAW, RequestKind.DATA_RAW, RequestKind.CHECK_RAW}
 _DATA = {RequestKind.DATA_RAW, RequestKind.DATA_WEBSOCKET}
 _WEBSOCKET = {
@@ -75,7 +78,7 @@ def operations(services: Services) -> list[Operation]:
             )
         requireUpgradable(request, webSocket=asked.kind in _WEBSOCKET)
         if asked.kind in _DATA:
-            return _pickUp(services, request, principal, asked)
+            return pickUp(services, request, principal, asked)
         if asked.kind in _CHECK:
             return await _check(services, policy, request, principal, asked)
         return await _register(services, policy, request, principal, asked)
@@ -86,7 +89,7 @@ def operations(services: Services) -> list[Operation]:
             method="GET",
             path=PATH,
             run=connect,
-            access="runner",
+            access=ACCESS,
             rate=None,
             status=101,
             errors=(400, 401, 403, 404, 409, 426, 503),
@@ -238,9 +241,16 @@ async def _check(
         raise
 
 
-def _pickUp(
+def pickUp(
     services: Services, request: Request, principal: Principal, asked: Classified
 ) -> HandedOver:
+    """
+    Give a data connection to what it is for.
+
+    @param principal: Who asks, and may connect as an agent.
+    @param asked: What is asked for; its upgrade can be answered.
+    @raise Problem: It is for nothing, or there is no room.
+    """
     services.load.tunnel(principal.tenant)
     parked = _park(services, request, principal, asked)
     if parked is not None:

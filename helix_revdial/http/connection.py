@@ -23,6 +23,13 @@ Invariants:
     belongs to one connection, so a stalled peer delays nobody else.
   - The transport's producer slot is ours until the connection is handed over or
     closes, then free.  (A TLS transport with a live producer never closes.)
+  - A connection that was handed over, which may live for months, keeps nothing of
+    HTTP: no request, no parser, no buffer.
+
+A dispatch is a coroutine, and runs through whatever stands before its operations.  Where
+one kind of request is many times as frequent as all others, the factory's C{firstLook}
+is asked before: it may hand the connection over itself, or leave the request, untouched,
+to the dispatch.
 
 Half-close: a peer that ends its direction after its request still gets the answer,
 unless the request says that it ends with its caller.
@@ -40,6 +47,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     INegotiated,
     IProtocol,
+    IReactorTime,
     ISSLTransport,
 )
 from twisted.internet.protocol import connectionDone
@@ -80,21 +88,41 @@ class HTTPConnection(ConnectionLife):
     One connection.  See the module's docstring.
     """
 
+    __slots__ = (
+        "_advancing",
+        "_answered",
+        "_authenticated",
+        "_begun",
+        "_drainLeft",
+        "_endsWithCaller",
+        "_head",
+        "_headBegun",
+        "_heads",
+        "_intake",
+        "_logged",
+        "_request",
+        "_servedOne",
+        "_successor",
+        "_task",
+        "_whenLost",
+        "_wholeWithCaller",
+        "purpose",
+    )
+
     _log = Logger()
 
     def __init__(self, factory: HTTPFactory) -> None:
         super().__init__(factory)
-        self._clock = factory.clock
         self._heads = HeadReader(
             maxBytes=factory.limits.headBytes, maxFields=factory.limits.headFields
         )
         self._headBegun = True
         """Whether the deadline that runs is a head's: at first it is, from the start."""
         self._advancing = False
-        self._whenLost: list[Callable[[], None]] = []
+        self._whenLost: tuple[Callable[[], None], ...] = ()
         self._servedOne = False
         self._authenticated = False
-        self._h11 = h11.Connection(h11.SERVER)
+        self._head: Head | None = None
         self._request: Request | None = None
         self._intake: Intake | None = None
         self._answered = False
@@ -107,6 +135,15 @@ class HTTPConnection(ConnectionLife):
         self._successor: IProtocol | None = None
         self.purpose = "http"
         """What the connection is for, to those who count."""
+
+    @property
+    def _clock(self) -> IReactorTime:
+        return self.factory.clock
+
+    @property
+    def _h11(self) -> h11.Connection:
+        """What frames the answer to the request that is being served."""
+        return cast(Head, self._head).connection
 
     # Beginning and end
 
@@ -142,7 +179,7 @@ class HTTPConnection(ConnectionLife):
             self._intake.stop()
         self._releaseAdmission()
         self.factory.disconnected(self)
-        whenLost, self._whenLost = self._whenLost, []
+        whenLost, self._whenLost = self._whenLost, ()
         for call in whenLost:
             call()
         if phase is Phase.HANDED_OVER:
@@ -306,7 +343,7 @@ class HTTPConnection(ConnectionLife):
         self._deadline.clear()
         self._headBegun = False
         self.phase = Phase.SERVING
-        self._h11 = head.connection
+        self._head = head
         self._answered = self._logged = False
         self._endsWithCaller = self._wholeWithCaller = False
         self._begun = self._clock.seconds()
@@ -321,12 +358,12 @@ class HTTPConnection(ConnectionLife):
         )
         intake.setPaused(self._readsPaused)
         request = self._request = Request(
-            method=head.event.method.decode("ascii"),
-            rawTarget=head.event.target,
+            method=head.method.decode("ascii"),
+            rawTarget=head.rawTarget,
             path=head.target.path,
             rawQuery=head.target.rawQuery,
             headers=head.headers,
-            httpVersion=head.event.http_version,
+            httpVersion=head.httpVersion,
             body=intake.body,
             peer=self._peer(),
             secure=self._secure,
@@ -334,11 +371,29 @@ class HTTPConnection(ConnectionLife):
             requestId=requestIdOf(head.headers),
             owner=self,
         )
-        self._heads.feed(self._feedBody(self._heads.take()))
+        if intake.open:
+            self._heads.feed(self._feedBody(self._heads.take()))
+        elif self._lookedAt(request):
+            return
         task = Deferred.fromCoroutine(self._serve(request))
         if self._request is request and not task.called:
             self._task = task
         task.addErrback(self._served, request)
+
+    def _lookedAt(self, request: Request) -> bool:
+        """
+        @return: Whether the connection is somebody else's after a first look.
+        """
+        look = self.factory.firstLook
+        if look is None or self.factory.stopping:
+            return False
+        try:
+            look(request)
+        except ConnectionGone:
+            pass
+        except Exception:
+            self._log.failure("at first look at {requestId}", requestId=request.requestId)
+        return self.phase is not Phase.SERVING
 
     def _served(self, failure: Failure, request: Request) -> None:
         """A request ended in a way that left no answer, or half of one."""
@@ -491,7 +546,7 @@ class HTTPConnection(ConnectionLife):
 
     def whenLost(self, call: Callable[[], None]) -> None:
         """See L{Request.whenLost}."""
-        self._whenLost.append(call)
+        self._whenLost += (call,)
 
     def endWithCaller(self, *, whole: bool = False) -> None:
         """See L{Request.endWithCaller}."""
@@ -558,7 +613,7 @@ class HTTPConnection(ConnectionLife):
         self._successor = successor
         self.purpose = request.purpose
         self.phase = Phase.HANDED_OVER
-        self._request = None
+        self._request = self._head = self._intake = self._task = None
         for deadline in (self._deadline, self._stall, self._turn):
             deadline.clear()
         self._freeProducerSlot()
@@ -569,6 +624,7 @@ class HTTPConnection(ConnectionLife):
         self.factory.handedOver(self)
         self._logOnce(request, "handed over")
         data = (request.head if replayHead else b"") + self._heads.take()
+        del self._heads
         try:
             successor.makeConnection(transport)
             if data and self.phase is Phase.HANDED_OVER:

@@ -25,6 +25,9 @@ class HTTPFactory(ServerFactory):
     Makes L{HTTPConnection}s.
 
     @ivar dispatch: Answers requests.
+    @ivar firstLook: Given each request without a body before the dispatch is.  It hands
+        the connection over (L{Request.handOver}) at once, or leaves the request as it
+        is; what it raises is logged, and the dispatch gets the request.
     @ivar admission: The connections of strangers.
     @ivar stopping: Whether L{stop} has been called.
     @ivar answers: How many requests were answered, by the class of the status
@@ -53,6 +56,7 @@ class HTTPFactory(ServerFactory):
         @param wallClock: Seconds since 1970, for the C{Date} header.
         """
         self.dispatch = dispatch
+        self.firstLook: Callable[[Request], object] | None = None
         self.clock = clock
         self.limits = limits if limits is not None else HTTPLimits()
         self.serverHeader = serverHeader

@@ -54,12 +54,36 @@ class ConnectionLife(Protocol):
     @ivar countedAs: The address as whose connection this one is counted.
     """
 
-    identifies = False
+    # There may be tens of thousands, most of them somebody else's by then.
+    __slots__ = (
+        "_addressChecked",
+        "_admittedAs",
+        "_deadline",
+        "_drained",
+        "_inputEnded",
+        "_limits",
+        "_producing",
+        "_readsPaused",
+        "_secure",
+        "_stall",
+        "_turn",
+        "_writesPaused",
+        "connected",
+        "countedAs",
+        "factory",
+        "identifies",
+        "phase",
+        "transport",
+    )
+
     factory: HTTPFactory
     transport: Any
 
     def __init__(self, factory: HTTPFactory) -> None:
         self.factory = factory
+        self.transport = None
+        self.connected = 0
+        self.identifies = False
         self.phase = Phase.READING
         self.countedAs: str | None = None
         self._limits = factory.limits

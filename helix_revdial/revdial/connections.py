@@ -316,6 +316,14 @@ class Connections(Views):
         self._roster.schedule()
         return call.result
 
+    def isAsked(self, credential: str, ticket: str) -> bool:
+        """
+        Whether C{ticket} picks up a dial now.
+
+        @param credential: The token family that would present it.
+        """
+        return self._table.isAsked(credential, ticket)
+
     def pickUp(
         self,
         credential: str,

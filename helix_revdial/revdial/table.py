@@ -352,6 +352,14 @@ class ConnectionTable:
         runner.dials[dial.id] = dial
         return dial
 
+    def isAsked(self, credential: str, ticket: str) -> bool:
+        """Whether L{pickUp} would find the dial of C{ticket}; uses nothing up."""
+        dial = self._askings.byTicket(ticket)
+        if dial is None or self._isOverdue(dial):
+            return False
+        holder = self._runners[dial.key].credential
+        return hmac.compare_digest(holder.encode(), credential.encode())
+
     def pickUp(
         self,
         credential: str,

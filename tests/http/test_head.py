@@ -330,6 +330,31 @@ class FuzzTests(SynchronousTestCase):
         self.assertEqual(exchange.clock.getDelayedCalls(), [])
         self.assertEqual(self.flushLoggedErrors(), [])
 
+    @settings(deadline=None, max_examples=300)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([b"X", b"Connection", b"Upgrade", b"Expect", b"Host", b"a!#$%"]),
+                st.one_of(
+                    st.binary(max_size=12), st.sampled_from([b"a", b"", b" \t", b"\xe9\xff"])
+                ),
+            ),
+            max_size=5,
+        ),
+        st.sampled_from([b"GET / HTTP/1.1", b"OPTIONS /a?b HTTP/1.1", b"a!# / HTTP/1.0"]),
+    )
+    def test_whatIsTakenSuitsH11(self, fields: list[tuple[bytes, bytes]], line: bytes) -> None:
+        """Such a head is given to h11 only when it is answered: it has to be fit for it."""
+        lines = [line, b"Host: a", *(b"%s:%s" % field for field in fields)]
+        reader = HeadReader(maxBytes=16384, maxFields=100)
+        reader.feed(b"\r\n".join(lines) + b"\r\n\r\n")
+        try:
+            head = reader.next()
+        except BadRequest:
+            return
+        if head is not None:
+            self.assertIsNotNone(head.connection)
+
     @settings(deadline=None, max_examples=100)
     @given(st.binary(max_size=60), st.integers(0, 60))
     def test_sameVerdictAtEverySplit(self, data: bytes, position: int) -> None:
