@@ -76,7 +76,7 @@ class FirstLook:
         if len(fields) != len(request.headers) or not _KNOWN.issuperset(fields):
             return
         ticket = fields.get(b"revdial-ticket")
-        kind = _KINDS.get(fields.get(b"upgrade", b""))
+        kind = _KINDS.get(fields.get(b"upgrade", b"").lower())
         if not ticket or kind is None or fields.get(b"connection", b"").lower() != b"upgrade":
             return
         if request.httpVersion != b"1.1" or not _isHandshake(kind, fields):
