@@ -60,16 +60,13 @@ def operations(services: Services) -> list[Operation]:
         principal = asking(call)
         assert principal.user is not None
         session = await services.sessions.create(
-            name=call.body.name, tenant=principal.tenant, owner=principal.user
+            name=call.body.name,
+            tenant=principal.tenant,
+            owner=principal.user,
+            project=principal.project,
+            also=lambda connection, session: call.remember(_created(session))(connection),
         )
-        return Response(
-            201,
-            [
-                (b"Content-Type", b"application/json; charset=utf-8"),
-                (b"Location", f"{PATH}/{session.id}".encode("ascii")),
-            ],
-            msgspec.json.encode(_document(session)),
-        )
+        return _created(session)
 
     async def listAll(call: Call) -> SessionList:
         principal = asking(call)
@@ -77,6 +74,7 @@ def operations(services: Services) -> list[Operation]:
         found = await services.sessions.list(
             tenant=principal.tenant,
             owner=None if principal.hasRole("admin") else principal.user,
+            project=principal.project,
             page=query.page,
             perPage=query.perPage,
         )
@@ -144,6 +142,17 @@ def operations(services: Services) -> list[Operation]:
             tags=("sessions",),
         ),
     ]
+
+
+def _created(session: Session) -> Response:
+    return Response(
+        201,
+        [
+            (b"Content-Type", b"application/json; charset=utf-8"),
+            (b"Location", f"{PATH}/{session.id}".encode("ascii")),
+        ],
+        msgspec.json.encode(_document(session)),
+    )
 
 
 def _document(session: Session) -> SessionDocument:

@@ -96,6 +96,9 @@ class SessionPage:
 
 Subscriber = Callable[[Session], None]
 
+Also = Callable[[Connection, Session], None]
+"""What is done in the transaction that makes a session, and has to be so exactly then."""
+
 
 class Sessions:
     """
@@ -125,18 +128,29 @@ class Sessions:
         self._deleted = BoundedSet(MAX_KNOWN)
         self._subscribers: list[Subscriber] = []
 
-    async def create(self, *, name: str, tenant: str, owner: str) -> Session:
+    async def create(
+        self,
+        *,
+        name: str,
+        tenant: str,
+        owner: str,
+        project: str | None = None,
+        also: Also | None = None,
+    ) -> Session:
         """
         Make a session.
 
         @param name: 1 to 200 characters, no control characters.
         @param tenant: of whom the owner is a user.
+        @param also: done in the same transaction.
         @raise SessionError: for a name of another form.
         """
         if _NAME.fullmatch(name) is None:
             raise SessionError("name", "a name has 1 to 200 characters and no control characters")
         now = self._wallClock()
-        session = Session(newId("ses", now), tenant, owner, name, "created", now, updated=now)
+        session = Session(
+            newId("ses", now), tenant, owner, name, "created", now, project=project, updated=now
+        )
 
         def write(connection: Connection) -> None:
             connection.execute(
@@ -147,9 +161,12 @@ class Sessions:
                     name=session.name,
                     status=session.status,
                     created=session.created,
+                    project=session.project,
                     updated=session.updated,
                 )
             )
+            if also is not None:
+                also(connection, session)
 
         await self._database.run(write)
         return session
@@ -162,12 +179,14 @@ class Sessions:
         owner: str,
         project: str | None = None,
         branchOf: str | None = None,
+        also: Also | None = None,
     ) -> Session:
         """
         Make the session of a task, which waits for an executor.
 
         @param request: what was found to be valid.
         @param branchOf: the session that it goes on from.
+        @param also: done in the same transaction.
         """
         now = self._wallClock()
         session = Session(
@@ -199,6 +218,8 @@ class Sessions:
                 at=now,
             )
             log.append("status", {"status": "queued"}, now)
+            if also is not None:
+                also(connection, replace(session, lastSeq=1))
 
         await self.events.write(session.id, write)
         return replace(session, lastSeq=1)
