@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,6 +13,7 @@ from helix_revdial.config import GatewaysSection, ServerConfig
 from helix_revdial.http.factory import HTTPFactory
 from tests.api.harness import Server, request
 from tests.api.test_external_agents import Pending, Sandbox
+from tests.http.test_head import REFUSED
 
 TARGETS = "api;expose=operator;default, desk;expose=owner, wolf;expose=internal"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -55,6 +57,107 @@ class ProxyTestCase(SynchronousTestCase):
         self.agent.data.dataReceived(OK)
         self.assertEqual(pending.answer().status, 200)
         return bytes(asked)
+
+
+FOLLOW = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+
+CHUNKS = {
+    "size with a sign": b"+1\r\nx\r\n0\r\n\r\n",
+    "size in 0x": b"0x1\r\nx\r\n0\r\n\r\n",
+    "size with a blank": b" 1\r\nx\r\n0\r\n\r\n",
+    "size empty": b"\r\nx\r\n0\r\n\r\n",
+    "size negative": b"-1\r\nx\r\n0\r\n\r\n",
+    "size underscore": b"1_0\r\n0123456789abcdef\r\n0\r\n\r\n",
+    "size beyond 64 bits": b"10000000000000001\r\nx\r\n0\r\n\r\n",
+    "size line with LF": b"1\nx\r\n0\r\n\r\n",
+    "size line with CR": b"1\rx\r\n0\r\n\r\n",
+    "extension with LF": b"1;a\nb\r\nx\r\n0\r\n\r\n",
+    "extension with CR": b"1;a\rb\r\nx\r\n0\r\n\r\n",
+    "data longer than said": b"1\r\nxyz\r\n0\r\n\r\n",
+    "data shorter than said": b"5\r\nx\r\n0\r\n\r\n",
+    "data ends with LF": b"1\r\nx\n0\r\n\r\n",
+    "two chunks without an end between": b"1\r\nx1\r\ny\r\n0\r\n\r\n",
+    "trailer with a length": b"0\r\nContent-Length : 5\r\n\r\n",
+    "trailer fold": b"0\r\nX: a\r\n b\r\n\r\n",
+}
+"""Chunked bodies that two parties could read differently."""
+
+
+class SmugglingTests(ProxyTestCase):
+    """Requests that could be read in two ways, to a service."""
+
+    def ways(self) -> list[tuple[bytes, bytes]]:
+        """The path and the host by which the service is reached."""
+        return [
+            (b"/api/v1/runners/wolf-1/http/api/", b"cp.example"),
+            (b"/", b"api--wolf-1.apps.example"),
+        ]
+
+    def send(self, data: bytes) -> list[bytes]:
+        """What is answered: the status of each answer."""
+        protocol, wire = self.server.connect()
+        protocol.dataReceived(data + FOLLOW)
+        return re.findall(rb"^HTTP/1\.1 (\d+) ", wire.value(), re.MULTILINE)
+
+    def test_heads(self) -> None:
+        """F5: whichever way, each gets one answer, 4xx or 505, and no service is dialled."""
+        authorization = b"Authorization: Bearer " + self.operator.encode() + b"\r\n"
+        tried = 0
+        for path, host in self.ways():
+            for name, data in REFUSED.items():
+                line, end, rest = data.partition(b"\r\n")
+                if b" / HTTP/1" not in line or not rest.startswith(b"Host: a\r\n"):
+                    continue
+                line = line.replace(b" / ", b" " + path + b"x ")
+                rest = rest.replace(b"Host: a\r\n", b"Host: " + host + b"\r\n" + authorization, 1)
+                (status, *more) = self.send(line + end + rest)
+                self.assertRegex(status, b"4..|505", (name, host))
+                self.assertEqual(more, [], (name, host))
+                tried += 1
+        self.assertGreater(tried, 80)
+        self.assertEqual(self.server.connections.dialsUnderWay, 0)
+        self.assertEqual(self.agent.dials(), 0)
+
+    def test_chunks(self) -> None:
+        """
+        A body that is no chunks ends its connection: the service hears of a request
+        that broke off, never of a second one.
+        """
+        for path, host in self.ways():
+            for name, body in CHUNKS.items():
+                pending = Pending(
+                    self.server,
+                    b"POST %sx HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n"
+                    b"Transfer-Encoding: chunked\r\n\r\n" % (path, host, self.operator.encode()),
+                )
+                self.assertFalse(pending.answered(), (name, host, pending.wire.value()))
+                asked = self.agent.pickUp()
+                self.assertTrue(asked.startswith(b"POST /x HTTP/1.1\r\n"), asked)
+                pending.protocol.dataReceived(body + FOLLOW)
+                asked += self.agent.next()
+                self.assertNotIn(b"smuggled", asked, (name, host))
+                self.assertFalse(asked.endswith(b"0\r\n\r\n"), (name, host))
+                self.assertEqual(pending.answer().status, 400, (name, host))
+                assert self.agent.wire is not None
+                self.assertTrue(self.agent.wire.aborted, (name, host))
+
+    def test_otherForms(self) -> None:
+        """Full URLs, authorities and C{//host}, in whatever letters: 400 and no dial."""
+        fields = b"Authorization: Bearer " + self.operator.encode() + b"\r\n\r\n"
+        for path, host in self.ways():
+            for target in (
+                b"http://" + host + path,
+                b"HTTP://169.254.169.254" + path,
+                b"https://" + host + b"@evil.example/",
+                b"//evil.example" + path,
+                b"///evil.example" + path,
+                b"/\\evil.example" + path,
+                host + b":80",
+                b"*",
+            ):
+                data = b"GET " + target + b" HTTP/1.1\r\nHost: " + host + b"\r\n" + fields
+                self.assertEqual(self.send(data), [b"400"], target)
+        self.assertEqual(self.agent.dials(), 0)
 
 
 class PathTests(ProxyTestCase):
