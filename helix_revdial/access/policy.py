@@ -39,6 +39,12 @@ class SessionFacts(Protocol):
     @property
     def owner(self) -> str: ...
 
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def project(self) -> str | None: ...
+
 
 class NotPermitted(Exception):
     """

@@ -4,7 +4,8 @@ Who may run which operation: the access table.
 
 Each operation of the HTTP interface carries one word, its I{access}.  Each
 word is a row of L{ACCESS}, each kind of principal (users by their role) a
-column; the cell says yes, no, or "own": yes for what is one's own.
+column; the cell says yes, no, "own": yes for what is one's own, or "task": yes
+for what is one's own and for every task of the tenant.
 L{decide} is the only reader.  C{docs/access.md} shows the same table, and a
 test holds the two together.
 
@@ -32,6 +33,7 @@ class Cell(Enum):
 
     YES = "yes"
     OWN = "own"
+    TASK = "task"
     NO = "-"
 
 
@@ -64,7 +66,7 @@ class Row:
     resource: bool = False
 
 
-_Y, _O, _N = Cell.YES, Cell.OWN, Cell.NO
+_Y, _O, _T, _N = Cell.YES, Cell.OWN, Cell.TASK, Cell.NO
 
 ACCESS: Final[dict[str, Row]] = {
     row.word: row
@@ -80,6 +82,7 @@ ACCESS: Final[dict[str, Row]] = {
         Row("user", "what any user may, about oneself", (_N, _Y, _Y, _Y, _N, _N)),
         Row("viewer", "read what the tenant has", (_N, _Y, _Y, _Y, _N, _N)),
         Row("operator", "make and change what the tenant has", (_N, _N, _Y, _Y, _N, _N)),
+        Row("task-creator", "hand in a task", (_N, _N, _Y, _Y, _N, _N)),
         Row(
             "dial",
             "reach a runner's target, by streams or HTTP; which, the table of targets says",
@@ -108,6 +111,18 @@ ACCESS: Final[dict[str, Row]] = {
             "session-owner",
             "act on a session: its clipboard, its end",
             (_N, _N, _O, _Y, _N, _N),
+            resource=True,
+        ),
+        Row(
+            "task-viewer",
+            "read what a session did: its state, log and events",
+            (_N, _T, _T, _Y, _N, _N),
+            resource=True,
+        ),
+        Row(
+            "session-operator",
+            "act on what runs: stop, pause, prompt, delete",
+            (_N, _N, _T, _Y, _N, _N),
             resource=True,
         ),
     )
@@ -146,7 +161,11 @@ def decide(word: str, principal: Principal | None, session: SessionFacts | None 
         return Decision.FORBIDDEN
     if session is None or session.tenant != principal.tenant:
         return Decision.HIDDEN
-    if cell is Cell.YES or (cell is Cell.OWN and owns(principal, session)):
+    if principal.project is not None and session.project != principal.project:
+        return Decision.HIDDEN
+    if cell is Cell.YES or (cell is Cell.TASK and session.kind == "task"):
+        return Decision.ALLOWED
+    if cell in (Cell.OWN, Cell.TASK) and owns(principal, session):
         return Decision.ALLOWED
     return Decision.FORBIDDEN
 
@@ -170,7 +189,7 @@ def refusal(word: str, principal: Principal) -> str:
     """
     cells = dict(zip(WHO, ACCESS[word].cells, strict=True))
     column = columnOf(principal)
-    if cells[column] is Cell.OWN:
+    if cells[column] in (Cell.OWN, Cell.TASK):
         return "This session belongs to somebody else."
     least = next(who for who in WHO[1:] if cells[who] is not Cell.NO)
     return f"This is for {_PEOPLE[least][1]}, and the token is that of {_PEOPLE[column][0]}."

@@ -28,6 +28,8 @@ class Facts:
     id: str = "ses_1"
     tenant: str = "acme"
     owner: str = "ann"
+    kind: str = "sandbox"
+    project: str | None = None
 
 
 def user(name: str = "ann", role: str = "operator", tenant: str = "acme") -> Principal:

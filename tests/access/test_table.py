@@ -32,6 +32,7 @@ CALLERS: dict[str, Principal | None] = {
 
 MINE = Facts(owner="ann")
 COLLEAGUES = Facts(owner="bob")
+TASK = Facts(owner="bob", kind="task")
 ELSEWHERE = Facts(tenant="other", owner="ann")
 
 REFUSED = {True: Decision.UNAUTHENTICATED, False: Decision.FORBIDDEN}
@@ -59,11 +60,13 @@ class DocumentTests(SynchronousTestCase):
                 allowed = {
                     "mine": decide(word, principal, MINE) is Decision.ALLOWED,
                     "a colleague's": decide(word, principal, COLLEAGUES) is Decision.ALLOWED,
+                    "a task": decide(word, principal, TASK) is Decision.ALLOWED,
                 }
                 expected = {
-                    "yes": {"mine": True, "a colleague's": True},
-                    "own": {"mine": True, "a colleague's": False},
-                    "-": {"mine": False, "a colleague's": False},
+                    "yes": {"mine": True, "a colleague's": True, "a task": True},
+                    "own": {"mine": True, "a colleague's": False, "a task": False},
+                    "task": {"mine": True, "a colleague's": False, "a task": True},
+                    "-": {"mine": False, "a colleague's": False, "a task": False},
                 }[cell]
                 self.assertEqual(allowed, expected, f"{word} for {who}: {cell}")
 
@@ -74,7 +77,7 @@ class DecideTests(SynchronousTestCase):
         for row in ACCESS.values():
             self.assertEqual(len(row.cells), len(WHO))
             if not row.resource:
-                self.assertNotIn(Cell.OWN, row.cells)
+                self.assertFalse({Cell.OWN, Cell.TASK} & set(row.cells))
             elif row.resource:
                 self.assertEqual(
                     [row.cells[WHO.index(who)] for who in ("nobody", "runner", "session")],
@@ -144,3 +147,16 @@ class RefusalTests(SynchronousTestCase):
         self.assertIn(
             ("session", "This is for users, and the token is that of a session's sandbox."), said
         )
+
+    def test_projects(self) -> None:
+        """Who is confined to a project has that project's sessions, and no other's."""
+        confined = Principal(
+            "user", "t", "f", "acme", user="ann", roles=frozenset({"admin"}), project="p1"
+        )
+        for project, expected in (
+            ("p1", Decision.ALLOWED),
+            ("p2", Decision.HIDDEN),
+            (None, Decision.HIDDEN),
+        ):
+            session = Facts(kind="task", project=project)
+            self.assertEqual(decide("session-operator", confined, session), expected)
