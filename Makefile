@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types suite wheel pytest-suite bench bench-short clean
+.PHONY: demo test check lint types suite wheel pytest-suite openapi bench bench-short clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/python docs/examples/demo.py
@@ -39,6 +39,10 @@ pytest-suite: $(VENV)/.ready
 # What is shipped is the wheel: it must offer both plugins in an environment of its own.
 wheel: $(VENV)/.ready
 	@$(BIN)/python -m tests.wheel
+
+# The API's description as callers have it; what would break them is refused and named.
+openapi: $(VENV)/.ready
+	@$(BIN)/python -m tests.contract.document $(ACCEPT)
 
 # This project beside haproxy, ssh and others; see docs/performance.md.
 bench: $(VENV)/.ready
