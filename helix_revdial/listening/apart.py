@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.listening.test_apart -*-
+# -*- test-case-name: tests.integration.test_tls_transport,tests.integration.test_listening -*-
 """
 Reads what stands before a connection's protocol, and not one byte of what follows.
 

@@ -8,10 +8,12 @@ disturbs nobody.
 
 The options are those of Twisted's L{CertificateOptions
 <twisted.internet.ssl.CertificateOptions>}: TLS 1.2 at least, ciphers with
-forward secrecy, no compression (it would tell secrets by their length), no
-resumption.  Only the choice of an application protocol (RFC 7301) is ours:
-Twisted answers a caller that offers any with an empty one, which OpenSSL takes
-for a fault, so that no browser could come.
+forward secrecy, no compression (it would tell secrets by their length).  Sessions
+are resumed by tickets, so that a dial does not pay for signatures; their key is that
+of one reading of the files, and whom a session was verified as is part of it.  Only
+the choice of an application protocol (RFC 7301) is ours: Twisted answers a caller that
+offers any with an empty one, which OpenSSL takes for a fault, so that no browser could
+come.
 """
 
 from __future__ import annotations
@@ -129,6 +131,8 @@ def _options(
         caCerts=[X509.from_cryptography(one) for one in authorities] or None,
         raiseMinimumTo=_MINIMUM[settings.minimumVersion],
         contextForServerName=contextFor,
+        # Sessions are resumed by what the caller keeps (RFC 8446, 2.2), not from here.
+        enableSessionTickets=True,
     )
 
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_tls_transport -*-
+# -*- test-case-name: tests.integration.test_tls_transport -*-
 """
 TLS over an endpoint: on the connection's own socket where that can be, else Twisted's.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_tls_transport,tests.revdial.test_tls_side -*-
+# -*- test-case-name: tests.integration.test_tls_transport -*-
 """
 TLS directly on a socket that does not block: what OpenSSL says, in few words.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_tls_transport -*-
+# -*- test-case-name: tests.integration.test_tls_transport -*-
 """
 A connection with TLS on its own socket, as a Twisted protocol sees it.
 
