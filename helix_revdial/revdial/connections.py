@@ -285,8 +285,7 @@ class Connections(Views):
                 limit = "streams_per_runner"
                 raise TooManyPendingDials("max open streams exceeded", retryAfter=1.0)
             if self._overload is not None:
-                if self._pool.parked.idle and self._scarce():
-                    self._pool.shed()
+                self.shedParked()
                 self._overload.check(len(self._calls))
             dial = self._table.dial(key, target, timeout)
         except DialError as error:
@@ -408,6 +407,11 @@ class Connections(Views):
             raise NotAllowed("the connection was asked of a runner with another token")
         return self._pool.accept(ticket, webSocket=webSocket, head=head(registration.features))
 
+    def shedParked(self) -> None:
+        """Close what is parked, if descriptors are running out."""
+        if self._pool.parked.idle and self._scarce():
+            self._pool.shed()
+
     def answeredByPooled(self, dial: Dial, seconds: float | None) -> IProtocol | None:
         """See L{Dialling.answered <helix_revdial.revdial.pool.Dialling.answered>}."""
         if not self._table.answered(dial):
@@ -427,6 +431,12 @@ class Connections(Views):
         """See L{Dialling.askAgain <helix_revdial.revdial.pool.Dialling.askAgain>}."""
         if dial.state is DialState.ASKED and dial.id in self._calls:
             self._ask(dial)
+
+    def askForDialBack(self, dial: Dial) -> None:
+        """See L{Dialling <helix_revdial.revdial.pool.Dialling>}."""
+        registration = self._registrations.get(dial.generation or 0)
+        if registration is not None and dial.state is DialState.ASKED and dial.id in self._calls:
+            registration.protocol.ask(dial.connReady())
 
     def _ask(self, dial: Dial) -> None:
         registration = self._registrations[dial.generation or 0]
@@ -539,6 +549,7 @@ class _Dialling:
         self._connections = connections
         self.answered = connections.answeredByPooled
         self.askAgain = connections.askAgain
+        self.askForDialBack = connections.askForDialBack
 
     def ask(self, generation: int, park: Park) -> None:
         """See L{Dialling <helix_revdial.revdial.pool.Dialling>}."""

@@ -152,7 +152,8 @@ class _Generation:
 
     def __init__(self) -> None:
         self.asked: dict[bytes, Slot] = {}
-        self.idle: deque[Slot] = deque()
+        # A list, which is small where it is empty.
+        self.idle: list[Slot] = []
         self.lent: dict[Slot, None] = {}
         self.away: set[Slot] = set()
         self.wanted: float | None = None
@@ -262,7 +263,8 @@ class Parked:
             return None, []
         own.wanted = now = self._clock.seconds()
         if not own.idle:
-            return None, self._ask(own, generation, 1)
+            missing = self._limits.spare - len(own.asked)
+            return None, self._ask(own, generation, max(1, missing))
         slot = own.idle.pop()
         self._idle -= 1
         own.lowest = min(own.lowest, len(own.idle))

@@ -73,6 +73,9 @@ class Dialling(Shape):
         """Send C{park} on the control connection of C{generation}."""
 
     def askAgain(self, dial: Dial) -> None:
+        """Ask for C{dial} anew, if it is still outstanding: here, or for a dial-back."""
+
+    def askForDialBack(self, dial: Dial) -> None:
         """Ask for C{dial} on the control connection, if it is still outstanding."""
 
     def answered(self, dial: Dial, seconds: float | None) -> IProtocol | None:
@@ -197,7 +200,11 @@ class Pool:
     def reaped(self, dial: Dial) -> None:
         """The connection of C{dial} ended before the answer."""
         tries = self._tries.get(dial.id, 0) + 1
+        raced = dial.id not in self._since
         self._forget(dial)
+        if raced:
+            # It has been asked for in the other way already.
+            return
         self.count("failed-over")
         self._tries[dial.id] = tries
         self._dialling.askAgain(dial)
@@ -218,8 +225,7 @@ class Pool:
             dial = self._assigned[name].dial
             if dial is not None:
                 self.count("raced")
-                self._tries[name] = RETRIES
-                self._dialling.askAgain(dial)
+                self._dialling.askForDialBack(dial)
         if self._since:
             oldest = next(iter(self._since.values()))
             self._race = self._clock.callLater(max(0.0, oldest + RACE - now), self._lookAtRaces)

@@ -146,6 +146,10 @@ class Views:
             "streams": sum(len(calls) for calls in self._roster.streams.values()),
         }
 
+    def poolEvents(self) -> dict[str, int]:
+        """What happened to parked connections, how often, by word."""
+        return dict(self._roster.pool.events)
+
     def unsentBytes(self) -> int:
         """Bytes of control lines that wait for agents that do not read."""
         return sum(one.protocol.unsentBytes for one in self._roster.registrations.values())

@@ -1,0 +1,365 @@
+"""Parked connections from end to end: both ends of ours, on real sockets."""
+
+from __future__ import annotations
+
+import random
+from hashlib import sha256
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IProtocol
+from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
+
+from helix_revdial.agent.targets import LocalTarget, parseTarget
+from helix_revdial.revdial.errors import NotConnected, TargetRefused, TargetTimeout
+from helix_revdial.revdial.interfaces import ITarget
+from helix_revdial.revdial.parked import PoolLimits
+from helix_revdial.revdial.relay import relayPair
+from helix_revdial.revdial.sockets import SocketRelays
+from tests.integration.middlebox import Link, Middlebox
+from tests.integration.test_tunnel import Flood, Hasher, Slow, TunnelCase
+from tests.integration.tunnels import (
+    Agent,
+    Banner,
+    Collector,
+    Echo,
+    Server,
+    collector,
+    listen,
+    reactor,
+    until,
+)
+
+
+class PoolCase(TunnelCase):
+    """Dials until connections are parked."""
+
+    timeout = 20
+    form = "raw"
+    sockets: SocketRelays | None = None
+
+    def pooling(self, **limits: Any) -> Server:
+        return self.server(self.form, pool=PoolLimits(**{"spare": 4, **limits}))
+
+    def target(self, protocol: Any) -> ITarget:
+        port, address = listen(protocol)
+        self.addCleanup(port.stopListening)
+
+        def pair(clock: Any, *, linger: float) -> tuple[IProtocol, IProtocol]:
+            return relayPair(clock, linger=linger, sockets=self.sockets)
+
+        return cast(ITarget, LocalTarget(reactor, parseTarget(address), pair=pair))
+
+    def events(self, server: Server) -> dict[str, int]:
+        return server.connections.poolEvents()
+
+    def parked(self, server: Server) -> int:
+        return server.connections.sizes()["parked"]
+
+    async def warm(self, server: Server, target: str | None = None, idle: int = 4) -> None:
+        """Dial once, and wait until the spare ones are there."""
+        caller = await server.connections.endpoint("wolf-1", target).connect(collector())
+        cast(Any, caller).transport.abortConnection()
+        await until(lambda: self.parked(server) >= idle, f"{idle} are parked")
+
+    async def dial(self, server: Server, target: str | None = None, **more: Any) -> Collector:
+        connecting = server.connections.endpoint("wolf-1", target, **more).connect(collector())
+        return cast(Collector, await connecting)
+
+    async def echoed(self, server: Server, data: bytes = b"ping") -> Any:
+        """Dial, see that bytes go there and back, and end the stream; its record."""
+        caller = await self.dial(server, "echo")
+        record = cast(Any, caller.transport).stream
+        caller.write(data)
+        self.assertEqual(await caller.read(len(data)), data)
+        cast(Any, caller.transport).loseConnection()
+        await caller.ended
+        return record
+
+    async def boxed(self, server: Server, **targets: ITarget) -> tuple[Agent, Middlebox]:
+        """An agent behind something that may end its connections."""
+        box = Middlebox(server)
+        self.addCleanup(lambda: Deferred.fromCoroutine(box.stop()))
+        agent = await self.agent(cast(Any, box), {"echo": self.target(Echo), **targets})
+        return agent, box
+
+
+class PooledDialTests(PoolCase):
+    async def test_aDialTakesOne(self) -> None:
+        """A dial takes a parked connection, says so in its record, and gives it back."""
+        server = self.pooling()
+        await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        for _ in range(20):
+            record = await self.echoed(server)
+            self.assertTrue(record.pooled)
+            self.assertIn("target", record.phases)
+            self.assertEqual((record.bytesIn, record.bytesOut), (4, 4))
+        await until(lambda: self.parked(server) >= 4, "all are parked again")
+        self.assertEqual(self.events(server)["taken"], 20)
+        self.assertLessEqual(self.events(server)["opened"], 6, "they are used again")
+
+    async def test_errorsAreTheSame(self) -> None:
+        """What the caller hears of a target that fails is what a dial-back would tell."""
+        server = self.pooling()
+        port, address = listen(Echo)
+        await cast("Deferred[None]", port.stopListening())
+        never = Slow(self.target(Echo), lambda: 60)
+        targets: dict[str, ITarget] = {
+            "echo": self.target(Echo),
+            "refuses": cast(ITarget, LocalTarget(reactor, parseTarget(address))),
+            "slow": never,
+        }
+        await self.agent(server, targets, dialBackTimeout=0.2)
+        await self.warm(server, "echo")
+        for name, error in (
+            ("refuses", TargetRefused),
+            ("unheard-of", TargetRefused),
+            ("slow", TargetTimeout),
+        ):
+            await self.assertFailure(Deferred.fromCoroutine(self.dial(server, name)), error)
+        self.assertEqual(self.events(server)["taken"], 3)
+        self.assertTrue((await self.echoed(server)).pooled)
+        await until(lambda: self.parked(server) >= 4, "all are parked again")
+
+    async def test_burst(self) -> None:
+        """C10: a hundred dials with a pool of four are all answered, and it refills."""
+        server = self.pooling(most=8)
+        await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        data = [bytes([n]) * 1000 for n in range(100)]
+        dials = [Deferred.fromCoroutine(self.echoed(server, one)) for one in data]
+        await gatherResults(dials, consumeErrors=True)
+        events = self.events(server)
+        self.assertGreaterEqual(events["taken"], 4)
+        self.assertGreaterEqual(events["missed"], 50)
+        await until(lambda: 4 <= self.parked(server) <= 8, "it has refilled, within its limit")
+        self.assertTrue((await self.echoed(server)).pooled)
+
+    async def test_ends(self) -> None:
+        """Half-close and data after the end go through, and the connection is used again."""
+        server = self.pooling()
+        await self.agent(server, {"echo": self.target(Hasher), "ssh": self.target(Banner)})
+        await self.warm(server)
+        for size in (0, 1, 70_000, 3_000_000):
+            data = random.Random(size).randbytes(size)
+            caller = await self.dial(server, "echo")
+            caller.write(data)
+            cast(Any, caller.transport).loseWriteConnection()
+            self.assertIsInstance(await caller.ended, ConnectionDone)
+            self.assertEqual(bytes(caller.received).decode(), sha256(data).hexdigest())
+        caller = await self.dial(server, "ssh")
+        await caller.read(len(Banner.banner))
+        self.assertEqual(self.events(server)["taken"], 5)
+
+    async def test_flood(self) -> None:
+        """D3: the last byte of a large body arrives, and the next stream begins behind it."""
+        server = self.pooling()
+        await self.agent(server, {"echo": self.target(Echo), "flood": self.target(Flood)})
+        await self.warm(server, "echo")
+        for _ in range(3):
+            caller = await self.dial(server, "flood")
+            await caller.ended
+            self.assertEqual(len(caller.received), len(Flood.data))
+            self.assertEqual(sha256(caller.received).digest(), sha256(Flood.data).digest())
+            self.assertTrue((await self.echoed(server)).pooled)
+
+    async def test_aPeerThatGoesOn(self) -> None:
+        """A stream that its caller closes while the target sends ends its connection."""
+        server = self.pooling()
+        await self.agent(server, {"echo": self.target(Echo), "flood": self.target(Flood)})
+        await self.warm(server, "echo")
+        caller = await self.dial(server, "flood")
+        await caller.read(1)
+        cast(Any, caller.transport).loseConnection()
+        await caller.ended
+        self.assertTrue((await self.echoed(server)).pooled)
+        await until(lambda: not server.connections.sizes()["streams"], "no stream is left")
+
+    async def test_relayed(self) -> None:
+        """Bytes that a caller sends before the answer go with the assignment."""
+        server = self.pooling()
+        await self.agent(server, {"echo": Slow(self.target(Echo), lambda: 0.05)}, dialBackTimeout=5)
+        await self.warm(server)
+
+        sockets = self.sockets
+
+        class Door(Factory):
+            noisy = False
+
+            def buildProtocol(self, addr: Any) -> Any:
+                accepted, stream = relayPair(reactor, sockets=sockets)
+                factory = Factory.forProtocol(lambda: stream)
+                factory.noisy = False
+                factory.early = stream  # type: ignore[attr-defined]
+                connecting = server.connections.endpoint("wolf-1").connect(factory)
+                connecting.addErrback(lambda _: accepted.abandon())
+                return accepted
+
+        door = reactor.listenTCP(0, Door(), interface="127.0.0.1")
+        self.addCleanup(door.stopListening)
+        from twisted.internet.endpoints import TCP4ClientEndpoint
+
+        for size in (1, 1000, 200_000):
+            data = random.Random(size).randbytes(size)
+            connecting = TCP4ClientEndpoint(reactor, "127.0.0.1", door.getHost().port)
+            caller = cast(Collector, await connecting.connect(collector()))
+            caller.write(data)
+            self.assertEqual(await caller.read(size), data)
+            cast(Any, caller.transport).loseWriteConnection()
+            await caller.ended
+            self.assertEqual(len(caller.received), size)
+
+
+class SocketPooledDialTests(PooledDialTests):
+    """The same where both ends move bytes between sockets."""
+
+    sockets = SocketRelays(reactor)
+
+
+class WebSocketPooledDialTests(PooledDialTests):
+    """The same where only WebSocket gets through."""
+
+    form = "websocket"
+
+
+class WebSocketSocketPooledDialTests(PooledDialTests):
+    form = "websocket"
+    sockets = SocketRelays(reactor)
+
+
+class ReapedTests(PoolCase):
+    """B6: what something in between has ended is not seen by the caller."""
+
+    async def reaped(self, how: Any) -> None:
+        server = self.pooling()
+        _, box = await self.boxed(server)
+        await self.warm(server)
+        for link in box.links[1:]:
+            how(link)
+        began = reactor.seconds()
+        await self.echoed(server)
+        self.assertLess(reactor.seconds() - began, 5)
+        await until(lambda: self.parked(server) >= 4, "others are parked", 15)
+        self.assertTrue((await self.echoed(server)).pooled)
+
+    async def test_fin(self) -> None:
+        """In good order."""
+        await self.reaped(Link.finish)
+
+    async def test_reset(self) -> None:
+        """By a reset."""
+        await self.reaped(Link.reset)
+
+    async def test_resetAtUse(self) -> None:
+        """By a reset that comes when the connection is used."""
+        await self.reaped(Link.resetAtUse)
+
+    async def test_silence(self) -> None:
+        """Without a word: the dial is asked for on the control connection as well."""
+        await self.reaped(Link.forget)
+
+    async def test_slowTarget(self) -> None:
+        """A dial that is asked for twice connects one target for its stream, once."""
+        opened: list[int] = []
+
+        def delay() -> float:
+            opened.append(1)
+            return 1.3
+
+        server = self.pooling()
+        slow = Slow(self.target(Banner), delay)
+        await self.agent(server, {"echo": self.target(Echo), "slow": slow})
+        await self.warm(server, "echo")
+        caller = await self.dial(server, "slow")
+        await caller.read(len(Banner.banner))
+        self.assertLessEqual(len(opened), 2)
+        self.assertEqual(bytes(caller.received), Banner.banner)
+        self.assertFalse(cast(Any, caller.transport).stream.pooled)
+
+
+class GenerationTests(PoolCase):
+    async def test_takeover(self) -> None:
+        """What an older generation has parked is closed, and never used for the next."""
+        server = self.pooling()
+        first = await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        caller = await self.dial(server)
+        second = await self.agent(server, {"echo": self.target(Echo)})
+        self.assertEqual(self.parked(server), 0)
+        await until(lambda: not first.listener.parked, "the first agent has none")
+        caller.write(b"on")
+        self.assertEqual(await caller.read(2), b"on")
+        cast(Any, caller.transport).loseConnection()
+        await caller.ended
+        await self.warm(server)
+        await until(lambda: second.listener.parked >= 4, "the second agent has some")
+        self.assertEqual(first.listener.parked, 0)
+
+    async def test_controlLost(self) -> None:
+        """With its control connection, what a generation has parked goes."""
+        server = self.pooling()
+        agent = await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        agent.session.control.drop("test")
+        await until(lambda: not self.parked(server), "none is parked")
+        await until(lambda: not agent.listener.parked, "the agent has none")
+
+    async def test_revoked(self) -> None:
+        """With its token, too."""
+        server = self.pooling()
+        agent = await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        server.connections.revoke(key="wolf-1")
+        self.assertEqual(self.parked(server), 0)
+        await until(lambda: not agent.listener.parked, "the agent has none")
+
+    async def test_theAgentLeaves(self) -> None:
+        """An agent that leaves closes what is parked at once, and streams may end."""
+        server = self.pooling()
+        agent = await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        caller = await self.dial(server)
+        leaving = Deferred.fromCoroutine(agent.listener.stop(5))
+        await until(lambda: not self.parked(server), "none is parked")
+        caller.write(b"still")
+        self.assertEqual(await caller.read(5), b"still")
+        self.assertFalse(leaving.called)
+        cast(Any, caller.transport).loseConnection()
+        await leaving
+        await self.assertFailure(Deferred.fromCoroutine(self.dial(server)), NotConnected)
+
+    async def test_theServerLeaves(self) -> None:
+        """So does a server."""
+        server = self.pooling()
+        agent = await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        server.connections.leave(5)
+        self.assertEqual(self.parked(server), 0)
+        await until(lambda: not agent.listener.parked, "the agent has none")
+
+    async def test_descriptorsAreScarce(self) -> None:
+        """What is parked goes first when descriptors run out, and dials go on."""
+        scarce = False
+        server = self.server(pool=PoolLimits(spare=4), scarce=lambda: scarce)
+        await self.agent(server, {"echo": self.target(Echo)})
+        await self.warm(server)
+        scarce = True
+        server.connections.shedParked()
+        self.assertEqual(self.parked(server), 0)
+        self.assertFalse((await self.echoed(server)).pooled)
+        self.assertEqual(self.parked(server), 0)
+
+    async def test_noPool(self) -> None:
+        """An agent that has no way to park is dialled as ever."""
+        server = self.pooling()
+        agent = Agent(server, {"echo": self.target(Echo)})
+        agent.listener._pooled._parking = None
+        await agent.connect()
+        self.addCleanup(lambda: Deferred.fromCoroutine(agent.stop()))
+        for _ in range(3):
+            self.assertFalse((await self.echoed(server)).pooled)
+        await deferLater(reactor, 0)
+        self.assertEqual(self.parked(server), 0)
