@@ -121,6 +121,9 @@ class TunnelSection(_Section, frozen=True, rename=_snake):
     requireFeatures: tuple[str, ...] = ()
     """Feature words without which an agent is refused, such as C{["tickets"]}."""
 
+    zeroKey: bool = False
+    """Whether agents that ask for it may mask what they send in bulk with a zero key."""
+
 
 class HttpSection(_Section, frozen=True, rename=_snake):
     """What a peer may cost before and after it has shown who it is."""

@@ -31,6 +31,7 @@ RELOADABLE = frozenset(
         "tunnel.dial_timeout",
         "tunnel.max_runners",
         "tunnel.require_features",
+        "tunnel.zero_key",
         "http.max_connections",
         "http.max_unauthenticated",
         "http.max_unauthenticated_per_address",

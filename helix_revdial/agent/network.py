@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from ..revdial.client import ServerPath, ServerURL
 from ..revdial.exchange import addressEndpoint
+from ..revdial.features import ALL, ZERO_KEY
 from ..revdial.offered import OfferedTarget
 from ..revdial.tls_endpoints import TLSClientEndpoint
 from .failures import connectReason
@@ -44,6 +45,7 @@ class NetworkSettings:
     @ivar proxies: Which proxy leads to which server.
     @ivar proxyCredentials: A file with a proxy's user and password.
     @ivar proxyTrust: Which proxies over TLS are trusted.
+    @ivar zeroKey: Whether to offer the zero masking key.
     """
 
     servers: tuple[ServerURL, ...]
@@ -51,6 +53,7 @@ class NetworkSettings:
     proxies: ProxyChoice = field(default_factory=ProxyChoice)
     proxyCredentials: str | None = None
     proxyTrust: TrustPolicy = field(default_factory=TrustPolicy)
+    zeroKey: bool = False
 
     def proxyOf(self, server: ServerURL) -> ProxyURL | None:
         """
@@ -100,6 +103,7 @@ def serversOf(
             token,
             key=key,
             endpoint=endpoint,
+            features=ALL | {ZERO_KEY} if settings.zeroKey else ALL,
             targets=targets,
             # Many a proxy ends a tunnel when one direction ends.
             direct=proxy is None,

@@ -91,6 +91,11 @@ def readNetwork(
             Trust(proxyTrust)
         except TrustUnusable as unusable:
             complaints.append(f"{own[1]}: {unusable}")
+    zeroKey = None
+    try:
+        zeroKey = _readSwitch(told, "zero-key")
+    except ValueError as error:
+        complaints.append(str(error))
     if complaints:
         raise ValueError("\n".join(complaints))
     return NetworkSettings(
@@ -99,6 +104,7 @@ def readNetwork(
         proxies=proxies,
         proxyCredentials=credentials[0] if credentials else None,
         proxyTrust=proxyTrust,
+        zeroKey=bool(zeroKey),
     )
 
 

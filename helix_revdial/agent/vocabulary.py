@@ -178,6 +178,15 @@ SETTINGS: tuple[Setting, ...] = (
         switch=True,
     ),
     Setting(
+        "zero-key",
+        "zero-key",
+        "HELIX_AGENT_ZERO_KEY",
+        "",
+        "Mask what is sent in bulk over WebSocket with a zero key, so that it is moved without a "
+        "copy, where the server allows it too. Only where nothing in between looks at plain HTTP.",
+        switch=True,
+    ),
+    Setting(
         "proxy",
         "proxy",
         "HELIX_AGENT_PROXY",

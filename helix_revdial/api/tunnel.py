@@ -140,7 +140,7 @@ async def _register(
     services.load.tunnel(principal.tenant)
     await services.load.handshake(patient=not asked.offered)
     owner = await _permitted(services, policy, request, principal, key)
-    agreed = asked.features
+    agreed = _agreed(services, asked)
     _requireFeatures(services, agreed)
     try:
         registration = await services.connections.register(
@@ -196,6 +196,13 @@ async def _permitted(
         raise Problem(403, detail, code="not-allowed") from None
 
 
+def _agreed(services: Services, asked: Classified) -> frozenset[str]:
+    """What holds between the two: all that is offered, less what is for the operator to allow."""
+    if services.config.tunnel.zeroKey:
+        return asked.features
+    return asked.features - {words.ZERO_KEY}
+
+
 def _requireFeatures(services: Services, agreed: frozenset[str]) -> None:
     missing = sorted(set(services.config.tunnel.requireFeatures) - agreed)
     if missing:
@@ -221,9 +228,10 @@ async def _check(
     if key is not None:
         owner = await _permitted(services, policy, request, principal, key)
         state = (services.connections.status(key) or "free").encode("ascii")
-    _requireFeatures(services, asked.features)
+    agreed = _agreed(services, asked)
+    _requireFeatures(services, agreed)
     try:
-        peer = services.connections.check(key, owner, asked.features)
+        peer = services.connections.check(key, owner, agreed)
     except DialError as error:
         raise problemOf(error, "The server" if key is None else f"Runner {key}") from None
     try:
@@ -232,7 +240,7 @@ async def _check(
             request,
             asked,
             peer,
-            asked.features,
+            agreed,
             lambda failure: peer.abandon(),
             [(words.CHECK_HEADER, state)],
         )

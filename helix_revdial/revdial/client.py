@@ -65,6 +65,7 @@ from .features import (
     TARGETS,
     TARGETS_HEADER,
     TICKET_HEADER,
+    ZERO_KEY,
     formatFeatures,
 )
 from .framed import FramedConnection, FrameUser
@@ -348,6 +349,7 @@ class ServerPath:
                     user,
                     self._keys,
                     webSocket=not raw,
+                    zeroKey=ZERO_KEY in features,
                     timeout=self._timeout,
                 )
             except MalformedAnswer:
@@ -396,6 +398,7 @@ class ServerPath:
             url,
             [_authorization(token), *headers],
             eof=EOF in features,
+            zeroKey=ZERO_KEY in features,
             timeout=self._timeout,
             ready=ready,
         )

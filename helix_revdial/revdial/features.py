@@ -17,9 +17,13 @@ EOF = "eof"
 TICKETS = "tickets"
 GOODBYE = "goodbye"
 POOL = "pool"
+ZERO_KEY = "zero-key"
 
 ALL = frozenset({RAW, TARGETS, ECHO, EOF, TICKETS, GOODBYE, POOL})
-"""What this version offers, as server and as agent."""
+"""What this version offers, as server and as agent, where nobody says otherwise."""
+
+KNOWN = ALL | {ZERO_KEY}
+"""What it knows: besides, what an operator has to choose."""
 
 FEATURES_HEADER = b"Revdial-Features"
 TICKET_HEADER = b"Revdial-Ticket"
@@ -59,7 +63,7 @@ def parseFeatures(values: Iterable[bytes]) -> frozenset[str]:
         # The word that the limit cuts through is not read as a shorter one.
         joined = joined[:MAX_HEADER].rpartition(b",")[0]
     words = (word.strip().lower() for word in joined.decode("latin-1").split(","))
-    return frozenset(word for word in words if word in ALL)
+    return frozenset(word for word in words if word in KNOWN)
 
 
 def formatFeatures(features: Iterable[str]) -> bytes:

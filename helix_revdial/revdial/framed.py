@@ -117,6 +117,7 @@ class FramedConnection(Protocol):
         *,
         webSocket: bool,
         client: bool,
+        zeroKey: bool = False,
         head: bytes = b"",
         onUp: Callable[[], None] | None = None,
     ) -> None:
@@ -126,6 +127,7 @@ class FramedConnection(Protocol):
         @param keys: Makes masking keys.
         @param webSocket: Whether the carrier is a WebSocket, where clients mask.
         @param client: Whether we are the end that dialled.
+        @param zeroKey: Whether the client may mask with a zero key.
         @param head: What is sent first: the server's answer to the upgrade.
         @param onUp: Told when the connection is made.
         """
@@ -134,6 +136,7 @@ class FramedConnection(Protocol):
         self.carrier = "websocket" if webSocket else "raw"
         self._keys = keys
         self._masks = webSocket and client
+        self._zeroKey = zeroKey
         self._reader = FrameReader(masked=webSocket and not client)
         self._head = head
         self._onUp = onUp
@@ -390,7 +393,9 @@ class FramedConnection(Protocol):
             return None
         stream = plainStream(self.transport)
         if stream is not None:
-            stream.framing = Framing(self._reader, client=self._masks, eof=True)
+            stream.framing = Framing(
+                self._reader, client=self._masks, eof=True, zeroKey=self._zeroKey
+            )
             stream.early = b"".join(self._unread)
         return stream
 

@@ -116,6 +116,7 @@ def park(
     keys: Keys,
     *,
     webSocket: bool,
+    zeroKey: bool,
     timeout: float,
 ) -> Deferred[FramedConnection]:
     """
@@ -125,11 +126,14 @@ def park(
     @param endpoint: Leads to the server.
     @param headers: Fields beside those of the upgrade.
     @param user: Hears of what arrives.
+    @param zeroKey: Whether a zero masking key is agreed.
     @param timeout: Seconds for the connection, and again for the answer.
     @return: Fires when it is parked; fails as
         L{UpgradeEndpoint.connect <helix_revdial.revdial.exchange.UpgradeEndpoint>}.
     """
-    connection = FramedConnection(reactor, user, keys, webSocket=webSocket, client=True)
+    connection = FramedConnection(
+        reactor, user, keys, webSocket=webSocket, client=True, zeroKey=zeroKey
+    )
     form: CarrierForm = _ParkForm(url, headers, webSocket)
     exchange = UpgradeExchange(reactor, form, _Given(connection), timeout=timeout, ready=None)
     return cast("Deferred[FramedConnection]", exchange.connect(endpoint))

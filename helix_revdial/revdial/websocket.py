@@ -193,11 +193,13 @@ class _Client(AutobahnStream, WebSocketClientProtocol):  # type: ignore[misc]
         self,
         clock: IReactorTime,
         eof: bool,
+        zeroKey: bool,
         maxFrame: int,
         url: CarrierURL,
         headers: dict[str, str],
     ) -> None:
         super().__init__(None, clock, eof, maxFrame)
+        self._zeroKey = zeroKey
         self.factory = WebSocketClientFactory(reactor=clock)
         self._url = url
         self._requestHeaders = headers
@@ -278,6 +280,7 @@ class WebSocketEndpoint(UpgradeEndpoint):
         (L{endpointFor <helix_revdial.revdial.exchange.endpointFor>}).
     @param headers: Fields beside the handshake's own.
     @param eof: Whether the end mark is agreed with this server.
+    @param zeroKey: Whether a zero masking key is.
     @param timeout: Seconds for the connection, and again for the answer.
     @param maxFrame: Bytes that one frame may announce.
     @param ready: When the request may be sent, where it has to wait for something;
@@ -295,6 +298,7 @@ class WebSocketEndpoint(UpgradeEndpoint):
         headers: Sequence[tuple[bytes, bytes]] = (),
         *,
         eof: bool,
+        zeroKey: bool = False,
         timeout: float = 10.0,
         maxFrame: int = MAX_FRAME,
         ready: Deferred[Any] | None = None,
@@ -303,6 +307,7 @@ class WebSocketEndpoint(UpgradeEndpoint):
         super().__init__(reactor, endpoint, timeout=timeout, ready=ready)
         self._url = url
         self._eof = eof
+        self._zeroKey = zeroKey
         self._maxFrame = maxFrame
         self._headers: dict[str, str] = {}
         for name, value in checkedHeaders(headers):
@@ -313,7 +318,8 @@ class WebSocketEndpoint(UpgradeEndpoint):
     def _form(self) -> CarrierForm:
         headers = dict(self._headers)
         return _WebSocketForm(
-            _Client(self._clock, self._eof, self._maxFrame, self._url, headers), headers
+            _Client(self._clock, self._eof, self._zeroKey, self._maxFrame, self._url, headers),
+            headers,
         )
 
 

@@ -113,6 +113,7 @@ class AutobahnStream:
         self._protocol = protocol
         self._clock = clock
         self._eof = eof
+        self._zeroKey = False
         self._stream: WebSocketTransport | None = None
         self._parsing = False
         self._empty = True
@@ -212,6 +213,7 @@ class AutobahnStream:
             self._clock,
             cast(Frames, self),
             eof=self._eof,
+            zeroKey=self._zeroKey,
             responseHeaders=self._headers,
         )
         self._opened()

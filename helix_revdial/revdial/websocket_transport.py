@@ -153,10 +153,12 @@ class WebSocketTransport(CarrierTransport):
         frames: Frames,
         *,
         eof: bool,
+        zeroKey: bool = False,
         responseHeaders: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         super().__init__(protocol, transport, clock, responseHeaders)
         self.halfClose = eof
+        self._zeroKey = zeroKey
         self._frames = frames
         self._flow = _Flow(self._filled, self._emptied)
         self._pulled = False
@@ -188,7 +190,9 @@ class WebSocketTransport(CarrierTransport):
         if stream is not None:
             server = self._frames.isServer
             reader = FrameReader(masked=server, maxFrame=self._frames.maxFramePayloadSize)
-            stream.framing = Framing(reader, client=not server, eof=self.halfClose)
+            stream.framing = Framing(
+                reader, client=not server, eof=self.halfClose, zeroKey=self._zeroKey
+            )
             stream.early = self._frames.unparsed()
             stream.onEnd.append(self._wasEnded)
         return stream

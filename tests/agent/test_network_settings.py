@@ -9,6 +9,7 @@ import trustme
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.agent import network
 from helix_revdial.agent.compatibility import REVDIAL_CLIENT, parseGoFlags
 from helix_revdial.agent.network import serversOf
 from helix_revdial.agent.options import Options
@@ -158,6 +159,25 @@ class NetworkSettingsTests(SynchronousTestCase):
         self.assertFalse(self.read({"HELIX_AGENT_INSECURE": "0"}).network.trust.insecure)
         self.assertIn("write 1 or 0", self.refused({"HELIX_AGENT_INSECURE": "maybe"}))
         self.assertIn("give one of them", self.refused(insecure=True, pin=[PIN]))
+
+    def test_zeroKey(self) -> None:
+        """Off, unless the operator says so; then it is offered."""
+        self.assertFalse(self.read().network.zeroKey)
+        self.assertTrue(self.read({"HELIX_AGENT_ZERO_KEY": "1"}).network.zeroKey)
+        self.assertTrue(self.read(zero_key=True).network.zeroKey)
+        self.assertIn("write 1 or 0", self.refused({"HELIX_AGENT_ZERO_KEY": "maybe"}))
+        for chosen in (False, True):
+            offered: list[frozenset[str]] = []
+
+            def path(*_: object, features: frozenset[str], **__: object) -> object:
+                offered.append(features)  # noqa: B023
+                return object()
+
+            self.patch(network, "ServerPath", path)
+            serversOf(
+                MemoryReactorClock(), self.read(zero_key=chosen).network, lambda: "t", "wolf-1"
+            )
+            self.assertEqual(["zero-key" in each for each in offered], [chosen])
 
     def test_severalComplaints(self) -> None:
         """Every complaint at once, a line each."""

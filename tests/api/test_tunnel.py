@@ -140,6 +140,26 @@ class RefusalTests(SynchronousTestCase):
         )
         self.assertIn("tickets", self.refused(raw, 403).detail)
 
+    def test_zeroKeyIsTheOperatorsChoice(self) -> None:
+        """An agent's zero key is agreed to only where the server's operator allows it."""
+        for allowed in (False, True):
+            self.server = Server(ServerConfig(tunnel=TunnelSection(zeroKey=allowed)))
+            raw = request(
+                "GET",
+                "/api/v1/revdial?runnerid=wolf-1",
+                self.server.runner(),
+                headers={
+                    "Connection": "Upgrade",
+                    "Upgrade": "revdial",
+                    "Revdial-Features": "echo, zero-key",
+                },
+            )
+            protocol, transport = self.server.connect()
+            protocol.dataReceived(raw)
+            head = transport.value().partition(b"\r\n\r\n")[0]
+            self.assertTrue(head.startswith(b"HTTP/1.1 101 "), head)
+            self.assertEqual(b"zero-key" in head, allowed, head)
+
     def test_checkIsRefusedAsARegistrationIs(self) -> None:
         """A check asks for nothing less: 401, 403, 409, 426 and 400 as ever."""
         check = "/api/v1/revdial?revdial.check="

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.revdial.features import ALL, MAX_HEADER, formatFeatures, parseFeatures
+from helix_revdial.revdial.features import ALL, KNOWN, MAX_HEADER, formatFeatures, parseFeatures
 
 
 class FeaturesTests(SynchronousTestCase):
@@ -32,6 +32,11 @@ class FeaturesTests(SynchronousTestCase):
             parseFeatures([b"RAW ,\techo", b"Echo,,eof"]), frozenset({"raw", "echo", "eof"})
         )
 
+    def test_zeroKeyIsChosen(self) -> None:
+        """The zero key is understood, and offered only by whoever says so."""
+        self.assertNotIn("zero-key", ALL)
+        self.assertEqual(parseFeatures([b"zero-key, raw"]), {"zero-key", "raw"})
+
     def test_unknownWords(self) -> None:
         """Words of a later version are no fault, nor are words that look alike."""
         self.assertEqual(parseFeatures([b"quic, raw, raw2, xraw, ra w"]), frozenset({"raw"}))
@@ -49,6 +54,6 @@ class FeaturesTests(SynchronousTestCase):
         @settings(deadline=None, max_examples=100)
         @given(st.lists(st.binary(max_size=100), max_size=4))
         def check(values: list[bytes]) -> None:
-            self.assertLessEqual(parseFeatures(values), ALL)
+            self.assertLessEqual(parseFeatures(values), KNOWN)
 
         check()

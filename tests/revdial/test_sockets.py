@@ -108,7 +108,7 @@ class Bench:
         if form in ("tcp", "unix"):
             self._join(form, left, listening=self.far)
             return
-        eof = form == "websocket+eof"
+        eof = form.startswith("websocket+eof")
         clock = self.reactor
 
         def carrier(protocol: Any) -> Any:
@@ -125,7 +125,9 @@ class Bench:
         upgrade: Any = (
             RawUpgradeEndpoint(self.reactor, endpoint, url)
             if form == "raw"
-            else WebSocketEndpoint(self.reactor, endpoint, url, eof=eof)
+            else WebSocketEndpoint(
+                self.reactor, endpoint, url, eof=eof, zeroKey=form.endswith("+zero")
+            )
         )
         self.now(upgrade.connect(One(lambda: dialling)))
 
@@ -370,6 +372,24 @@ class SocketRelayTests(SynchronousTestCase):
         bench.far.wire.write(b"b")
         self.assertLess(bench.now(answer), LIMIT)
         bench.spin(lambda: bench.near.got == b"ab", "the payload")
+
+    def test_zeroKey(self) -> None:
+        """A zero key that is agreed lets the agent's bulk go through pipes, and the server's in."""
+        for position in ("client", "server"):
+            for agreed in ("", "+zero"):
+                bench = Bench(self, f"websocket+eof{agreed}/{position}", "tcp")
+                giver, taker = bench.near, bench.far
+                if position == "server":
+                    giver, taker = taker, giver
+                giver.wire.write(bytes(300_000))
+                bench.spin(lambda peer=taker: len(peer.got) == 300_000, position)  # type: ignore[misc]
+                relay = bench.pair._relay
+                self.assertEqual(
+                    relay._left._framing.zeroKey, bool(agreed) and position == "client"
+                )
+                self.assertEqual(
+                    relay._right._splice is not None, bool(agreed) or position != "client"
+                )
 
     def test_badFrames(self) -> None:
         """F10: a peer that breaks the protocol loses its own stream, with a close frame."""
