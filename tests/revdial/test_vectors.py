@@ -25,7 +25,9 @@ from helix_revdial.revdial.errors import DialError
 from helix_revdial.revdial.features import formatFeatures, parseFeatures
 from helix_revdial.revdial.messages import (
     MAX_LINE,
+    Assign,
     Closing,
+    Connected,
     ConnReady,
     ControlError,
     Echo,
@@ -33,6 +35,7 @@ from helix_revdial.revdial.messages import (
     KeepAlive,
     Message,
     MessageReader,
+    Park,
     PickupFailed,
     Unknown,
     dialIds,
@@ -58,6 +61,9 @@ _NAMES: dict[type, str] = {
     Echo: "echo",
     ConnReady: "conn-ready",
     PickupFailed: "pickup-failed",
+    Park: "park",
+    Assign: "dial",
+    Connected: "connected",
     Goodbye: "goodbye",
     Closing: "closing",
 }
