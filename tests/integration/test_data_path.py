@@ -213,6 +213,24 @@ class DataPathTests(FleetCase):
             self.quiet()
         self.assertLess(self.fleet.status("VmRSS") - memory, 16_384, "kB more")
 
+    def test_aBurstOfDials(self) -> None:
+        """
+        C10: more dials at once than connections are parked: each gets its stream, by
+        another way if need be; and so does the next crowd.
+        """
+        self.begin(echo)
+        count = 500 if LONG else 100
+
+        def one(number: int) -> None:
+            with self.stream("echo") as stream:
+                self.echoes(stream, b"%d" % number)
+
+        for _ in range(3):
+            for result in inParallel(count, one):
+                self.assertIsNone(result)
+        counts = self.fleet.get("/api/v1/admin/ledger")["pending_dials"]
+        self.assertEqual(sum(counts.values()), 0, counts)
+
     def quiet(self) -> None:
         """Until no connection to a service waits for another request."""
         until(lambda: self.fleet.get("/api/v1/admin/ledger")["streams"] == 0, "none waits")
