@@ -36,6 +36,7 @@ TUNNELS: dict[str, Start] = {
     "haproxy": partial(haproxy, "haproxy"),
     "raw": partial(helix, "raw", carrier="raw", path="sockets"),
     "websocket": partial(helix, "websocket", carrier="websocket", path="sockets"),
+    "zero-key": partial(helix, "zero-key", carrier="websocket", path="sockets", zeroKey=True),
     "copied": partial(helix, "copied", carrier="raw", path="copied"),
     "portable": partial(helix, "portable", carrier="raw", path="portable"),
     "ssh": partial(ssh, "ssh"),

@@ -91,7 +91,7 @@ class HelixServer:
 
     RUNNER = "bench-1"
 
-    def __init__(self, name: str, around: Surroundings, path: str) -> None:
+    def __init__(self, name: str, around: Surroundings, path: str, zeroKey: bool = False) -> None:
         self.port, self.door = freePort(), freePort()
         self.tls = around.tls
         state = around.directory / f"{name}-state"
@@ -108,6 +108,7 @@ class HelixServer:
             [
                 *(sys.executable, "-m", "benchmarks.server", str(self.door), self.RUNNER, path),
                 f"--state-directory={state}",
+                *(["--set=tunnel.zero_key=true"] if zeroKey else []),
                 *flags,
             ],
             around.directory,
@@ -145,14 +146,17 @@ class HelixServer:
         return str(self._ask("/api/v1/tokens", admin, wanted)["token"])
 
 
-def helix(name: str, around: Surroundings, *, carrier: str, path: str) -> Tunnel:
+def helix(
+    name: str, around: Surroundings, *, carrier: str, path: str, zeroKey: bool = False
+) -> Tunnel:
     """
     This project.
 
     @param carrier: C{raw} or C{websocket}.
-    @param path: C{sockets} or C{portable}.
+    @param path: C{sockets}, C{copied} or C{portable}.
+    @param zeroKey: Whether both ends allow the zero masking key.
     """
-    server = HelixServer(name, around, path)
+    server = HelixServer(name, around, path, zeroKey)
     tunnel = Tunnel(name, server.door, [server.program])
     try:
         through = _through(name, around, server.port, tunnel.between)
@@ -166,6 +170,7 @@ def helix(name: str, around: Surroundings, *, carrier: str, path: str) -> Tunnel
                 f"--token-file={server.tokenFile}",
                 f"--local=127.0.0.1:{around.target}",
                 *trust,
+                *(["--zero-key"] if zeroKey else []),
             ],
             around.directory,
         )

@@ -25,7 +25,6 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from ..revdial.client import ServerPath, ServerURL
 from ..revdial.exchange import addressEndpoint
-from ..revdial.features import ALL, ZERO_KEY
 from ..revdial.offered import OfferedTarget
 from ..revdial.tls_endpoints import TLSClientEndpoint
 from .failures import connectReason
@@ -103,7 +102,7 @@ def serversOf(
             token,
             key=key,
             endpoint=endpoint,
-            features=ALL | {ZERO_KEY} if settings.zeroKey else ALL,
+            zeroKey=settings.zeroKey,
             targets=targets,
             # Many a proxy ends a tunnel when one direction ends.
             direct=proxy is None,

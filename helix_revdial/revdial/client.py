@@ -131,6 +131,7 @@ class ServerPath:
         key: str,
         tlsOptions: IOpenSSLClientConnectionCreator | None = None,
         features: frozenset[str] = ALL,
+        zeroKey: bool = False,
         targets: Sequence[OfferedTarget] = (),
         timeout: float = UPGRADE_TIMEOUT,
         endpoint: Callable[[], IStreamClientEndpoint] | None = None,
@@ -143,6 +144,7 @@ class ServerPath:
         @param key: The runner's key.
         @param tlsOptions: Other trust than the platform's.
         @param features: What to offer.
+        @param zeroKey: Whether to offer the zero masking key too.
         @param targets: What to say of the targets, where they are offered.
         @param timeout: Seconds for a connection, and again for its answer.
         @param endpoint: Another way to the server's port than its address.
@@ -158,7 +160,7 @@ class ServerPath:
         self._token = token
         self._key = key
         self._tlsOptions = tlsOptions
-        self._features = features
+        self._features = features | {ZERO_KEY} if zeroKey else features
         self._targets = tuple(targets)
         self._timeout = timeout
         self._endpoint = endpoint

@@ -167,17 +167,17 @@ class NetworkSettingsTests(SynchronousTestCase):
         self.assertTrue(self.read(zero_key=True).network.zeroKey)
         self.assertIn("write 1 or 0", self.refused({"HELIX_AGENT_ZERO_KEY": "maybe"}))
         for chosen in (False, True):
-            offered: list[frozenset[str]] = []
+            offered: list[bool] = []
 
-            def path(*_: object, features: frozenset[str], **__: object) -> object:
-                offered.append(features)  # noqa: B023
+            def path(*_: object, zeroKey: bool, **__: object) -> object:
+                offered.append(zeroKey)  # noqa: B023
                 return object()
 
             self.patch(network, "ServerPath", path)
             serversOf(
                 MemoryReactorClock(), self.read(zero_key=chosen).network, lambda: "t", "wolf-1"
             )
-            self.assertEqual(["zero-key" in each for each in offered], [chosen])
+            self.assertEqual(offered, [chosen])
 
     def test_severalComplaints(self) -> None:
         """Every complaint at once, a line each."""

@@ -284,6 +284,14 @@ class PathCase(SynchronousTestCase):
 
 
 class ControlTests(PathCase):
+    def test_zeroKey(self) -> None:
+        """The zero key is offered by whoever chose it, and by nobody else."""
+        for chosen in (False, True):
+            self.path = self.make(zeroKey=chosen)
+            self.connect()
+            offered = self.server.last.header(b"Revdial-Features") or b""
+            self.assertEqual(b"zero-key" in offered, chosen)
+
     def test_raw(self) -> None:
         """Raw first; the session has what both ends agreed on, and is under way."""
         connecting = self.connect()
