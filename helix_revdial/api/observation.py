@@ -247,6 +247,7 @@ class Observation(Watching):
             bytesIn=stream.bytesIn,
             bytesOut=stream.bytesOut,
             about=stream.about if stream.about is not None else {},
+            pooled=stream.pooled,
         )
 
     # What is
@@ -280,6 +281,7 @@ class Observation(Watching):
         state.bytesIn = self._bytesIn + sum(stream.bytesIn for stream in streams)
         state.bytesOut = self._bytesOut + sum(stream.bytesOut for stream in streams)
         state.tables = self.tables()
+        state.pool = connections.poolEvents()
         connected = set(counts.connections)
         state.runnersAway = sum(line.key not in connected for line in self.lifelines.runners())
         if self._runnerLabels:

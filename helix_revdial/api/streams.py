@@ -38,7 +38,8 @@ class StreamRecord(msgspec.Struct, omit_defaults=False):
     """
     One dial, and the stream that came of it.  C{phases} are milliseconds since
     C{started_at}; C{target} among them is a duration, the agent's own.
-    C{state} is C{waiting}, C{asked}, C{open} or C{ended}.
+    C{state} is C{waiting}, C{asked}, C{open} or C{ended}.  C{pooled}: it went by a data
+    connection that was parked, and there was no dial-back.
     """
 
     dial: str
@@ -51,6 +52,7 @@ class StreamRecord(msgspec.Struct, omit_defaults=False):
     outcome: str | None
     reason: str | None
     carrier: str | None
+    pooled: bool
     bytes_in: int
     bytes_out: int
     request: str | None
@@ -292,6 +294,7 @@ def _record(line: Lifeline) -> StreamRecord:
         outcome=line.outcome,
         reason=line.reason,
         carrier=line.carrier,
+        pooled=line.pooled,
         bytes_in=line.bytesIn,
         bytes_out=line.bytesOut,
         request=line.about.get("request"),

@@ -154,6 +154,9 @@ def _lost(runner: Record) -> str:
     )
 
 
+_POOLED = "its agent answered, on a data connection that was parked, after {}"
+
+
 def aboutDial(item: Record) -> Iterator[str]:
     """What happened to a dial."""
     phases = item.get("phases")
@@ -164,7 +167,10 @@ def aboutDial(item: Record) -> Iterator[str]:
         f"Dial {plain(item.get('dial'))} to {plain(item.get('runner'))}, {where}, "
         f"at {moment(item.get('started_at'))}:"
     )
-    happened = [text.format(_ms(times[name])) for name, text in _PHASES if name in times]
+    texts = dict(_PHASES)
+    if item.get("pooled"):
+        texts["dialBack"] = _POOLED
+    happened = [text.format(_ms(times[name])) for name, text in texts.items() if name in times]
     if happened:
         yield f"  {'; '.join(happened)}."
     yield f"  {_end(item, times)}"

@@ -84,6 +84,13 @@ class Refused(Exception):
         self.word = word
 
 
+class HasEnded(Refused):
+    """The session is over."""
+
+    def __init__(self) -> None:
+        super().__init__("the session has ended", "ended")
+
+
 class Busy(Exception):
     """Not now; later it may be."""
 
@@ -397,14 +404,16 @@ class LocalSessions:
         """
         found = self._find(session)
         journal = found.layout.journal
-        ended = found.ended
+        state, ended = found.state, found.ended
+        if ended is None and state == "ended":
+            ended = lastReport(journal, frozenset({"exit"}))
         made = lastReport(journal, frozenset({"workspace"}))
         workspace: WorkspaceFacts | None = None if made is None else made.workspace
         supervised = found.supervised
         seq = supervised.seq if supervised is not None else 0
         return HostSession(
             session=found.id,
-            state=found.state,
+            state=state,
             lastSeq=ended.seq if ended is not None else max(seq, lastSeq(journal)),
             exitCode=None if ended is None else ended.exitCode,
             signal=None if ended is None else ended.signal,
@@ -451,13 +460,20 @@ class LocalSessions:
         while session.recovering:
             await session.news(self._reactor, 1.0)
         if session.ended is not None or session.supervised is None:
-            raise Refused("the session has ended", "ended")
+            raise HasEnded
         try:
             return await session.supervised.command(verb, deadline=deadline, text=text)
         except CommandRefused as error:
+            if session.state == "ended":
+                raise HasEnded from None
             raise Refused(str(error)) from None
         except SupervisorGone:
-            raise Refused("the session has ended", "ended") from None
+            raise HasEnded from None
+
+    async def _whenEnded(self, session: _Session) -> None:
+        """Wait until we are sure that there is no supervisor any more."""
+        while session.ended is None:
+            await session.news(self._reactor, 1.0)
 
     async def snapshot(self, session: str, label: str) -> SnapshotMade:
         """
@@ -467,8 +483,11 @@ class LocalSessions:
         @raise Refused: It cannot be.
         """
         found = self._find(session)
-        if found.ended is None:
+        try:
             made = await self._command(found, "snapshot", None, label)
+        except HasEnded:
+            await self._whenEnded(found)
+        else:
             return SnapshotMade(**made)
         name, at = f"snap-{secrets.token_hex(10)}", self._wallClock()
         workspace = self._workspace(found)
@@ -488,8 +507,11 @@ class LocalSessions:
         @raise Refused: There is no patch.
         """
         found = self._find(session)
-        if found.ended is None:
+        try:
             made = await self._command(found, "patch", None, None)
+        except HasEnded:
+            await self._whenEnded(found)
+        else:
             return PatchMade(found.layout.patch, made["size"], made["sha256"])
         async with _Turn(found, self._reactor):
             try:

@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.task import deferLater
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
@@ -169,9 +170,9 @@ async def supervise(reactor: Any, layout: Layout) -> None:
         signal.signal(number, asked)
     await supervisor.run()
     control.notify()
-    ended: Deferred[None] = Deferred()
-    reactor.callLater(0 if not control.connections else LINGER, ended.callback, None)
-    await ended
+    end = reactor.seconds() + LINGER
+    while control.connections and reactor.seconds() < end:
+        await deferLater(reactor, 0.02)
     await port.stopListening()
     layout.control.unlink(missing_ok=True)
 

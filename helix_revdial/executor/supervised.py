@@ -175,15 +175,16 @@ class Supervised:
             self.state = answer.state  # type: ignore[assignment]
             self.seq = answer.seq
             self._news()
-        if answer.id is None:
-            return
-        waiting = self._waiting.pop(answer.id, None)
-        if waiting is None:
-            return
-        if answer.refused is not None:
+        waiting = None if answer.id is None else self._waiting.pop(answer.id, None)
+        if waiting is not None and answer.refused is not None:
             waiting.errback(CommandRefused(answer.refused))
-        else:
+        elif waiting is not None:
             waiting.callback(answer.answer or {})
+        connection = self._connection
+        if self.state == "ended" and not self._waiting and connection is not None:
+            # It waits for no more than that we have heard it.
+            assert connection.transport is not None
+            connection.transport.loseConnection()
 
     def lost(self) -> None:
         """It is gone."""

@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -247,7 +246,7 @@ class Workspace:
         shutil.move(source, place)
         if self._record.user is not None:
             os.chown(place, self._record.user, self._record.user)
-        argv = [sys.executable, "-I", "-S", ARCHIVES, str(place), str(self._layout.workspace)]
+        argv = [self._terms.python, "-I", "-S", ARCHIVES, str(place), str(self._layout.workspace)]
         await self._commands.run(argv, deadline=self._terms.cloneSeconds)
         place.unlink()
 

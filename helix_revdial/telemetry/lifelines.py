@@ -47,6 +47,7 @@ class Lifeline:
         dial failed with; C{None} while it is under way.
     @ivar reason: Why it ended, in words.
     @ivar about: What its caller said of it: C{request}, C{trace}.
+    @ivar pooled: Whether it went by a connection that was parked.
     """
 
     dial: str
@@ -62,6 +63,7 @@ class Lifeline:
     bytesIn: int
     bytesOut: int
     about: Mapping[str, str] = field(default_factory=dict)
+    pooled: bool = False
 
 
 @dataclass(slots=True)

@@ -101,6 +101,7 @@ class ServerState(ProcessState):
     bytesIn: int = 0
     bytesOut: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)
+    pool: Mapping[str, int] = field(default_factory=dict)
     tables: Mapping[str, int] = field(default_factory=dict)
     runners: Sequence[RunnerState] = ()
 
@@ -237,7 +238,8 @@ class ServerMetrics(_Page):
             self.phases["target"].observe(target)
         out = phases.get("firstByteOut")
         if out is not None:
-            self.phases["first_byte_out"].observe(out - up)
+            # Sent before the agent's answer, it waited for nothing.
+            self.phases["first_byte_out"].observe(max(0.0, out - up))
         back = phases.get("firstByteIn")
         if back is not None:
             self.phases["first_byte_in"].observe(back - up)
@@ -265,6 +267,7 @@ class ServerMetrics(_Page):
         yield self.histogram("stream_seconds", [((), self.lives)])
         yield self.words("stream_bytes_total", [("in", state.bytesIn), ("out", state.bytesOut)])
         yield self.words("http_backends_total", self.backends.items())
+        yield self.words("pool_total", state.pool.items())
         hits = dict(self.limits.items())
         for limit, count in state.limits.items():
             hits[limit] = hits.get(limit, 0) + count

@@ -182,6 +182,13 @@ SERVER: tuple[Row, ...] = (
         "Connections that HTTP requests to services went by: dialled, or reused; and of these "
         "those that were found ended and replaced.",
     ),
+    Row(
+        "pool_total",
+        _C,
+        ("event",),
+        "Parked data connections: opened, taken for a dial, missed by one; dials that failed over "
+        "to another or raced a dial-back; and why connections were closed.",
+    ),
     Row("limits_hit_total", _C, ("limit",), "Refusals because of a limit, by which."),
     Row("table_entries", _G, ("table",), "Entries of each table that the server keeps in memory."),
     Row(

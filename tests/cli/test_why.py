@@ -153,6 +153,11 @@ class WhyTests(CommandTestCase):
             ],
         )
 
+    def test_pooled(self) -> None:
+        """A dial that took a parked connection says so: there was no dial-back."""
+        out = self.told(DIAL, items=[dial(pooled=True)])
+        self.assertIn("its agent answered, on a data connection that was parked, after 2.5 ms", out)
+
     def test_failures(self) -> None:
         """Every error that a dial can end with comes with what to look at."""
         words = {error.word for error in DialError.__subclasses__()}
