@@ -358,8 +358,9 @@ class Side:
             "closing a WebSocket: {reason} ({code})", reason=str(broken), code=broken.code
         )
         if not self.outbox.waits and not self._closeSent:
+            last = self._frame(CLOSE, closePayload(broken.code, str(broken)))
             try:
-                self._socket.send(self._frame(CLOSE, closePayload(broken.code, str(broken))))
+                self._transmit([memoryview(last)], len(last))
             except OSError:
                 pass  # it will learn by the end of the connection
         self.relay.finish("broken", str(broken))

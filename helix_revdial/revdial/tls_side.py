@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.integration.test_tls_side -*-
+# -*- test-case-name: tests.revdial.test_tls_side -*-
 """
 One connection of a pair whose bytes are moved between the sockets, with TLS on it.
 
