@@ -356,6 +356,25 @@ class AgentsSection(_Section, frozen=True, rename=_snake):
     """The others."""
 
 
+class SessionsSection(_Section, frozen=True, rename=_snake):
+    """Tasks, and who runs them."""
+
+    serverUrl: str | None = None
+    """Where a task's own sandbox reaches this server; without it none has a tunnel."""
+
+    allowDisabledRuntime: bool = False
+    """Whether an agent may run on a host without any sandbox."""
+
+    stopDeadline: Seconds = 10.0
+    """Seconds from the wish that a task stops to its end by force."""
+
+    unreachableLimit: Seconds = 900.0
+    """Seconds that a host may be away before its tasks have failed."""
+
+    heartbeat: Seconds = 5.0
+    """Seconds between two questions to a host how it is."""
+
+
 class GitSection(_Section, frozen=True, rename=_snake):
     """How the server itself looks at repositories."""
 
@@ -491,14 +510,15 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     tunnel: TunnelSection = TunnelSection()
     http: HttpSection = HttpSection()
     liveness: LivenessSection = LivenessSection()
+    pool: PoolSection = PoolSection()
     limits: LimitsSection = LimitsSection()
     gateways: GatewaysSection = GatewaysSection()
     events: EventsSection = EventsSection()
     rateLimits: RateLimitsSection = RateLimitsSection()
     forwards: ForwardsSection = ForwardsSection()
     desktop: DesktopSection = DesktopSection()
-    pool: PoolSection = PoolSection()
     agents: AgentsSection = AgentsSection()
+    sessions: SessionsSection = SessionsSection()
     git: GitSection = GitSection()
     drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()

@@ -42,8 +42,8 @@ from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.access.watch import TokenWatch
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.document import operationTable, translate
-from helix_revdial.api.forwards import restoreForwards
 from helix_revdial.api.first_look import FirstLook
+from helix_revdial.api.forwards import restoreForwards
 from helix_revdial.api.load import Load
 from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.proxy import ByName
@@ -261,6 +261,7 @@ class ControlPlane(LoggingService):
             raise CannotStart(f"database: {error}") from None
         self._assemble()
         self._reactor.callWhenRunning(self._takeBack)
+        self._reactor.callWhenRunning(self._drive)
         self._ports.startService()
         self.metrics.startService()
         super().startService()
@@ -278,6 +279,12 @@ class ControlPlane(LoggingService):
         Deferred.fromCoroutine(self._keeping.takeBack(handed)).addErrback(
             lambda failure: self._log.failure("What was kept is not taken up", failure)
         )
+
+    def _drive(self) -> None:
+        """Go on with the tasks of the process before."""
+        self.services.executors.start()
+        starting = Deferred.fromCoroutine(self.services.driver.start())
+        starting.addErrback(lambda failure: self._log.failure("Tasks are not taken up", failure))
 
     async def _mayGoOn(self, state: KeptState) -> bool:
         """Whether what let a runner register before the restart still does."""
@@ -618,6 +625,9 @@ class ControlPlane(LoggingService):
         services = self.services
         return [
             self._watch.stop,
+            services.executors.stop,
+            lambda: Deferred.fromCoroutine(services.driver.stop()),
+            lambda: Deferred.fromCoroutine(services.events.flush()),
             self._git.stop,
             services.idempotency.stop,
             services.jwts.stop,

@@ -15,9 +15,12 @@ from helix_revdial.api import (
     health,
     proxy,
     reload,
+    runners,
+    session_events,
     sessions,
     stream_gateway,
     streams,
+    tasks,
     tokens,
     tunnel,
 )
@@ -63,8 +66,11 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *external_agents.operations(services),
             *stream_gateway.operations(services),
             *proxy.operations(services),
+            *tasks.operations(services),
             *sessions.operations(services),
+            *session_events.operations(services),
             *discovery.operations(services),
+            *runners.operations(services),
             *tokens.operations(services),
             *audit.operations(services),
         ],
@@ -94,4 +100,4 @@ def translate(error: Exception) -> Problem | None:
         case DialError():
             return problemOf(error)
         case _:
-            return tokens.translate(error)
+            return sessions.translate(error) or tokens.translate(error)

@@ -16,6 +16,7 @@ from helix_revdial.access.principals import Principal
 from helix_revdial.access.rate_limits import RateExceeded, RateLimits
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.api.kept_forwards import KeptForwards
+from helix_revdial.api.launching import Launching
 from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
 from helix_revdial.api.replays import Replays
@@ -31,7 +32,11 @@ from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.sessions.agents import Agents
 from helix_revdial.sessions.catalogue import Catalogue
+from helix_revdial.sessions.driver import Driver, DriverSettings
+from helix_revdial.sessions.events import EventLog
+from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.git_refs import GitRefs
+from helix_revdial.sessions.redaction import secretProperties
 from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.settings import declaredAgents, forwardBounds, rateSettings
 from helix_revdial.storage.database import Database
@@ -62,6 +67,9 @@ class Services:
         test, says which.
     @ivar rates: How often users may call.
     @ivar idempotency: What calls that are made again were answered with.
+    @ivar events: What happened to sessions.
+    @ivar executors: Who runs tasks.
+    @ivar driver: Has them run.
     @ivar agents: What tasks may ask for; replaced by a reload.
     @ivar catalogue: The projects and repositories that tasks have named.
     @ivar gitRefs: Asks repositories for their branches.
@@ -84,6 +92,9 @@ class Services:
     reload: Callable[[str], Awaitable[Reloaded]] = _noReload
     sockets: SocketRelays | None = None
     gitRefs: GitRefs | None = None
+    events: EventLog = field(init=False)
+    executors: Executors = field(init=False)
+    driver: Driver = field(init=False)
     agents: Agents = field(init=False)
     catalogue: Catalogue = field(init=False)
     streams: StreamGateway = field(init=False)
@@ -99,6 +110,24 @@ class Services:
     def __post_init__(self) -> None:
         self.agents = declaredAgents(self.config.agents)
         self.catalogue = Catalogue(self.database)
+        section = self.config.sessions
+        self.events = self.sessions.events
+        self.events.secretSettings = self.secretSettings
+        self.executors = Executors(self.clock, self.wallClock, heartbeat=section.heartbeat)
+        launching = Launching(
+            self.tokens, lambda: self.agents, lambda: self.config.sessions.serverUrl
+        )
+        self.driver = Driver(
+            self.clock,
+            self.wallClock,
+            self.sessions,
+            self.executors,
+            launching.prepare,
+            settings=DriverSettings(
+                stopDeadline=section.stopDeadline, unreachableLimit=section.unreachableLimit
+            ),
+            onEnded=launching.ended,
+        )
         self.streams = StreamGateway(
             self.clock,
             self.connections,
@@ -183,6 +212,11 @@ class Services:
         if principal.family.startswith(JWT_FAMILY):
             return self.jwts.resume(principal)
         return await self.tokens.isLive(principal.family)
+
+    def secretSettings(self, agent: str) -> frozenset[str]:
+        """The names of an agent's settings that are secret by its schema."""
+        declared = self.agents.get(agent)
+        return frozenset() if declared is None else secretProperties(declared.schema)
 
     def runnerOf(self, session: str) -> str:
         """

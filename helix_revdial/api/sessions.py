@@ -1,39 +1,42 @@
-# -*- test-case-name: tests.api.test_operations -*-
+# -*- test-case-name: tests.api.test_operations,tests.api.test_tasks -*-
 """
-Sessions, as far as ownership needs them: whose sandbox is whose.
+Sessions: what runs, and what people do to it.
 
-Deleting a session ends its tokens and cuts its tunnel at once.
+Ending a session ends its tokens and cuts its tunnel.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
+from helix_revdial.api.session_document import (
+    PATH,
+    SessionDocument,
+    WorkspaceDocument,
+    documentOf,
+    workspaceOf,
+)
 from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.problem import Problem
 from helix_revdial.http.response import Response
-from helix_revdial.sessions.sessions import Session
+from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable
+from helix_revdial.sessions.lifecycle import TERMINAL, Illegal
+from helix_revdial.sessions.records import Session
 from helix_revdial.telemetry.timestamps import timestamp
 
-PATH = "/api/v1/sessions"
+MAX_PROMPT = 16 * 1024
+"""Characters of a prompt to a session that runs."""
 
-
-class SessionDocument(msgspec.Struct, rename="camel"):
-    """One session."""
-
-    id: str
-    tenant: str
-    owner: str
-    name: str
-    status: str
-    created: str
+_Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PROMPT)]
 
 
 class NewSession(msgspec.Struct, forbid_unknown_fields=True):
-    """What a session is made from."""
+    """What a sandbox's session is made from."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
@@ -45,7 +48,16 @@ class Page(msgspec.Struct, rename="camel"):
     perPage: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
 
 
-class SessionList(msgspec.Struct, rename="camel", omit_defaults=True):
+class SessionQuery(Page):
+    """Which sessions, and which part of their list."""
+
+    status: list[str] = msgspec.field(default_factory=list)
+    agent: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    projectId: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    tenantId: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+
+
+class SessionList(msgspec.Struct, omit_defaults=True):
     """One page; C{nextPage} is absent on the last."""
 
     items: list[SessionDocument]
@@ -53,8 +65,83 @@ class SessionList(msgspec.Struct, rename="camel", omit_defaults=True):
     nextPage: str | None = None
 
 
+class SessionState(msgspec.Struct):
+    """What has become of what was asked for, so far."""
+
+    id: str
+    status: str
+
+
+class StopReason(msgspec.Struct, forbid_unknown_fields=True):
+    """Why; it stands in the session's events."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+
+
+class ResumePrompt(msgspec.Struct, forbid_unknown_fields=True):
+    """What the agent is told when it goes on."""
+
+    prompt: _Prompt | None = None
+
+
+class Prompt(msgspec.Struct, forbid_unknown_fields=True):
+    """What the agent is told."""
+
+    prompt: _Prompt
+
+
+class PromptAccepted(msgspec.Struct):
+    """The agent's host has it."""
+
+    sessionId: str
+    accepted: bool
+    ts: str
+
+
+class FleetPart(msgspec.Struct):
+    """The hosts of a session."""
+
+    leader: str | None
+    followers: list[dict[str, Any]]
+
+
+class EndpointsPart(msgspec.Struct):
+    """Where to look."""
+
+    events: str
+
+
+class SessionInfo(msgspec.Struct):
+    """A session in short."""
+
+    id: str
+    status: str
+    fleet: FleetPart
+    endpoints: EndpointsPart
+
+
+class OpenIde(msgspec.Struct, forbid_unknown_fields=True):
+    """With what."""
+
+    ide: Literal["vscode", "cursor", "windsurf"]
+
+
+class IdeCommands(msgspec.Struct):
+    """What to type on one's own machine."""
+
+    ide: str
+    commands: list[str]
+    notes: str
+
+
+_IDE_PROGRAMS = {"vscode": "code", "cursor": "cursor", "windsurf": "windsurf"}
+
+
 def operations(services: Services) -> list[Operation]:
-    """Create, list, get, delete."""
+    """Create, list, get, and what is done to a session."""
+
+    def document(session: Session) -> SessionDocument:
+        return documentOf(session, services.secretSettings(session.agentType or ""))
 
     async def create(call: Call) -> Response:
         principal = asking(call)
@@ -71,28 +158,114 @@ def operations(services: Services) -> list[Operation]:
     async def listAll(call: Call) -> SessionList:
         principal = asking(call)
         query = call.query
+        project = query.projectId
+        if query.tenantId not in (None, principal.tenant):
+            return SessionList([], 0)
+        if principal.project is not None:
+            if project not in (None, principal.project):
+                return SessionList([], 0)
+            project = principal.project
         found = await services.sessions.list(
             tenant=principal.tenant,
-            owner=None if principal.hasRole("admin") else principal.user,
-            project=principal.project,
+            visibleTo=None if principal.hasRole("admin") else principal.user,
+            status=[word for text in query.status for word in text.split(",")],
+            agent=query.agent,
+            project=project,
             page=query.page,
             perPage=query.perPage,
         )
         return SessionList(
-            [_document(one) for one in found.items],
+            [document(one) for one in found.items],
             found.total,
             None if found.nextPage is None else str(found.nextPage),
         )
 
     async def get(call: Call) -> SessionDocument:
-        return _document(call.resource)
+        return document(call.resource)
 
-    async def delete(call: Call) -> None:
-        session = call.resource
+    async def info(call: Call) -> SessionInfo:
+        session: Session = call.resource
+        return SessionInfo(
+            session.id,
+            session.status,
+            FleetPart(session.executor, []),
+            EndpointsPart(f"{PATH}/{session.id}/events"),
+        )
+
+    async def delete(call: Call) -> Response:
+        session: Session = call.resource
+        if session.kind == "task" and session.status not in TERMINAL:
+            try:
+                ending = await services.driver.end(session.id, cancel=True)
+            except Illegal:
+                # It has ended in the meantime.
+                pass
+            else:
+                return _state(ending)
         # The control plane cuts the tunnel when it is told of the deletion.
-        await services.sessions.delete(session.id, tenant=session.tenant)
+        await services.driver.delete(session)
         await services.tokens.revokeSession(session.id)
+        return Response(204)
 
+    async def stop(call: Call) -> Response:
+        session = _task(call)
+        return _state(await services.driver.end(session.id, reason=call.body.reason))
+
+    async def pause(call: Call) -> Response:
+        return _state(await services.driver.pause(_task(call).id))
+
+    async def resume(call: Call) -> Response:
+        return _state(await services.driver.resume(_task(call).id, call.body.prompt))
+
+    async def prompt(call: Call) -> PromptAccepted:
+        session = _task(call)
+        if session.status in TERMINAL:
+            raise Problem(410, f"The session is {session.status}.", code="session-over")
+        await services.driver.prompt(session, call.body.prompt)
+        return PromptAccepted(session.id, True, timestamp(services.wallClock()))
+
+    async def workspace(call: Call) -> WorkspaceDocument:
+        return _workspace(_task(call))
+
+    async def openIde(call: Call) -> IdeCommands:
+        session = _task(call)
+        place = _workspace(session)
+        program = _IDE_PROGRAMS[call.body.ide]
+        runner = services.runnerOf(session.id)
+        return IdeCommands(
+            call.body.ide,
+            [
+                f"helix forward {runner} ssh --listen 127.0.0.1:2222",
+                f"{program} --remote ssh-remote+127.0.0.1:2222 {place.mountPath}",
+            ],
+            "The first command keeps a port of this machine open to the session's sshd, where its "
+            "sandbox offers the target ssh; run the second beside it.",
+        )
+
+    async def patch(call: Call) -> Response:
+        session = _task(call)
+        delivery = session.delivery or {}
+        if session.executor is None or session.workspace is None:
+            raise Problem(409, f"The session is {session.status}: there is no work yet.")
+        if session.forgotten is not None:
+            raise Problem(410, "The session's workspace has been removed.", code="session-over")
+        pieces = services.executors.reach(session.executor).patch(session.id)
+        try:
+            first = await anext(pieces)
+        except StopAsyncIteration:
+            first = b""
+        headers = [
+            (b"Content-Type", b"text/x-diff; charset=utf-8"),
+            (
+                b"Content-Disposition",
+                f'attachment; filename="{session.id}.patch"'.encode("ascii"),
+            ),
+        ]
+        if isinstance(delivery.get("sha256"), str):
+            headers.append((b"ETag", f'"{delivery["sha256"]}"'.encode("ascii")))
+        return Response(200, headers, _after(first, pieces))
+
+    ended = (401, 403, 404, 409)
     return [
         Operation(
             name="createSession",
@@ -104,7 +277,7 @@ def operations(services: Services) -> list[Operation]:
             response=SessionDocument,
             status=201,
             errors=(401, 403),
-            summary="Make a session, owned by the caller.",
+            summary="Make the session of a sandbox that somebody else runs, owned by the caller.",
             tags=("sessions",),
         ),
         Operation(
@@ -113,10 +286,10 @@ def operations(services: Services) -> list[Operation]:
             path=PATH,
             run=listAll,
             access="user",
-            query=Page,
+            query=SessionQuery,
             response=SessionList,
             errors=(401, 403),
-            summary="The caller's sessions, newest first; an administrator's whole tenant.",
+            summary="The tenant's tasks and the caller's sandboxes, newest first.",
             tags=("sessions",),
         ),
         Operation(
@@ -124,10 +297,21 @@ def operations(services: Services) -> list[Operation]:
             method="GET",
             path=PATH + "/{session}",
             run=get,
-            access="session-reader",
+            access="task-viewer",
             response=SessionDocument,
             errors=(401, 403, 404),
             summary="One session.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="getSessionInfo",
+            method="GET",
+            path=PATH + "/{session}/info",
+            run=info,
+            access="task-viewer",
+            response=SessionInfo,
+            errors=(401, 403, 404),
+            summary="One session in short.",
             tags=("sessions",),
         ),
         Operation(
@@ -135,13 +319,138 @@ def operations(services: Services) -> list[Operation]:
             method="DELETE",
             path=PATH + "/{session}",
             run=delete,
-            access="session-owner",
-            status=204,
+            access="session-operator",
+            response=SessionState,
+            status=202,
+            otherStatuses=(204,),
             errors=(401, 403, 404),
-            summary="End a session: its tokens are revoked and its tunnel is cut.",
+            summary="End a session and remove what is left of it.",
+            description="A task that runs is cancelled: 202, and it becomes cancelled. What has "
+            "ended, and a sandbox's session, is removed: 204.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="stopSession",
+            method="POST",
+            path=PATH + "/{session}/stop",
+            run=stop,
+            access="session-operator",
+            body=StopReason,
+            response=SessionState,
+            status=202,
+            errors=ended,
+            summary="Ask a task to end; it is ended by force at a deadline.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="pauseSession",
+            method="POST",
+            path=PATH + "/{session}/pause",
+            run=pause,
+            access="session-operator",
+            response=SessionState,
+            status=202,
+            errors=ended,
+            summary="Freeze a task that runs.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="resumeSession",
+            method="POST",
+            path=PATH + "/{session}/resume",
+            run=resume,
+            access="session-operator",
+            body=ResumePrompt,
+            response=SessionState,
+            status=202,
+            errors=ended,
+            summary="Let a paused task go on.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="promptSession",
+            method="POST",
+            path=PATH + "/{session}/prompt",
+            run=prompt,
+            access="session-operator",
+            body=Prompt,
+            maxBody=128 * 1024,
+            response=PromptAccepted,
+            status=202,
+            errors=(*ended, 410, 503),
+            summary="Tell the agent of a task that runs more.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="getSessionWorkspace",
+            method="GET",
+            path=PATH + "/{session}/workspace",
+            run=workspace,
+            access="task-viewer",
+            response=WorkspaceDocument,
+            errors=ended,
+            summary="Where a task's files are.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="openSessionInIde",
+            method="POST",
+            path=PATH + "/{session}/open/ide",
+            run=openIde,
+            access="session-operator",
+            body=OpenIde,
+            response=IdeCommands,
+            errors=ended,
+            idempotent=False,
+            summary="The commands that open a task's files in an editor.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="getSessionPatch",
+            method="GET",
+            path=PATH + "/{session}/patch",
+            run=patch,
+            access="task-viewer",
+            media=("text/x-diff",),
+            errors=(*ended, 410, 503),
+            summary="The work of a task as a patch that git applies.",
             tags=("sessions",),
         ),
     ]
+
+
+def translate(error: Exception) -> Problem | None:
+    """What the errors of sessions mean to a caller."""
+    match error:
+        case Illegal():
+            return Problem(409, str(error), code=f"session-{error.status}")
+        case ExecutorRefused():
+            return Problem(409, f"The session's runner refuses it: {error}.", code="refused")
+        case ExecutorUnreachable():
+            return Problem(
+                503,
+                "The session's runner cannot be reached now; try again.",
+                headers=[(b"Retry-After", b"2")],
+                code="runner-unreachable",
+            )
+        case _:
+            return None
+
+
+def _task(call: Call) -> Session:
+    session: Session = call.resource
+    if session.kind != "task":
+        raise Problem(409, "Somebody else runs this sandbox, not this server.", code="not-a-task")
+    return session
+
+
+def _workspace(session: Session) -> WorkspaceDocument:
+    found = workspaceOf(session)
+    if found is None:
+        raise Problem(
+            409, f"The session is {session.status}: it has no workspace yet.", code="no-workspace"
+        )
+    return found
 
 
 def _created(session: Session) -> Response:
@@ -151,16 +460,20 @@ def _created(session: Session) -> Response:
             (b"Content-Type", b"application/json; charset=utf-8"),
             (b"Location", f"{PATH}/{session.id}".encode("ascii")),
         ],
-        msgspec.json.encode(_document(session)),
+        msgspec.json.encode(documentOf(session)),
     )
 
 
-def _document(session: Session) -> SessionDocument:
-    return SessionDocument(
-        session.id,
-        session.tenant,
-        session.owner,
-        session.name,
-        session.status,
-        timestamp(session.created),
+def _state(session: Session) -> Response:
+    return Response(
+        202,
+        [(b"Content-Type", b"application/json; charset=utf-8")],
+        msgspec.json.encode(SessionState(session.id, session.status)),
     )
+
+
+async def _after(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for piece in pieces:
+        yield piece

@@ -170,6 +170,11 @@ def _responses(row: Operation, schemas: _Schemas) -> dict[str, Any]:
             **({"content": content} if content else {}),
         }
     }
+    for other in row.otherStatuses:
+        responses[str(other)] = {
+            "description": phraseOf(other),
+            **({"content": content} if content and other != 204 else {}),
+        }
     if row.takesKey and row.status == 201:
         replayed = {"description": "What was answered to the first call of this key."}
         responses["200"] = replayed | ({"content": content} if content else {})

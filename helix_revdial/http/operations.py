@@ -70,6 +70,8 @@ class Operation:
         for the description only.
     @ivar mediaShape: The same for an answer of C{media}.
     @ivar status: The status of success.
+    @ivar otherStatuses: Other statuses of success that C{run} answers with; a 204 has
+        no content, any other what C{status} has.
     @ivar errors: The statuses it fails with, beyond those that the table gives.
     @ivar idempotent: For a POST with C{access}: whether a call may be named with an
         C{Idempotency-Key}, so that its repetition gets the first one's answer.
@@ -90,6 +92,7 @@ class Operation:
     bodyShape: type[msgspec.Struct] | None = None
     mediaShape: type[msgspec.Struct] | None = None
     status: int = 200
+    otherStatuses: tuple[int, ...] = ()
     errors: tuple[int, ...] = ()
     summary: str = ""
     description: str = ""

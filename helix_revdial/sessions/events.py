@@ -92,6 +92,18 @@ class Event:
         return self.type == "status" and self.data.get("status") in TERMINAL
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """
+    Some of a session's log.
+
+    @ivar total: how many there are in all that were meant.
+    """
+
+    items: list[Event]
+    total: int
+
+
 Subscriber = Callable[[Event], None]
 
 
@@ -365,6 +377,48 @@ class EventLog:
                 for row in connection.execute(query)
             ]
         )
+
+    async def lines(
+        self,
+        session: str,
+        *,
+        levels: Collection[str],
+        since: float | None = None,
+        tail: int | None = None,
+        page: int = 1,
+        perPage: int = 200,
+    ) -> Lines:
+        """
+        Some of the C{log} events, oldest first.
+
+        @param levels: of these levels only.
+        @param since: at that moment or later, in seconds since the epoch.
+        @param tail: the last so many of them; otherwise the page.
+        """
+        where = [
+            session_events.c.session == session,
+            session_events.c.type == "log",
+            session_events.c.data["level"].as_string().in_(levels),
+        ]
+        if since is not None:
+            where.append(session_events.c.at >= since)
+        query = select(session_events).where(*where)
+        if tail is not None:
+            query = query.order_by(session_events.c.seq.desc()).limit(tail)
+        else:
+            query = query.order_by(session_events.c.seq)
+            query = query.limit(perPage).offset((page - 1) * perPage)
+
+        def fetch(connection: Connection) -> Lines:
+            total = connection.execute(
+                select(func.count()).select_from(session_events).where(*where)
+            ).scalar_one()
+            rows = list(connection.execute(query))
+            if tail is not None:
+                rows.reverse()
+            return Lines([Event(r.session, r.seq, r.at, r.type, r.data) for r in rows], total)
+
+        return await self._database.read(fetch)
 
     async def bounds(self, session: str) -> tuple[int, int]:
         """

@@ -156,6 +156,21 @@ def secretsIn(settings: Any, declared: Iterable[str] = ()) -> list[str]:
     return found
 
 
+def secretProperties(schema: Mapping[str, Any]) -> frozenset[str]:
+    """
+    The properties of a JSON schema that are secret: those that can only be written
+    (C{writeOnly}), and those whose C{format} is C{password}.
+    """
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping):
+        return frozenset()
+    return frozenset(
+        name
+        for name, one in properties.items()
+        if isinstance(one, Mapping) and (one.get("writeOnly") or one.get("format") == "password")
+    )
+
+
 def userinfoOf(url: str) -> list[str]:
     """The password in a URL, or the name that stands alone there, as tokens do."""
     matched = re.match(r"[a-z][a-z0-9+.\-]*://(?:([^/@:]*)(?::([^/@]*))?@)", url, re.IGNORECASE)

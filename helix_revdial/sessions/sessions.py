@@ -27,6 +27,7 @@ from helix_revdial.sessions.changes import happen, lock, put
 from helix_revdial.sessions.events import Appender, EventLog
 from helix_revdial.sessions.lifecycle import ACTIVE, STATES, Input
 from helix_revdial.sessions.records import Session, columnsOf, fromRow
+from helix_revdial.sessions.redaction import Redactor, secretsIn
 from helix_revdial.sessions.tasks import TaskRequest, nameOf, withoutPassword
 from helix_revdial.storage.database import Database, DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
@@ -189,11 +190,13 @@ class Sessions:
         @param also: done in the same transaction.
         """
         now = self._wallClock()
+        settings = request.agent.settings
+        redactor = Redactor(secretsIn(settings, self.events.secretSettings(request.agent.type)))
         session = Session(
             id=newId("ses", now),
             tenant=tenant,
             owner=owner,
-            name=nameOf(request.prompt),
+            name=nameOf(redactor.text(request.prompt)),
             status="queued",
             created=now,
             kind="task",
@@ -326,6 +329,7 @@ class Sessions:
         *,
         tenant: str,
         owner: str | None = None,
+        visibleTo: str | None = None,
         status: Collection[str] = (),
         agent: str | None = None,
         project: str | None = None,
@@ -336,6 +340,7 @@ class Sessions:
         The sessions of a tenant, newest first, without the deleted ones.
 
         @param owner: only those of this user.
+        @param visibleTo: only tasks, and the sandboxes of this user.
         @param status: only those in one of these states.
         @param agent: only tasks of this type of agent.
         @param project: only those of this project.
@@ -353,6 +358,8 @@ class Sessions:
         where = [sessions.c.tenant == tenant, sessions.c.deleted.is_(None)]
         if owner is not None:
             where.append(sessions.c.owner == owner)
+        if visibleTo is not None:
+            where.append((sessions.c.kind == "task") | (sessions.c.owner == visibleTo))
         if status:
             where.append(sessions.c.status.in_(status))
         if agent is not None:

@@ -25,6 +25,7 @@ from helix_revdial.config import ServerConfig
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.sessions.sessions import Session, Sessions
+from helix_revdial.sessions.synthetic import SyntheticExecutor
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.threads import SameThread
 
@@ -137,6 +138,13 @@ class Server:
 
     def wallClock(self) -> float:
         return NOW + self.clock.seconds() - 1000
+
+    def host(self, name: str = "host-1", **settings: Any) -> SyntheticExecutor:
+        """A host that pretends to run tasks; from the first on they are driven."""
+        executor = SyntheticExecutor(self.clock, self.wallClock, **settings)
+        self.services.executors.add(name, executor)
+        await_(self.services.driver.start())
+        return executor
 
     # Somebody to ask
 

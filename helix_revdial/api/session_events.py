@@ -1,0 +1,296 @@
+# -*- test-case-name: tests.api.test_session_events -*-
+"""
+The events of a session as they happen, and its log.
+
+A reader first gets what it has not seen, from the database, page by page and only
+as fast as it takes it; then each event as it is stored.  The two are joined on the
+reactor's thread by the number of the event: none is left out, none comes twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from helix_revdial.api.event_streams import EventsQuery, openEvents
+from helix_revdial.api.services import Services
+from helix_revdial.api.session_document import PATH
+from helix_revdial.http.events import EVENT_STREAM, EventStream, eventFrame
+from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.problem import Problem, validationProblem
+from helix_revdial.http.response import Response
+from helix_revdial.sessions.events import Event, EventLog
+from helix_revdial.sessions.lifecycle import TERMINAL
+from helix_revdial.sessions.records import Session
+from helix_revdial.telemetry.timestamps import timestamp
+
+PIECE = 100
+"""Events that are read and written at once."""
+
+_LEVELS = ("debug", "info", "warn", "error")
+
+
+class SinceQuery(EventsQuery):
+    """From where on; C{Last-Event-ID} goes before it."""
+
+    since: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+
+
+class LogsQuery(msgspec.Struct):
+    """Which lines of the log."""
+
+    tail: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    level: Literal["debug", "info", "warn", "error"] | None = None
+    since: Annotated[str, msgspec.Meta(max_length=40)] | None = None
+    page: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    perPage: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
+
+
+class LogLine(msgspec.Struct, omit_defaults=True):
+    """One line of what an agent, or its host, said."""
+
+    level: str
+    message: str
+    ts: str
+    seq: int
+    stream: str | None = None
+
+
+class LogPage(msgspec.Struct, omit_defaults=True):
+    """Lines, oldest first; C{nextPage} is absent on the last page."""
+
+    items: list[LogLine]
+    total: int
+    nextPage: str | None = None
+
+
+def operations(services: Services) -> list[Operation]:
+    """Events and logs."""
+    frames = Frames()
+
+    async def events(call: Call) -> Response:
+        session: Session = call.resource
+        after = _after(call)
+        if session.status in TERMINAL and after is not None and after >= session.lastSeq:
+            # To an EventSource: do not come back.
+            return Response(204)
+        reader = Reader(services.events, frames, session, after or 0)
+        stream = openEvents(
+            services,
+            call,
+            first=reader.history(),
+            form=call.query.heartbeat,
+            onClose=reader.close,
+        )
+        reader.begin(stream)
+        return stream.response()
+
+    async def logs(call: Call) -> LogPage:
+        session: Session = call.resource
+        query: LogsQuery = call.query
+        since = None if query.since is None else _moment(query.since)
+        levels = _LEVELS[0 if query.level is None else _LEVELS.index(query.level) :]
+        found = await services.events.lines(
+            session.id,
+            levels=levels,
+            since=since,
+            tail=query.tail,
+            page=query.page,
+            perPage=query.perPage,
+        )
+        more = query.tail is None and query.page * query.perPage < found.total
+        return LogPage(
+            [_line(event) for event in found.items],
+            found.total,
+            str(query.page + 1) if more else None,
+        )
+
+    return [
+        Operation(
+            name="streamSessionEvents",
+            method="GET",
+            path=PATH + "/{session}/events",
+            run=events,
+            access="task-viewer",
+            query=SinceQuery,
+            media=(EVENT_STREAM,),
+            rate=None,
+            errors=(400, 401, 403, 404),
+            summary="A session's events: what has happened, then what happens.",
+            description="Server-sent events. Each has its number as id; Last-Event-ID, or since, "
+            "says where to go on. Where that is not kept any more the first event is resync. The "
+            "stream ends with the session; whoever then asks for more gets 204.",
+            tags=("sessions",),
+        ),
+        Operation(
+            name="getSessionLogs",
+            method="GET",
+            path=PATH + "/{session}/logs",
+            run=logs,
+            access="task-viewer",
+            query=LogsQuery,
+            response=LogPage,
+            errors=(400, 401, 403, 404),
+            summary="A session's log; with tail its last lines.",
+            tags=("sessions",),
+        ),
+    ]
+
+
+class Reader:
+    """
+    One client's way through a session's events.
+
+    @ivar seq: The last event that it was given.
+    """
+
+    def __init__(self, log: EventLog, frames: Frames, session: Session, after: int) -> None:
+        self.seq = after
+        self._log = log
+        self._frames = frames
+        self._session = session
+        self._stream: EventStream | None = None
+        self._newest = session.lastSeq
+        self._over = session.status in TERMINAL
+        self._live = False
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def begin(self, stream: EventStream) -> None:
+        """
+        Where to push to.  From now on, before the history is read, nothing that
+        happens is missed.
+        """
+        if not stream.closed:
+            self._stream = stream
+            self._unsubscribe = self._log.subscribe(self._session.id, self._happened)
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        unsubscribe, self._unsubscribe = self._unsubscribe, None
+        if unsubscribe is not None:
+            unsubscribe()
+
+    async def history(self) -> AsyncIterator[bytes]:
+        """
+        Frames of what has happened, until nothing is missing any more.
+        """
+        session = self._session.id
+        _, last = await self._log.bounds(session)
+        # A number that was never given says nothing.
+        self.seq = min(self.seq, last)
+        while True:
+            read = await self._log.read(session, self.seq, PIECE)
+            if not read and self.seq >= self._newest:
+                break
+            if not read or read[0].seq != self.seq + 1:
+                # What was to come is not kept any more.
+                first, _ = await self._log.bounds(session)
+                if self.seq + 1 < first:
+                    self.seq = first - 1
+                    yield _resync(session, first, self.seq)
+                continue
+            self.seq = read[-1].seq
+            self._over = self._over or any(event.ends for event in read)
+            yield b"".join(map(frameOf, read))
+        self._live = True
+        if self._over:
+            self._finish()
+
+    def _happened(self, event: Event) -> None:
+        self._newest = max(self._newest, event.seq)
+        if event.ends:
+            self._over = True
+        if not self._live or self._stream is None or event.seq <= self.seq:
+            return
+        if event.seq != self.seq + 1:
+            # Somebody else stored what lies between: the client asks for it.
+            self._stream.finish()
+            return
+        self.seq = event.seq
+        self._stream.push(self._frames.of(event))
+        if event.ends:
+            self._finish()
+
+    def _finish(self) -> None:
+        self.close()
+        if self._stream is not None:
+            self._stream.finish()
+
+
+class Frames:
+    """Has the frame of the newest event, which every reader of its session is given."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Event, bytes] | None = None
+
+    def of(self, event: Event) -> bytes:
+        """The event's frame."""
+        if self._last is None or self._last[0] is not event:
+            self._last = (event, frameOf(event))
+        return self._last[1]
+
+
+def documentOf(event: Event) -> dict[str, Any]:
+    """An event as JSON."""
+    return {
+        "type": event.type,
+        "ts": timestamp(event.at),
+        "seq": event.seq,
+        "sessionId": event.session,
+        **{name: value for name, value in event.data.items() if name not in _OWN},
+    }
+
+
+_OWN = frozenset({"type", "ts", "seq", "sessionId"})
+
+
+def frameOf(event: Event) -> bytes:
+    """An event as a server-sent event."""
+    data = msgspec.json.encode(documentOf(event)).decode("utf-8")
+    return eventFrame(data, event=event.type, id=str(event.seq))
+
+
+def _resync(session: str, first: int, seq: int) -> bytes:
+    data = {"type": "resync", "sessionId": session, "firstAvailable": first}
+    return eventFrame(msgspec.json.encode(data).decode("ascii"), event="resync", id=str(seq))
+
+
+def _after(call: Call) -> int | None:
+    """The last event that the client has; C{None}: it wants all."""
+    given = call.request.headers.get(b"last-event-id")
+    if not given:
+        since: int | None = call.query.since
+        return since
+    if not given.isdigit() or len(given) > 18:
+        raise validationProblem({"Last-Event-ID": ["is the number of an event"]})
+    return int(given)
+
+
+def _moment(text: str) -> float:
+    """The moment that RFC 3339 writes."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise Problem(
+            400,
+            "The request is not valid: since: is a time such as 2026-01-02T03:04:05Z.",
+            type="validation",
+            errors={"since": ["is a time such as 2026-01-02T03:04:05Z"]},
+        )
+    return moment.timestamp()
+
+
+def _line(event: Event) -> LogLine:
+    data = event.data
+    return LogLine(
+        str(data.get("level", "info")),
+        str(data.get("message", "")),
+        timestamp(event.at),
+        event.seq,
+        data.get("stream"),
+    )

@@ -1,0 +1,114 @@
+# -*- test-case-name: tests.api.test_tasks -*-
+"""
+Handing in a task.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from helix_revdial.api.authority import asking
+from helix_revdial.api.services import Services
+from helix_revdial.api.session_document import Links, linksOf
+from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.problem import Problem, validationProblem
+from helix_revdial.http.response import Response
+from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.tasks import (
+    TaskForbidden,
+    TaskInvalid,
+    TaskPolicy,
+    TaskRequest,
+    validateTask,
+)
+
+MAX_TASK = 512 * 1024
+"""Bytes of a task as JSON."""
+
+
+class TaskAccepted(msgspec.Struct):
+    """A task that waits for its executor: C{id}, C{sessionId} and C{taskId} are one."""
+
+    id: str
+    sessionId: str
+    taskId: str
+    status: str
+    links: Links
+
+
+def operations(services: Services) -> list[Operation]:
+    """Create."""
+
+    async def create(call: Call) -> Response:
+        principal = asking(call)
+        assert principal.user is not None
+        request: TaskRequest = call.body
+        if principal.project is not None:
+            if request.projectId not in (None, principal.project):
+                raise Problem(403, "The token is confined to another project.", code="not-allowed")
+            request.projectId = principal.project
+        checkTask(services, request, principal.tenant)
+
+        def answer(session: Session) -> Response:
+            accepted = TaskAccepted(
+                session.id, session.id, session.id, session.status, linksOf(session.id)
+            )
+            return Response(
+                201,
+                [
+                    (b"Content-Type", b"application/json; charset=utf-8"),
+                    (b"Location", accepted.links.self.encode("ascii")),
+                ],
+                msgspec.json.encode(accepted),
+            )
+
+        session = await services.sessions.createTask(
+            request,
+            tenant=principal.tenant,
+            owner=principal.user,
+            also=lambda connection, session: call.remember(answer(session))(connection),
+        )
+        services.driver.submit(session)
+        return answer(session)
+
+    return [
+        Operation(
+            name="createTask",
+            method="POST",
+            path="/api/v1/tasks",
+            run=create,
+            access="task-creator",
+            body=TaskRequest,
+            maxBody=MAX_TASK,
+            response=TaskAccepted,
+            status=201,
+            errors=(401, 403),
+            summary="Hand in a task: an agent does it in a session of its own.",
+            tags=("tasks",),
+        ),
+    ]
+
+
+def checkTask(services: Services, request: TaskRequest, tenant: str) -> None:
+    """
+    Make sure that a task can be run here, for whatever way it came.
+
+    @raise Problem: 400 with what is wrong with which field, or 403.
+    """
+
+    def hasExecutor(name: str) -> bool:
+        known = services.executors.get(name)
+        return known is not None and known.tenant in (None, tenant)
+
+    policy = TaskPolicy(
+        tenant=tenant,
+        disabledRuntime=services.config.sessions.allowDisabledRuntime,
+        agentFaults=lambda agent: services.agents.faults(agent.type, agent.version, agent.settings),
+        hasExecutor=hasExecutor,
+    )
+    try:
+        validateTask(request, policy)
+    except TaskInvalid as error:
+        raise validationProblem(error.errors) from None
+    except TaskForbidden as error:
+        raise Problem(403, str(error), code="runtime-not-allowed") from None
