@@ -14,14 +14,16 @@ the supervisor is gone), any may read at the same time.
     host loses that loses power is the end of the log.
   - A line without its end was being written when the host stopped: it does not count,
     and whoever writes next takes it away.
-  - Bounded: what the reader has acknowledged goes, a segment at a time, once there
-    is more than C{keep} bytes of it.  What it has not is never dropped: L{Journal.ahead}
-    tells the writer when to hold the session's output back.
+  - Bounded: what the reader has acknowledged (has for good) goes, a segment at a time,
+    once there is more than C{keep} bytes of it.  What it has not is never dropped:
+    L{Journal.ahead} tells the writer when to hold the session's output back, since
+    nobody has fetched what there is.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,8 @@ SEGMENT = 4 * 1024 * 1024
 KEEP = 16 * 1024 * 1024
 """Bytes of acknowledged reports that are kept."""
 
-AHEAD = 32 * 1024 * 1024
-"""Bytes of reports that nobody has fetched yet, from which on output is held back."""
+MARK = 64 * 1024
+"""Bytes between two places that the writer remembers, to know how far ahead it is."""
 
 PIECE = 256 * 1024
 """Bytes that a reader takes at a time."""
@@ -107,6 +109,9 @@ class Journal:
         directory.mkdir(mode=0o700, exist_ok=True)
         for first, path in segments(directory):
             self._sizes[first] = path.stat().st_size
+        self._total = 0
+        self._fetched = 0
+        self._marks = deque([(0, 0)])
         self._acknowledged = min(self._sizes, default=1) - 1
         self._file = self._resume()
 
@@ -164,6 +169,9 @@ class Journal:
             self._file = self._begin(first)
         self._write(first, line)
         self.lastSeq = report.seq
+        self._total += len(line)
+        if self._total - self._marks[-1][1] >= MARK:
+            self._marks.append((report.seq, self._total))
         if kind in _WEIGHTY:
             os.fsync(self._file)
         if kind == "exit":
@@ -186,10 +194,14 @@ class Journal:
 
     @property
     def ahead(self) -> int:
-        """Bytes of reports, to within a segment, that were not acknowledged."""
-        return sum(
-            size for first, size in self._sizes.items() if self._last(first) > self._acknowledged
-        )
+        """Bytes of reports that were not fetched, to within L{MARK} bytes."""
+        while len(self._marks) > 1 and self._marks[1][0] <= self._fetched:
+            self._marks.popleft()
+        return self._total - self._marks[0][1]
+
+    def fetched(self, seq: int) -> None:
+        """The reports up to C{seq} were sent to somebody, who may ask for them again."""
+        self._fetched = max(self._fetched, min(seq, self.lastSeq))
 
     def _last(self, first: int) -> int:
         """The number of the last report of a segment."""
@@ -198,6 +210,7 @@ class Journal:
 
     def acknowledge(self, seq: int) -> None:
         """The reader has all up to and with C{seq}, for good."""
+        self.fetched(seq)
         self._acknowledged = max(self._acknowledged, min(seq, self.lastSeq))
         done = [first for first in sorted(self._sizes) if self._last(first) <= self._acknowledged]
         done = [first for first in done if first != max(self._sizes)]

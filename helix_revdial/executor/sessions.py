@@ -59,6 +59,9 @@ SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 HEARTBEAT = 15.0
 """Seconds after which a stream of reports that has none says that it lives."""
 
+STREAM = 16 * 1024 * 1024
+"""Bytes of reports in one answer."""
+
 KILL_SECONDS = 20.0
 """How long what was killed may take to be gone."""
 
@@ -424,7 +427,8 @@ class LocalSessions:
     def reports(self, session: str, after: int) -> AsyncIterator[bytes]:
         """
         The reports of a session from C{after + 1} on, as lines of JSON; an empty line where
-        there are none for a while.  Whoever asks has all up to C{after}, for good.
+        there are none for a while.  Whoever asks has all up to C{after}, for good.  Ends
+        after L{STREAM} bytes, so that he says so again.
 
         @raise NoSuchSession: There is none.
         @raise JournalGone: They are not all kept.
@@ -436,10 +440,15 @@ class LocalSessions:
         return self._reports(found, reader)
 
     async def _reports(self, session: _Session, reader: JournalReader) -> AsyncIterator[bytes]:
-        while not (reader.ended or session.forgotten or self._stopped):
+        sent = 0
+        while not (reader.ended or session.forgotten or self._stopped) and sent < STREAM:
             lines = reader.read()
             if lines:
                 yield lines
+                # Asked for more: what went before was taken.
+                sent += len(lines)
+                if session.supervised is not None:
+                    session.supervised.fetched(reader.seq)
             elif not reader.ended and not await session.news(self._reactor, HEARTBEAT):
                 yield b"\n"
 

@@ -7,8 +7,9 @@ The executor starts it and may go: it leads a session of its own, and whoever co
 after finds it by its socket.  It holds a lock for as long as it lives, so that there
 are never two, and so that it is known when there is none.
 
-The socket speaks lines of JSON.  In: C{{"id", "verb", "deadline", "text"}} and
-C{{"acknowledge": seq}}.  Out: C{{"id", "answer"}} or C{{"id", "refused"}}, and, at the
+The socket speaks lines of JSON.  In: C{{"id", "verb", "deadline", "text"}}, and how far
+the reports have come, C{{"fetched": seq}} and C{{"acknowledge": seq}}.  Out: C{{"id",
+"answer"}} or C{{"id", "refused"}}, and C{{"state", "seq"}} at the
 beginning and whenever it is another, C{{"state", "seq"}}.  The socket's directory is
 root's alone, or the executor's.
 """
@@ -44,13 +45,14 @@ LINGER = 2.0
 
 
 class Command(msgspec.Struct, omit_defaults=True):
-    """What comes in: a verb with an id, or an acknowledgement."""
+    """What comes in: a verb with an id, or how far the reports have come."""
 
     id: int | None = None
     verb: str | None = None
     deadline: float | None = None
     text: str | None = None
     acknowledge: int | None = None
+    fetched: int | None = None
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
@@ -92,6 +94,8 @@ class _Control(LineOnlyReceiver):
             return
         if command.acknowledge is not None:
             self._server.supervisor.acknowledge(command.acknowledge)
+        if command.fetched is not None:
+            self._server.supervisor.fetched(command.fetched)
         if command.verb is not None:
             Deferred.fromCoroutine(self._carryOut(command, command.verb)).addErrback(
                 lambda failure: self._log.failure("a command was not carried out", failure)

@@ -227,6 +227,11 @@ class Supervised:
         if self._connection is not None:
             self._connection.sendLine(msgspec.json.encode(Command(acknowledge=seq)))
 
+    def fetched(self, seq: int) -> None:
+        """Reports up to C{seq} were sent."""
+        if self._connection is not None:
+            self._connection.sendLine(msgspec.json.encode(Command(fetched=seq)))
+
     def disconnect(self) -> None:
         """Leave it alone: it goes on without us."""
         self._over = True

@@ -214,6 +214,11 @@ class Supervisor:
         self.journal.acknowledge(seq)
         self._hold()
 
+    def fetched(self, seq: int) -> None:
+        """Reports up to C{seq} were sent to whoever asked for them."""
+        self.journal.fetched(seq)
+        self._hold()
+
     def _hold(self) -> None:
         """Read the task's output, or leave it where it is."""
         task = self._task
