@@ -162,13 +162,27 @@ class Load:
     def tunnelled(self, tenant: str, request: Request) -> None:
         """The connection of C{request} is one of C{tenant}'s, until it is lost."""
         self.tenants.take(tenant)
-        request.whenLost(lambda: self.tenants.release(tenant))
+        request.whenLost(_Tunnel(self.tenants, tenant).lost)
 
     def refused(self, limit: str) -> None:
         """A limit of that name has refused something."""
         self.hit(limit)
         if self._count is not None:
             self._count(limit)
+
+
+class _Tunnel:
+    """One tunnel of a tenant's; there is one for each connection."""
+
+    __slots__ = ("_tenant", "_tenants")
+
+    def __init__(self, tenants: Shares, tenant: str) -> None:
+        self._tenants = tenants
+        self._tenant = tenant
+
+    def lost(self) -> None:
+        """It is no more."""
+        self._tenants.release(self._tenant)
 
 
 def _busy(text: str, retryAfter: float, *headers: tuple[bytes, bytes]) -> Problem:

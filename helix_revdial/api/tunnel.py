@@ -198,7 +198,7 @@ async def _permitted(
 
 def _agreed(services: Services, asked: Classified) -> frozenset[str]:
     """What holds between the two: all that is offered, less what is for the operator to allow."""
-    if services.config.tunnel.zeroKey:
+    if services.config.tunnel.zeroKey or words.ZERO_KEY not in asked.features:
         return asked.features
     return asked.features - {words.ZERO_KEY}
 

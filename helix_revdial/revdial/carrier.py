@@ -97,6 +97,24 @@ class CarrierTransport:
     @ivar bytesSent: Payload bytes accepted by C{write}.
     """
 
+    # There are two for each stream, and one for each agent.
+    __slots__ = (
+        "_clock",
+        "_closing",
+        "_lostReason",
+        "_over",
+        "_paused",
+        "_protocol",
+        "_pump",
+        "_readEnded",
+        "_taken",
+        "_transport",
+        "_writeEnded",
+        "bytesReceived",
+        "bytesSent",
+        "responseHeaders",
+    )
+
     _log = Logger()
 
     carrier = ""

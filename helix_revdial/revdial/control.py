@@ -45,7 +45,6 @@ from twisted.internet.interfaces import (
     IReactorTime,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -74,6 +73,47 @@ CLOSE_CODES = {
 """The WebSocket close code for each reason of a closing line; 1000 for others."""
 
 
+class _Loop:
+    """
+    Calls something at each interval from its start on.
+
+    As Twisted's C{LoopingCall}, which makes four objects more; an idle agent is little
+    else than its timers.
+    """
+
+    __slots__ = ("_begun", "_call", "_clock", "_guarded", "_interval", "_timer")
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        interval: float,
+        guarded: Callable[[Callable[..., object]], None],
+        call: Callable[[], object],
+    ) -> None:
+        self._clock = clock
+        self._interval = interval
+        self._guarded = guarded
+        self._call = call
+        self._begun = clock.seconds()
+        self._timer: IDelayedCall | None = None
+
+    def arm(self) -> None:
+        """Call at the end of this interval."""
+        left = self._interval - (self._clock.seconds() - self._begun) % self._interval
+        self._timer = self._clock.callLater(left, self._run)
+
+    def _run(self) -> None:
+        # Before the call, which may stop it.
+        self.arm()
+        self._guarded(self._call)
+
+    def stop(self) -> None:
+        """Call no more."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+
 @implementer(IPushProducer, IHalfCloseableProtocol)
 class ControlConnection(Protocol):
     """
@@ -85,6 +125,31 @@ class ControlConnection(Protocol):
     @ivar roundTrip: Seconds that the last sign of life took, or C{None}.
     @ivar ended: In a word or a few, why we closed; C{None} while we have not.
     """
+
+    # There is one for each agent.
+    __slots__ = (
+        "_blocked",
+        "_clock",
+        "_closeCall",
+        "_closeTimeout",
+        "_echoes",
+        "_kernel",
+        "_loops",
+        "_lost",
+        "_maxUnsent",
+        "_reader",
+        "_silence",
+        "_silenceLimit",
+        "_unsent",
+        "_unsentBytes",
+        "connected",
+        "ended",
+        "features",
+        "lastHeard",
+        "lastProof",
+        "roundTrip",
+        "transport",
+    )
 
     _log = Logger()
 
@@ -105,6 +170,8 @@ class ControlConnection(Protocol):
         @param closeTimeout: Seconds from L{close} to the abort.
         @param kernel: What the kernel is told about the connection.
         """
+        self.transport = None
+        self.connected = 0
         self.features = features
         self.lastHeard = clock.seconds()
         self.lastProof = self.lastHeard
@@ -115,12 +182,14 @@ class ControlConnection(Protocol):
         self._closeTimeout = closeTimeout
         self._kernel = kernel
         self._reader = MessageReader()
-        self._unsent: deque[bytes] = deque()
+        # Most never wait for a peer to read: made with the first line that does.
+        self._unsent: deque[bytes] | None = None
         self._unsentBytes = 0
         self._blocked = True
         self._lost = False
         self._echoes: dict[str, tuple[float, Deferred[float]]] = {}
-        self._loops: list[LoopingCall] = []
+        self._loops: tuple[_Loop, ...] = ()
+        self._silenceLimit = 0.0
         self._silence: IDelayedCall | None = None
         self._closeCall: IDelayedCall | None = None
 
@@ -184,7 +253,7 @@ class ControlConnection(Protocol):
             return
         self._lost = True
         self._blocked = True
-        self._unsent.clear()
+        self._unsent = None
         self._unsentBytes = 0
         self._stopTimers()
         self._forgetEchoes()
@@ -213,6 +282,8 @@ class ControlConnection(Protocol):
             self._log.warn("A control connection does not read; it is dropped.", peer=self._peer())
             self.drop("the peer does not read")
             return
+        if self._unsent is None:
+            self._unsent = deque()
         if isinstance(message, (KeepAlive, Echo)):
             self._unsent.appendleft(line)
         else:
@@ -245,6 +316,8 @@ class ControlConnection(Protocol):
             line = self._unsent.popleft()
             self._unsentBytes -= len(line)
             self._carrier().write(line)
+        if not self._unsent:
+            self._unsent = None
 
     # Life
 
@@ -279,35 +352,35 @@ class ControlConnection(Protocol):
     def every(self, interval: float, call: Callable[[], object], *, now: bool) -> None:
         """Run C{call} each C{interval} seconds, until the connection ends."""
 
-        def run() -> None:
+        loop = _Loop(self._clock, interval, self._guarded, call)
+        self._loops += (loop,)
+        if now:
             self._guarded(call)
-
-        loop = LoopingCall(run)
-        loop.clock = self._clock
-        self._loops.append(loop)
-        loop.start(interval, now=now).addErrback(self._logged)
+        if loop in self._loops:
+            loop.arm()
 
     def watchSilence(self, limit: float) -> None:
         """
         Drop the connection, with C{"silence"}, when the peer has not proved to be
         there for more than C{limit} seconds.
         """
+        self._silenceLimit = limit
+        self._silence = self._clock.callLater(limit, self._checkSilence)
 
-        def check() -> None:
-            self._silence = None
-            left = self.lastProof + limit - self._clock.seconds()
-            if left <= 0:
-                self._log.warn(
-                    "No sign of life for {limit:g} s; the control connection is dropped.",
-                    limit=limit,
-                    heard=self._clock.seconds() - self.lastHeard,
-                    peer=self._peer(),
-                )
-                self.drop("silence")
-            else:
-                self._silence = self._clock.callLater(left, check)
-
-        self._silence = self._clock.callLater(limit, check)
+    def _checkSilence(self) -> None:
+        self._silence = None
+        limit = self._silenceLimit
+        left = self.lastProof + limit - self._clock.seconds()
+        if left <= 0:
+            self._log.warn(
+                "No sign of life for {limit:g} s; the control connection is dropped.",
+                limit=limit,
+                heard=self._clock.seconds() - self.lastHeard,
+                peer=self._peer(),
+            )
+            self.drop("silence")
+        else:
+            self._silence = self._clock.callLater(left, self._checkSilence)
 
     def askForLife(self) -> None:
         """L{signOfLife}, for whoever wants L{lastProof} and L{roundTrip} kept fresh only."""
@@ -367,9 +440,9 @@ class ControlConnection(Protocol):
         if self.transport is None:
             self.connectionLost()
             return
-        for line in self._unsent:
+        for line in self._unsent or ():
             self._carrier().write(line)
-        self._unsent.clear()
+        self._unsent = None
         self._unsentBytes = 0
         self._stopTimers()
         self._giveProducerBack()
@@ -419,9 +492,6 @@ class ControlConnection(Protocol):
         except Exception:
             self._log.failure("A control connection's own code failed.")
 
-    def _logged(self, failure: Failure) -> None:
-        self._log.failure("A control connection's timer failed.", failure)
-
     def _giveProducerBack(self) -> None:
         # Over TLS a registered producer keeps loseConnection waiting for ever.
         self._blocked = True
@@ -437,10 +507,9 @@ class ControlConnection(Protocol):
             self._carrier().abortConnection()
 
     def _stopTimers(self) -> None:
-        for loop in self._loops:
-            if loop.running:
-                loop.stop()
-        self._loops.clear()
+        loops, self._loops = self._loops, ()
+        for loop in loops:
+            loop.stop()
         calls = (self._silence, self._closeCall)
         self._silence = self._closeCall = None
         for call in calls:

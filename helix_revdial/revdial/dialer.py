@@ -51,6 +51,19 @@ class Dialer(ControlConnection):
         understands C{closing}.
     """
 
+    __slots__ = (
+        "_handOver",
+        "_liveness",
+        "_onGoodbye",
+        "_onLost",
+        "_onPickupFailed",
+        "_onUp",
+        "_unanswered",
+        "_unansweredSince",
+        "generation",
+        "offered",
+    )
+
     def __init__(
         self,
         clock: IReactorTime,

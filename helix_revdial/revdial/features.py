@@ -9,6 +9,7 @@ either end may grow; no header at all means the old wire.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 RAW = "raw"
 TARGETS = "targets"
@@ -62,8 +63,18 @@ def parseFeatures(values: Iterable[bytes]) -> frozenset[str]:
     if len(joined) > MAX_HEADER:
         # The word that the limit cuts through is not read as a shorter one.
         joined = joined[:MAX_HEADER].rpartition(b",")[0]
-    words = (word.strip().lower() for word in joined.decode("latin-1").split(","))
-    return frozenset(word for word in words if word in KNOWN)
+    return _featuresIn(joined)
+
+
+@lru_cache(maxsize=64)
+def _featuresIn(joined: bytes) -> frozenset[str]:
+    """
+    The known words of a header.
+
+    All agents of a kind send the same; each has its features for as long as it lives.
+    """
+    words = {word.strip().lower() for word in joined.decode("latin-1").split(",")}
+    return frozenset(word for word in KNOWN if word in words)
 
 
 def formatFeatures(features: Iterable[str]) -> bytes:

@@ -38,6 +38,28 @@ SUPERSEDED_WAIT = 60.0
 """Seconds that a superseded agent is told to wait, so that two clones do not flap."""
 
 
+class _Events:
+    """What a dialer reports, with whose it is; there is one for each agent."""
+
+    __slots__ = ("_registering", "_registration")
+
+    def __init__(self, registering: Registering, registration: Registration) -> None:
+        self._registering = registering
+        self._registration = registration
+
+    def pickupFailed(self, message: PickupFailed) -> None:
+        """The agent could not answer a dial."""
+        self._registering.pickupFailed(self._registration, message)
+
+    def left(self) -> None:
+        """The agent is going away."""
+        self._registering.left(self._registration)
+
+    def lost(self, reason: Failure) -> None:
+        """The connection is gone, or never came."""
+        self._registering.lost(self._registration, reason)
+
+
 class Registering:
     """
     Gives names to control connections.
@@ -140,14 +162,15 @@ class Registering:
         self._roster.registrations[generation] = registration
         if canPool(features):
             self._roster.pool.begin(generation)
+        events = _Events(self, registration)
         registration.protocol = Dialer(
             self._roster.clock,
             features,
             generation=generation,
             offered=offered,
-            onPickupFailed=lambda message: self._pickupFailed(registration, message),
-            onGoodbye=lambda: self._left(registration),
-            onLost=lambda reason: self._lost(registration, reason),
+            onPickupFailed=events.pickupFailed,
+            onGoodbye=events.left,
+            onLost=events.lost,
             liveness=self._liveness,
         )
         self._log.info(
@@ -204,7 +227,7 @@ class Registering:
         self._roster.checks.add(peer)
         return peer
 
-    def _lost(self, registration: Registration, reason: Failure) -> None:
+    def lost(self, registration: Registration, reason: Failure) -> None:
         self._roster.registrations.pop(registration.generation, None)
         self._roster.pool.end(registration.generation)
         inGrace = self._roster.table.lost(registration.key, registration.generation)
@@ -224,12 +247,12 @@ class Registering:
         self._roster.schedule()
         self._roster.look()
 
-    def _left(self, registration: Registration) -> None:
+    def left(self, registration: Registration) -> None:
         self._roster.carryOut(self._roster.table.left(registration.key, registration.generation))
         registration.protocol.close("goodbye")
         self._roster.schedule()
 
-    def _pickupFailed(self, registration: Registration, message: PickupFailed) -> None:
+    def pickupFailed(self, registration: Registration, message: PickupFailed) -> None:
         dial = self._roster.table.pickupFailed(registration.key, registration.generation, message)
         if dial is not None:
             self._roster.carryOut([Failed(dial, errorFor(message))])

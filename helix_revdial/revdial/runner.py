@@ -8,7 +8,6 @@ which alone may touch it.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from secrets import token_hex
 
@@ -42,7 +41,7 @@ class Runner:
         "takeovers",
     )
 
-    def __init__(self, key: str, owner: str, takeovers: deque[float]) -> None:
+    def __init__(self, key: str, owner: str, takeovers: list[float]) -> None:
         self.key = key
         self.owner = owner
         self.takeovers = takeovers
@@ -91,4 +90,4 @@ class Memory:
     """What is remembered of a key that is gone."""
 
     generation: int
-    takeovers: deque[float]
+    takeovers: list[float]

@@ -27,7 +27,7 @@ Invariants:
 from __future__ import annotations
 
 import hmac
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -155,7 +155,7 @@ class ConnectionTable:
         """
         if key in self._runners or len(self._runners) >= self._maxRunners:
             return False
-        runner = self._runners[key] = Runner(key, owner, deque(maxlen=self._takeoverLimit))
+        runner = self._runners[key] = Runner(key, owner, [])
         runner.connect(credential, generation, frozenset())
         runner.graceEnds = self._clock.seconds() + seconds
         self._deadlines.schedule(runner, runner.graceEnds)
@@ -208,6 +208,7 @@ class ConnectionTable:
                 return Contested(runner.generation)
             superseded = runner.generation
             runner.takeovers.append(now)
+            del runner.takeovers[: -self._takeoverLimit]
             self._suspendDials(runner)
         self._deadlines.drop(runner)
         runner.connect(credential, generation, features)
@@ -227,7 +228,7 @@ class ConnectionTable:
         if len(self._runners) >= self._maxRunners:
             raise TooManyRunners(retryAfter=self._gracePeriod)
         self._memory.pop(key, None)
-        takeovers = deque(maxlen=self._takeoverLimit) if memory is None else memory.takeovers
+        takeovers = [] if memory is None else memory.takeovers
         runner = self._runners[key] = Runner(key, owner, takeovers)
         runner.connect(credential, generation, features)
         return Claimed(None, [], [])

@@ -68,6 +68,8 @@ OnFailure = Callable[[Failure], None]
 class RawTransport(CarrierTransport):
     """Payload bytes are the connection's bytes."""
 
+    __slots__ = ("_held", "_heldEnd", "carrier", "halfClose")
+
     def __init__(
         self,
         protocol: IProtocol,
@@ -79,7 +81,7 @@ class RawTransport(CarrierTransport):
         super().__init__(protocol, transport, clock, responseHeaders)
         self.carrier = carrier
         self.halfClose = canHalfClose(transport)
-        self._held: list[bytes] = []
+        self._held: tuple[bytes, ...] = ()
         self._heldEnd = False
 
     @property
@@ -95,7 +97,7 @@ class RawTransport(CarrierTransport):
 
     def _wasTaken(self, relay: SocketRelay) -> None:
         super()._wasTaken(relay)
-        self._held.clear()
+        self._held = ()
 
     def _send(self, data: bytes) -> None:
         self._transport.write(data)
@@ -115,7 +117,9 @@ class RawTransport(CarrierTransport):
 
     def _deliverHeld(self) -> None:
         while self._held and not self._paused and not self._closing:
-            self._deliver(self._held.pop(0))
+            first, *rest = self._held
+            self._held = tuple(rest)
+            self._deliver(first)
         if self._heldEnd and not self._held and not self._paused:
             self._heldEnd = False
             self._deliverEnd()
@@ -124,7 +128,7 @@ class RawTransport(CarrierTransport):
         """Bytes from the connection."""
         if self._holding or self._held:
             if not self._closing:
-                self._held.append(data)
+                self._held += (data,)
         else:
             self._deliver(data)
 
@@ -156,6 +160,19 @@ class RawCarrier(Protocol):
         ends before the protocol was connected.
     """
 
+    __slots__ = (
+        "_carrier",
+        "_clock",
+        "_early",
+        "_ended",
+        "_onFailure",
+        "_protocol",
+        "_responseHeaders",
+        "_stream",
+        "connected",
+        "transport",
+    )
+
     def __init__(
         self,
         protocol: IProtocol,
@@ -164,13 +181,15 @@ class RawCarrier(Protocol):
         onFailure: OnFailure | None = None,
         responseHeaders: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
+        self.transport = None
+        self.connected = 0
         self._protocol = protocol
         self._clock = clock
         self._carrier = carrier
         self._onFailure = onFailure
         self._responseHeaders = responseHeaders
         self._stream: RawTransport | None = None
-        self._early: list[bytes] = []
+        self._early: tuple[bytes, ...] = ()
         self._ended = False
 
     def connectionMade(self) -> None:
@@ -182,8 +201,10 @@ class RawCarrier(Protocol):
             self._protocol, self.transport, self._clock, self._carrier, self._responseHeaders
         )
         self._stream = stream
+        # It cannot fail any more: what was to hear of that may go.
+        self._onFailure = None
         stream.start()
-        early, self._early = self._early, []
+        early, self._early = self._early, ()
         for data in early:
             stream.received(data)
         if self._ended:
@@ -191,7 +212,7 @@ class RawCarrier(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         if self._stream is None:
-            self._early.append(data)
+            self._early += (data,)
         else:
             self._stream.received(data)
 
@@ -214,12 +235,15 @@ class RawCarrier(Protocol):
 class _RawServer(RawCarrier):
     """Answers with a head, then connects."""
 
+    __slots__ = ("_head",)
+
     def __init__(self, *args: Any, head: bytes) -> None:
         super().__init__(*args)
         self._head = head
 
     def connectionMade(self) -> None:
-        self.transport.write(self._head)  # type: ignore[union-attr]
+        head, self._head = self._head, b""
+        self.transport.write(head)  # type: ignore[union-attr]
         self._open()
 
 

@@ -18,6 +18,7 @@ How the stream behaves is L{helix_revdial.revdial.websocket_transport}'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from autobahn.twisted.websocket import (
@@ -74,6 +75,21 @@ def requireNVX() -> None:
         )
 
 
+@lru_cache(maxsize=4)
+def _serverFactory(clock: IReactorTime) -> WebSocketServerFactory:
+    """
+    What Autobahn's protocols take for their factory: only options, which all have in
+    common, in four kilobytes.
+    """
+    return WebSocketServerFactory(server=None, reactor=clock)
+
+
+@lru_cache(maxsize=4)
+def _clientFactory(clock: IReactorTime) -> WebSocketClientFactory:
+    """The same for the dialling end."""
+    return WebSocketClientFactory(reactor=clock)
+
+
 @implementer(IHalfCloseableProtocol)
 class _Server(AutobahnStream, WebSocketServerProtocol):  # type: ignore[misc]
     """The accepting end."""
@@ -100,7 +116,7 @@ class _Server(AutobahnStream, WebSocketServerProtocol):  # type: ignore[misc]
         onFailure: Callable[[Failure], None] | None,
     ) -> None:
         super().__init__(protocol, clock, eof, maxFrame)
-        self.factory = WebSocketServerFactory(server=None, reactor=clock)
+        self.factory = _serverFactory(clock)
         self._answerHeaders = answerHeaders
         self._openTimeout = openTimeout
         self._onFailure = onFailure
@@ -136,6 +152,8 @@ class _Server(AutobahnStream, WebSocketServerProtocol):  # type: ignore[misc]
 
     def _opened(self) -> None:
         self._stopTimer()
+        self._answerHeaders = {}
+        self._onFailure = None
 
     def _failedBefore(self, reason: Failure) -> None:
         self._stopTimer()
@@ -200,7 +218,7 @@ class _Client(AutobahnStream, WebSocketClientProtocol):  # type: ignore[misc]
     ) -> None:
         super().__init__(None, clock, eof, maxFrame)
         self._zeroKey = zeroKey
-        self.factory = WebSocketClientFactory(reactor=clock)
+        self.factory = _clientFactory(clock)
         self._url = url
         self._requestHeaders = headers
         self.refused: str | None = None

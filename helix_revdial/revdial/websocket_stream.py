@@ -55,6 +55,21 @@ def _settle() -> None:
 _settle()
 
 
+_HANDSHAKE = (
+    "http_headers",
+    "http_headers_cnt",
+    "http_request_data",
+    "http_request_host",
+    "http_request_params",
+    "http_request_path",
+    "http_request_uri",
+    "http_response_data",
+    "http_status_line",
+    "websocket_key",
+)
+"""Autobahn's attributes that nothing looks at once messages flow."""
+
+
 class _Silence:
     """
     In place of Autobahn's log, whose debug messages hold request heads, and with
@@ -217,10 +232,22 @@ class AutobahnStream:
             responseHeaders=self._headers,
         )
         self._opened()
+        self._forgetHandshake()
         self._stream.start()
 
     def _opened(self) -> None:
         """The handshake is done."""
+
+    def _forgetHandshake(self) -> None:
+        """
+        Let go of what Autobahn keeps of it: the request, credentials and all, and a
+        queue for sending in pieces, which is never done.
+        """
+        kept = vars(self)
+        for name in _HANDSHAKE:
+            if name in kept:
+                kept[name] = None
+        self.send_queue: Any = ()
 
     def onMessageBegin(self, isBinary: bool) -> None:
         self._empty = True

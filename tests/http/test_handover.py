@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import cast
 
 import txaio
@@ -15,6 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from helix_revdial.http.head import HeadReader
 from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import ConnectionGone, Request
@@ -80,6 +83,32 @@ class Gate:
             self.waiting = Deferred()
             await self.waiting
         return request.handOver(self.successor, replayHead=self.replayHead)
+
+
+class KeepsNothingTests(SynchronousTestCase):
+    """A connection that was handed over may live for months, beside thousands of others."""
+
+    def test_theRequestIsFreed(self) -> None:
+        """D16: Neither the request nor its parser is held by the connection."""
+        successor = Successor()
+        gate = Gate(successor)
+        exchange = Exchange(gate)
+        exchange.send(HEAD + b"first")
+        self.assertEqual(successor.data, b"first")
+        request = weakref.ref(gate.requests.pop())
+        gc.collect()
+        self.assertIsNone(request(), "somebody holds the request")
+        held = [*vars(exchange.protocol).values(), *_slotsOf(exchange.protocol)]
+        kinds = {type(each).__module__.partition(".")[0] for each in held}
+        self.assertNotIn("h11", kinds)
+        self.assertFalse(any(isinstance(each, HeadReader | bytes) for each in held), held)
+        exchange.send(b" last")
+        self.assertEqual(successor.data, b"first last")
+
+
+def _slotsOf(thing: object) -> list[object]:
+    names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [getattr(thing, name) for name in names if hasattr(thing, name)]
 
 
 class HandOverTests(SynchronousTestCase):

@@ -182,6 +182,20 @@ class HandshakeTests(PairCase):
 class AutobahnTests(SynchronousTestCase):
     """What is set in Autobahn, in one place."""
 
+    def test_nothingOfTheHandshakeIsKept(self) -> None:
+        """F1: A WebSocket that is open holds neither its request nor the token in it."""
+        clock, server = Clock(), Recorder()
+        endpoint = WireEndpoint(lambda: serverHead(server, clock))
+        headers = [(b"Authorization", b"Bearer very-secret")]
+        WebSocketEndpoint(clock, endpoint, URL, headers, eof=False).connect(
+            Factory.forProtocol(Recorder)
+        )
+        wire = endpoint.wires[0]
+        wire.settle(clock=clock)
+        carrier: Any = server.transport
+        self.assertNotIn("very-secret", repr(vars(carrier._frames)))
+        wire.left.abortConnection()
+
     def test_masksComeFromTheOperatingSystem(self) -> None:
         """RFC 6455 section 5.3: strong randomness, whatever seeds the random module."""
         self.assertIsInstance(vars(autobahnProtocol)["random"], random.SystemRandom)
