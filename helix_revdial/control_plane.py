@@ -77,6 +77,8 @@ from helix_revdial.revdial.features import parseFeatures
 from helix_revdial.revdial.kept import KeptState
 from helix_revdial.revdial.remembered import Remembered
 from helix_revdial.revdial.sockets import SocketRelays
+from helix_revdial.revdial.watching import Watchers
+from helix_revdial.runner_hosts import TARGET, RunnerHosts
 from helix_revdial.sessions.git_refs import ENVIRONMENT as GIT_ENVIRONMENT
 from helix_revdial.sessions.git_refs import GitRefs
 from helix_revdial.sessions.sessions import Sessions
@@ -350,12 +352,13 @@ class ControlPlane(LoggingService):
             count=observation.metrics.limits.add,
             record=lambda event, fields: _record(audit, event, fields),
         )
+        watchers = Watchers(observation)
         connections = Connections(
             clock,
             generations.next,
             wallClock=self._wallClock,
             audit=lambda event, fields: _record(audit, event, fields),
-            watching=observation,
+            watching=watchers,
             liveness=liveness(config.liveness),
             overload=load.overload,
             scarce=load.scarce,
@@ -390,6 +393,14 @@ class ControlPlane(LoggingService):
             sockets=SocketRelays(clock),
             gitRefs=self._newGitRefs(clock),
         )
+        watchers.add(
+            RunnerHosts(
+                self._reactor,
+                services.executors,
+                lambda key: connections.endpoint(key, TARGET, about={"request": "executor"}),
+                self._tenantOf,
+            )
+        )
         services.idempotency.start()
         services.jwts.setIssuers(self._issuers)
         authority = Authority(
@@ -404,6 +415,13 @@ class ControlPlane(LoggingService):
         self._table = operationTable(self.services, authority)
         self.factory.firstLook = FirstLook(self.services, self._needsDispatch)
         self._forward()
+
+    async def _tenantOf(self, credential: str) -> str | None:
+        """Whose runners a token, or a client certificate, registers."""
+        granted = self.services.certificates.principals.get(credential)
+        if granted is not None:
+            return granted.tenant
+        return await self.services.tokens.tenantOf(credential)
 
     def _forward(self) -> None:
         """Open the ports of the configuration's forwards, and of those that were made since."""

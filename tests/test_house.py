@@ -30,6 +30,7 @@ ALL = {
     "programs",
     "settings",
     "reload",
+    "runner_hosts",
     "telemetry",
     "toml_settings",
 }
@@ -45,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "programs": set(),
     "systemd": set(),
     "drain": {"http", "revdial"},
+    "runner_hosts": {"access", "revdial", "sessions"},
     "imported_tokens": {"access", "config", "systemd"},
     "keeping": {"revdial", "systemd"},
     "telemetry": set(),

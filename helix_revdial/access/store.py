@@ -168,6 +168,12 @@ def hasLive(connection: Connection, family: str, now: float) -> bool:
     return connection.execute(query.limit(1)).one_or_none() is not None
 
 
+def tenantOf(connection: Connection, family: str, now: float) -> str | None:
+    """The tenant of a family that has a live token."""
+    query = select(tokens.c.tenant).where(tokens.c.family == family, *_live(now))
+    return connection.execute(query.limit(1)).scalar_one_or_none()
+
+
 def _live(now: float) -> list[ColumnElement[bool]]:
     return [
         tokens.c.revoked.is_(None),

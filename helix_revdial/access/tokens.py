@@ -125,6 +125,13 @@ class Tokens:
         now = self._wallClock()
         return await self._database.run(lambda connection: store.hasLive(connection, family, now))
 
+    async def tenantOf(self, family: str) -> str | None:
+        """
+        @return: The tenant of a token family, or C{None} where no token of it is valid.
+        """
+        now = self._wallClock()
+        return await self._database.run(lambda connection: store.tenantOf(connection, family, now))
+
     # Making tokens
 
     async def create(

@@ -8,7 +8,10 @@ it wants to know.  An exception in its code is logged, and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from twisted.logger import Logger
 
 from .errors import DialError
 
@@ -62,6 +65,44 @@ class Watching:
         """
 
 
+class Watchers(Watching):
+    """Several who watch the same; what goes wrong in one does not keep it from the next."""
+
+    _log = Logger()
+
+    def __init__(self, *watching: Watching) -> None:
+        self._watching = list(watching)
+
+    def add(self, watching: Watching) -> None:
+        """From now on one more."""
+        self._watching.append(watching)
+
+    def _each(self, tell: Callable[[Watching], None]) -> None:
+        for one in self._watching:
+            try:
+                tell(one)
+            except Exception:
+                self._log.failure("Who watches failed")
+
+    def registered(self, registration: Registration, before: str | None) -> None:
+        self._each(lambda one: one.registered(registration, before))
+
+    def registrationRefused(self, key: str, error: DialError) -> None:
+        self._each(lambda one: one.registrationRefused(key, error))
+
+    def lost(self, registration: Registration, word: str, reason: str) -> None:
+        self._each(lambda one: one.lost(registration, word, reason))
+
+    def gone(self, key: str, generation: int) -> None:
+        self._each(lambda one: one.gone(key, generation))
+
+    def dialRefused(self, key: str, error: DialError, limit: str | None) -> None:
+        self._each(lambda one: one.dialRefused(key, error, limit))
+
+    def ended(self, call: Call) -> None:
+        self._each(lambda one: one.ended(call))
+
+
 class ListenerWatching:
     """
     Watches the agent's end (L{Listener <helix_revdial.revdial.listener.Listener>}).
@@ -87,4 +128,4 @@ class ListenerWatching:
         """
 
 
-__all__ = ["ListenerWatching", "Watching"]
+__all__ = ["ListenerWatching", "Watchers", "Watching"]
