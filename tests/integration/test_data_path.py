@@ -218,6 +218,7 @@ class DataPathTests(FleetCase):
         C10: more dials at once than connections are parked: each gets its stream, by
         another way if need be; and so does the next crowd.
         """
+        self.SETTINGS = {**self.SETTINGS, "pool.per_runner": "16"}
         self.begin(echo)
         count = 500 if LONG else 100
 
@@ -228,6 +229,10 @@ class DataPathTests(FleetCase):
         for _ in range(3):
             for result in inParallel(count, one):
                 self.assertIsNone(result)
+            until(
+                lambda: self.fleet.get("/api/v1/admin/ledger")["tables"]["parked"] > 0,
+                "connections are parked again",
+            )
         counts = self.fleet.get("/api/v1/admin/ledger")["pending_dials"]
         self.assertEqual(sum(counts.values()), 0, counts)
 

@@ -17,7 +17,7 @@ import trustme
 from helix_revdial.revdial import features
 
 from .ends import SIZE, Bytes, Heard, Secure, WebSocket, digest, played
-from .fleet import LIMIT, FleetCase, Service, freePort
+from .fleet import LIMIT, FleetCase, Service, freePort, until
 from .test_tcp_forward import twoPorts
 
 DOCS = Path(__file__).parents[2] / "docs" / "half-close.md"
@@ -82,6 +82,7 @@ class HalfCloseTests(FleetCase):
             ),
             limits=linger or None,
             limits__handshakes_per_second=1000,
+            pool__per_runner=64,
         )
         self.operator = self.token(self.fleet, kind="user", user="ann", role="operator")
         runner = self.token(self.fleet, kind="runner", patterns=["wolf-*"])
@@ -121,6 +122,12 @@ class HalfCloseTests(FleetCase):
         self.order(caller, "close")
         caller.rest()
         caller.close()
+        until(self.parked, "connections are parked")
+
+    def parked(self) -> int:
+        """How many data connections wait for a dial."""
+        count: int = self.fleet.get("/api/v1/admin/ledger")["tables"]["parked"]
+        return count
 
     def keyOf(self, carrier: str) -> str:
         return "wolf-" + carrier.replace(" ", "-")
