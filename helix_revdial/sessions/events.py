@@ -398,7 +398,7 @@ class EventLog:
         where = [
             session_events.c.session == session,
             session_events.c.type == "log",
-            session_events.c.data["level"].as_string().in_(levels),
+            func.coalesce(session_events.c.data["level"].as_string(), "info").in_(levels),
         ]
         if since is not None:
             where.append(session_events.c.at >= since)

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from helix_revdial.config import AgentSection, AgentsSection, ServerConfig
 from helix_revdial.http.openapi import openapi
 from helix_revdial.storage.ids import isId
-from tests.api.harness import Answer, Server
+from tests.api.harness import Answer, Server, await_
 
 CONFIG = ServerConfig(
     agents=AgentsSection(
@@ -46,11 +46,14 @@ def body(**fields: Any) -> dict[str, Any]:
 
 
 class TaskTestCase(SynchronousTestCase):
+    config = CONFIG
+
     def setUp(self) -> None:
-        self.server = Server(CONFIG)
+        self.server = Server(self.config)
         self.runner = self.server.host()
         self.ann = self.server.user()
         self.addCleanup(self.runner.stop)
+        self.addCleanup(lambda: await_(self.server.services.driver.stop()))
 
     def task(self, **fields: Any) -> str:
         answer = self.server.post("/api/v1/tasks", self.ann, body(**fields))
