@@ -31,7 +31,8 @@ from twisted.python.failure import Failure
 
 from .agent_control import AgentControl
 from .errors import DialError, TargetRefused, TargetTimeout
-from .framed import FramedConnection, FramedTransport
+from .framed import FramedConnection
+from .framed_stream import FramedTransport
 from .interfaces import ICarrierTransport, ITarget
 from .keepalive import DATA_WATCH, watchPath
 from .messages import (

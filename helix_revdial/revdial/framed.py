@@ -12,15 +12,14 @@ one fast way (L{helix_revdial.revdial.sockets}), and both are the ones that othe
 streams have.
 
 L{FramedConnection} owns the connection, the frames and what was read and not used.
-Who hears of what arrives is its C{user}: whoever parks it, or the L{FramedTransport}
-of the stream that it carries, which is an ordinary carrier.  What is said between two
-streams is the user's.
+Who hears of what arrives is its C{user}: whoever parks it, or the transport of the
+stream that it carries (L{helix_revdial.revdial.framed_stream}), which is an ordinary
+carrier.  What is said between two streams is the user's.
 
 Invariants:
 
   - One user at a time.  A stream's user leaves when both directions have ended by
-    their marks; then, and only then, is C{onFree} called, and the connection can
-    carry another.
+    their marks; then, and only then, can the connection carry another.
   - However else a stream ends, the connection ends with it.
   - What arrives behind a stream's end belongs to the next one, at every split.  It is
     kept, and while it is, nothing is received: at most one read.
@@ -39,7 +38,6 @@ from twisted.internet import error, tcp
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
-    IProtocol,
     IReactorTime,
 )
 from twisted.internet.protocol import Protocol, connectionDone
@@ -47,7 +45,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .carrier import CarrierTransport, isTLS
+from .carrier import isTLS
 from .frames import (
     BINARY,
     CLOSE,
@@ -63,19 +61,12 @@ from .frames import (
 )
 from .masks import Keys
 from .socket_streams import Framing, SocketStream, plainStream
-from .sockets import SocketRelay
 
 MAX_FRAME = 64 * 1024 - 16
 """Payload bytes of a frame that we send: with its head it fits into one read."""
 
 CLOSE_TIMEOUT = 10.0
 """Seconds for the peer to end the connection once we have closed."""
-
-DROP_TIMEOUT = 1.0
-"""Seconds in which a peer may end a stream that we have closed, and park its connection."""
-
-MAX_DROPPED = 256 * 1024
-"""Bytes that are dropped meanwhile; with more the connection ends."""
 
 Arrived = bytes | Control | EndMark
 
@@ -410,190 +401,4 @@ class FramedConnection(Protocol):
         self._deliver()
 
 
-class FramedTransport(CarrierTransport):
-    """
-    The transport of one stream on a L{FramedConnection}.
-
-    It is the connection's user from L{begin} until the stream is over.
-    """
-
-    halfClose = True
-
-    isWatched = True
-    """Whoever parked the connection has had the kernel watch it."""
-
-    def __init__(
-        self,
-        protocol: IProtocol,
-        connection: FramedConnection,
-        onFree: Callable[[], None],
-        onLost: Callable[[], None],
-    ) -> None:
-        """
-        @param protocol: The stream's.
-        @param connection: What carries it.
-        @param onFree: Told when both directions have ended: the connection can be
-            used again, and needs another user within the call.
-        @param onLost: Told instead when the connection has ended with the stream.
-        """
-        super().__init__(protocol, connection.transport, connection.clock)
-        self.carrier = connection.carrier
-        self._connection = connection
-        self._onFree = onFree
-        self._onLost = onLost
-        self._held: list[bytes] = []
-        self._heldEnd = False
-        self._leaving: IDelayedCall | None = None
-        self._limit: IDelayedCall | None = None
-        self._dropping = 0
-
-    def begin(self) -> None:
-        """Be the user, and connect the protocol."""
-        self._connection.user = self
-        self.start()
-
-    # Sockets that somebody else moves the bytes of.
-
-    def socketStream(self) -> SocketStream | None:
-        connection = self._connection
-        if (
-            self._over
-            or self._closing
-            or self._lostReason is not None
-            or connection.endSent
-            or connection.endReceived
-        ):
-            return None
-        stream = connection.socketStream()
-        if stream is not None:
-            stream.payload = b"".join(self._held)
-            stream.onTaken.append(self._wasTaken)
-            stream.onReceived.append(self._countReceived)
-            stream.onSent.append(self._countSent)
-            stream.onAgain = self._again
-        return stream
-
-    def _wasTaken(self, relay: SocketRelay) -> None:
-        super()._wasTaken(relay)
-        self._held.clear()
-        self._connection.taken()
-
-    def _again(self, rest: list[Arrived]) -> None:
-        """Whoever had the sockets has moved the whole stream, and gives them back."""
-        self._taken = None
-        connection = self._connection
-        connection.forgetEnds()
-        self._onFree()
-        self._finish(connectionDone)
-        connection.givenBack(rest)
-
-    # What a carrier says.
-
-    def _send(self, data: bytes) -> None:
-        self._connection.send(data)
-
-    def _sendEnd(self) -> None:
-        self._transport.unregisterProducer()
-        self._connection.sendEnd()
-        if self._readEnded:
-            self._leaveSoon()
-
-    def _close(self, code: int, reason: str) -> None:
-        connection = self._connection
-        self._transport.unregisterProducer()
-        connection.sendEnd()
-        self._held.clear()
-        self._heldEnd = False
-        if connection.endReceived:
-            self._leaveSoon()
-            return
-        # Most peers end when we do.  Nothing says that one should but an end of the
-        # connection, so it is given a little time.
-        self._dropping = 0
-        self._limit = self._clock.callLater(DROP_TIMEOUT, self._dropped)
-        connection.goOn()
-
-    def _dropped(self) -> None:
-        """The peer goes on: nothing of it is wanted."""
-        self._stopLimit()
-        self._connection.close()
-
-    def _stopLimit(self) -> None:
-        limit, self._limit = self._limit, None
-        if limit is not None and limit.active():
-            limit.cancel()
-
-    def _leaveSoon(self) -> None:
-        """Both directions have ended."""
-        if self._leaving is None and not self._over and self._connection.isOpen:
-            # Not within the protocol's own call, as no transport does.
-            self._leaving = self._clock.callLater(0, self._leave)
-
-    def _leave(self) -> None:
-        self._leaving = None
-        self._stopLimit()
-        connection = self._connection
-        connection.forgetEnds()
-        self._onFree()
-        self._finish(connectionDone)
-        connection.goOn()
-
-    def _abort(self) -> None:
-        self._stopLimit()
-        self._connection.abort()
-
-    def _holds(self) -> bool:
-        return bool(self._held) or self._heldEnd
-
-    def _deliverHeld(self) -> None:
-        while self._held and not self._paused and not self._closing:
-            self._deliver(self._held.pop(0))
-        if self._heldEnd and not self._held and not self._paused:
-            self._heldEnd = False
-            self._delivered()
-
-    def _delivered(self) -> None:
-        """All that the peer had to say has been heard."""
-        self._deliverEnd()
-        if self._connection.endSent:
-            self._leaveSoon()
-
-    # FrameUser
-
-    def payload(self, data: bytes) -> None:
-        if self._closing:
-            self._dropping += len(data)
-            if self._dropping > MAX_DROPPED and self._limit is not None:
-                self._dropped()
-        elif self._holding or self._held:
-            self._held.append(data)
-        else:
-            self._deliver(data)
-
-    def ended(self) -> None:
-        if self._closing:
-            self._leaveSoon()
-        elif self._holding or self._held:
-            self._heldEnd = True
-        else:
-            self._delivered()
-
-    def ponged(self) -> None:
-        """Streams do not ask."""
-
-    def lost(self, reason: Failure) -> None:
-        self._stopLimit()
-        leaving, self._leaving = self._leaving, None
-        if leaving is not None:
-            # The stream was whole; what ended is the connection.
-            leaving.cancel()
-            reason = connectionDone
-        self._onLost()
-        if reason.check(error.ConnectionDone) and not (
-            self._connection.endReceived or self._closing
-        ):
-            reason = Failure(error.ConnectionLost("the connection ended without an end of stream"))
-        self._lost(reason)
-
-
-__all__ = ["FrameUser", "FramedConnection", "FramedTransport"]
+__all__ = ["Arrived", "FrameUser", "FramedConnection"]

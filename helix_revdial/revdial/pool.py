@@ -39,7 +39,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .dials import Dial
-from .framed import FramedConnection, FramedTransport
+from .framed import FramedConnection
+from .framed_stream import FramedTransport
 from .keepalive import DATA_WATCH, watchPath
 from .masks import Keys
 from .messages import MAX_LINE, Assign, Connected, ControlError, Park, PickupFailed, decode, encode

@@ -99,6 +99,7 @@ class Pooled:
         self._watching = watching
         self._opening: dict[Deferred[FramedConnection], AgentControl] = {}
         self._parked: set[Waiting] = set()
+        self._busy: set[Waiting] = set()
         self._answering: dict[str, Waiting] = {}
         self._connected: OrderedDict[str, bool] = OrderedDict()
         self._dialledBack: OrderedDict[str, bool] = OrderedDict()
@@ -106,7 +107,7 @@ class Pooled:
     @property
     def waiting(self) -> int:
         """Connections that wait for a dial."""
-        return sum(each.isIdle for each in self._parked)
+        return len(self._parked) - len(self._busy)
 
     @property
     def dialsUnderWay(self) -> int:
@@ -179,6 +180,7 @@ class Pooled:
             or assign.dial in self._dialledBack
         ):
             return None
+        self._busy.add(waiting)
         if waiting.control.leaving or self._agent.isFull:
             leaving = waiting.control.leaving
             text = "the agent is leaving" if leaving else "the agent has too many dials under way"
@@ -205,11 +207,13 @@ class Pooled:
         self._agent.streamEnded()
 
     def isWanted(self, waiting: Waiting) -> bool:
+        self._busy.discard(waiting)
         control = waiting.control
         return not control.leaving and control.isUp and self.waiting <= self._most
 
     def gone(self, waiting: Waiting) -> None:
         self._parked.discard(waiting)
+        self._busy.discard(waiting)
 
 
 def _remember(dials: OrderedDict[str, bool], dial: str) -> None:
