@@ -239,6 +239,25 @@ class UpgradeExchange(Protocol):
         Cancelling it drops the connection.
     """
 
+    __slots__ = (
+        "_asked",
+        "_clock",
+        "_connecting",
+        "_factory",
+        "_form",
+        "_lostWhileOpening",
+        "_opening",
+        "_over",
+        "_reader",
+        "_ready",
+        "_successor",
+        "_timeout",
+        "_timer",
+        "connected",
+        "done",
+        "transport",
+    )
+
     _log = Logger()
 
     def __init__(
@@ -250,6 +269,8 @@ class UpgradeExchange(Protocol):
         timeout: float,
         ready: Deferred[Any] | None,
     ) -> None:
+        self.transport = None
+        self.connected = 0
         self.done: Deferred[IProtocol] = Deferred(self._cancelled)
         self._connecting: Deferred[IProtocol] | None = None
         self._clock = clock
@@ -397,6 +418,9 @@ class UpgradeExchange(Protocol):
             self._opening = False
         self._over = True
         self._stopTimer()
+        # A stream lives long, and this with it: the answer is of no more use.
+        del self._reader, self._form, self._factory
+        self._ready = None
         self.done.callback(protocol)
         if self._lostWhileOpening is not None:
             self._successor.connectionLost(self._lostWhileOpening)
