@@ -374,6 +374,12 @@ class SessionsSection(_Section, frozen=True, rename=_snake):
     heartbeat: Seconds = 5.0
     """Seconds between two questions to a host how it is."""
 
+    synthetic: bool = False
+    """Whether there is a host that only pretends to run tasks."""
+
+    syntheticSpeed: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 1.0
+    """How many times faster than life it does."""
+
 
 class GitSection(_Section, frozen=True, rename=_snake):
     """How the server itself looks at repositories."""

@@ -82,6 +82,7 @@ from helix_revdial.runner_hosts import TARGET, RunnerHosts
 from helix_revdial.sessions.git_refs import ENVIRONMENT as GIT_ENVIRONMENT
 from helix_revdial.sessions.git_refs import GitRefs
 from helix_revdial.sessions.sessions import Sessions
+from helix_revdial.sessions.synthetic import SyntheticExecutor
 from helix_revdial.settings import (
     certificateGrants,
     declaredAgents,
@@ -178,6 +179,7 @@ class ControlPlane(LoggingService):
         self._environment = environment
         self._wallClock = wallClock
         self._table: OperationTable | None = None
+        self._synthetic: SyntheticExecutor | None = None
         self._stopping = False
         try:
             self._grants = certificateGrants(config)
@@ -284,6 +286,12 @@ class ControlPlane(LoggingService):
 
     def _drive(self) -> None:
         """Go on with the tasks of the process before."""
+        section = self._config.sessions
+        if section.synthetic:
+            self._synthetic = SyntheticExecutor(
+                self._reactor, self._wallClock, speed=section.syntheticSpeed
+            )
+            self.services.executors.add("synthetic", self._synthetic)
         self.services.executors.start()
         starting = Deferred.fromCoroutine(self.services.driver.start())
         starting.addErrback(lambda failure: self._log.failure("Tasks are not taken up", failure))
@@ -645,6 +653,7 @@ class ControlPlane(LoggingService):
             self._watch.stop,
             services.executors.stop,
             lambda: Deferred.fromCoroutine(services.driver.stop()),
+            *([] if self._synthetic is None else [self._synthetic.stop]),
             lambda: Deferred.fromCoroutine(services.events.flush()),
             self._git.stop,
             services.idempotency.stop,

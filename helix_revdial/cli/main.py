@@ -49,6 +49,7 @@ FAMILIES = {
     "forward": ("forward:forward", "Ports of this machine that lead to targets of a runner."),
     "forwards": ("forwards:forwards", "Ports of the server that lead to targets (for admins)."),
     "revdial": ("status:revdial", "The server's connections to runners (for administrators)."),
+    "serve": ("serve:serve", "Run a server here; with --mock one that only pretends to work."),
     "server": ("server:server", "The server itself: reload its settings (for administrators)."),
     "sessions": ("sessions:sessions", "Sessions: create, list, delete."),
     "spectask": ("spectask:spectask", "Sessions and their sandboxes: self-test, screenshot, list."),
