@@ -236,6 +236,45 @@ class DataPathTests(FleetCase):
         counts = self.fleet.get("/api/v1/admin/ledger")["pending_dials"]
         self.assertEqual(sum(counts.values()), 0, counts)
 
+    def asked(self, token: str, count: int) -> list[float]:
+        """The seconds of each of C{count} requests that are answered with 200."""
+        taken = []
+        for _ in range(count):
+            began = time.monotonic()
+            status, _ = self.fleet.request("GET", "/api/v1/runners/wolf-1/http/web/x", token)
+            if status == 200:
+                taken.append(time.monotonic() - began)
+        return taken
+
+    def test_aFlood(self) -> None:
+        """E7: one user's flood gets as much as its user may have; another's requests are served."""
+        self.fleet = self.server(gateways__requests_per_user=8)
+        runner = self.token(self.fleet, kind="runner", patterns=["wolf-*"])
+        self.agent(self.fleet, "wolf-1", runner, web)
+        tokens = {
+            name: self.token(self.fleet, kind="user", user=name, role="operator")
+            for name in ("ann", "eve")
+        }
+        alone = self.asked(tokens["ann"], 50)
+        over = threading.Event()
+
+        def flood() -> None:
+            while not over.is_set():
+                self.asked(tokens["eve"], 1)
+
+        flooding = [threading.Thread(target=flood, daemon=True) for _ in range(16)]
+        for thread in flooding:
+            thread.start()
+        try:
+            beside = self.asked(tokens["ann"], 50)
+        finally:
+            over.set()
+            for thread in flooding:
+                thread.join()
+        self.assertEqual((len(alone), len(beside)), (50, 50), "ann was refused something")
+        # The flood's own clients are threads of this process: they cost time here, too.
+        self.assertLess(statistics.median(beside), 10 * statistics.median(alone) + 0.5)
+
     def quiet(self) -> None:
         """Until no connection to a service waits for another request."""
         until(lambda: self.fleet.get("/api/v1/admin/ledger")["streams"] == 0, "none waits")
