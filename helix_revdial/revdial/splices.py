@@ -50,8 +50,8 @@ class Bulk:
     """
 
     large: int = 64 * 1024
-    reads: int = 2
-    small: int = 32 * 1024
+    reads: int = 1
+    small: int = 16 * 1024
     atOnce: int = 256 * 1024
     quantum: int = 1024 * 1024
 
