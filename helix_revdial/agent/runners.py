@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from ..revdial.listener import MAX_DIALS, MAX_STREAMS
+from ..revdial.listener import MAX_DIALS, MAX_PARKED, MAX_STREAMS
 from ..revdial.offered import Expose
 from ..toml_settings import Document, TOMLUnusable, readDocument
 from .settings import MAX_TARGETS, TARGET_NAME, AgentSettings, SettingsError, readSettings
@@ -39,7 +39,7 @@ MAX_LIMIT = 100_000
 """The highest limit that can be set."""
 
 _EXPOSES = ("internal", "operator", "owner")
-_LIMITS = {"max_dials": MAX_DIALS, "max_streams": MAX_STREAMS}
+_LIMITS = {"max_dials": MAX_DIALS, "max_streams": MAX_STREAMS, "max_parked": MAX_PARKED}
 _TARGET_KEYS = ("name", "address", "expose", "default")
 
 _ELSEWHERE = frozenset({"runner", "local", "targets"})
@@ -198,6 +198,7 @@ class _Reader:
             expose={each.name: each.expose for each in targets},
             maxDials=limits["max_dials"],
             maxStreams=limits["max_streams"],
+            maxParked=limits["max_parked"],
             warnings=tuple(f"{settings.key}: {warning}" for warning in settings.warnings),
         )
 
@@ -261,10 +262,12 @@ class _Reader:
                         self._complaints.unknown(each, tuple(_LIMITS), *place, each)
             if name in table:
                 value = table[name]
+                # Without parked connections an agent is as good; without dials it is none.
+                least = 0 if name == "max_parked" else 1
                 if isinstance(value, bool) or not isinstance(value, int):
-                    value = 0
-                if not 1 <= value <= MAX_LIMIT:
-                    text = f"{name}: write a number from 1 to {MAX_LIMIT}"
+                    value = -1
+                if not least <= value <= MAX_LIMIT:
+                    text = f"{name}: write a number from {least} to {MAX_LIMIT}"
                     self._complaints.about(text, *place, name)
                 return value
         return standard

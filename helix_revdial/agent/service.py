@@ -398,6 +398,7 @@ def agentService(
         default=settings.default,
         maxDials=settings.maxDials,
         maxStreams=settings.maxStreams,
+        maxParked=settings.maxParked,
         watching=observation,
         parking=path,
     )

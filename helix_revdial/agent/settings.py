@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ..revdial.client import ServerURL
-from ..revdial.listener import MAX_DIALS, MAX_STREAMS
+from ..revdial.listener import MAX_DIALS, MAX_PARKED, MAX_STREAMS
 from ..revdial.offered import Expose, OfferedTarget
 from ..systemd.credentials import credentialPath
 from .network import NetworkSettings
@@ -78,6 +78,7 @@ class AgentSettings:
         does not say.
     @ivar maxDials: Dials that may be under way at a time.
     @ivar maxStreams: Streams that may be open at a time.
+    @ivar maxParked: Data connections that may wait for dials at a time.
     @ivar drain: Seconds that streams get to finish when the agent stops.
     @ivar warnings: What works but should be changed, one line each.
     """
@@ -93,6 +94,7 @@ class AgentSettings:
     expose: Mapping[str, Expose] = field(default_factory=dict)
     maxDials: int = MAX_DIALS
     maxStreams: int = MAX_STREAMS
+    maxParked: int = MAX_PARKED
 
     @property
     def server(self) -> ServerURL:
