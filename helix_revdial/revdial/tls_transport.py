@@ -528,8 +528,8 @@ class TLSTransport:
         self.resumeProducing()
 
     def getHandle(self) -> Any:
-        """The socket."""
-        return self._parked.getHandle()
+        """The session, as of every TLS transport of Twisted's."""
+        return self._tls.connection
 
     # What the socket knows.
 

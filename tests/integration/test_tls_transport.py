@@ -56,6 +56,7 @@ class BeginningTests(TLSEndsCase):
                 self.assertEqual(certificate, self.serverTLS.current.certified[0].certificate)
                 self.assertIsNone(self.served[-1].wire.getPeerCertificate())
                 self.assertIsNone(caller.wire.negotiatedProtocol)
+                self.assertEqual(caller.wire.getHandle().get_protocol_version_name(), "TLSv1.3")
                 for end in (self.served[-1], caller):
                     end.wire.setTcpNoDelay(True)
                     end.wire.setTcpKeepAlive(True)
