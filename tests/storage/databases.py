@@ -6,6 +6,7 @@ L{OnPostgreSQL <tests.storage.postgresql.OnPostgreSQL>} among its bases.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail
@@ -62,7 +63,7 @@ def newURL(case: SynchronousTestCase) -> str:
     or a schema of its own in PostgreSQL.
     """
     if not isPostgreSQL(case):
-        return f"sqlite:///{case.mktemp()}.db"
+        return f"sqlite:///{Path(case.mktemp()).absolute()}.db"
     url, drop = cluster().schemaURL()
     case.addCleanup(drop)
     return url
