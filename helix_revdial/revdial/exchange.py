@@ -35,7 +35,6 @@ from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
-    wrapClientTLS,
 )
 from twisted.internet.interfaces import (
     IAddress,
@@ -65,6 +64,7 @@ from helix_revdial.revdial.http_answer import (
     requestHead,
 )
 from helix_revdial.revdial.socket_connect import SocketEndpoint
+from helix_revdial.revdial.tls_endpoints import TLSClientEndpoint
 
 BODY_TIMEOUT = 2.0
 """Seconds in which a refusal's body has to come; what came by then is kept."""
@@ -181,7 +181,7 @@ def endpointFor(
         return endpoint
     if tlsOptions is None:
         tlsOptions = optionsForClientTLS(host)
-    return wrapClientTLS(tlsOptions, endpoint)
+    return TLSClientEndpoint(reactor, tlsOptions, endpoint)
 
 
 def checkedHeaders(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
