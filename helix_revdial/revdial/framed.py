@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_framed -*-
+# -*- test-case-name: tests.revdial.test_assigned,tests.integration.test_pool -*-
 """
 A connection that carries one stream after the other.
 

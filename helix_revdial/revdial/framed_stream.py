@@ -69,6 +69,7 @@ class FramedTransport(CarrierTransport):
         self._leaving: IDelayedCall | None = None
         self._limit: IDelayedCall | None = None
         self._dropping = 0
+        self._wasWhole = False
 
     def begin(self) -> None:
         """Be the user, and connect the protocol."""
@@ -93,6 +94,7 @@ class FramedTransport(CarrierTransport):
             stream.onTaken.append(self._wasTaken)
             stream.onReceived.append(self._countReceived)
             stream.onSent.append(self._countSent)
+            stream.onEnd.append(self._wasEnded)
             stream.onAgain = self._again
         return stream
 
@@ -100,6 +102,9 @@ class FramedTransport(CarrierTransport):
         super()._wasTaken(relay)
         self._held.clear()
         self._connection.taken()
+
+    def _wasEnded(self, orderly: bool, why: str) -> None:
+        self._wasWhole = orderly
 
     def _again(self, rest: list[Arrived]) -> None:
         """Whoever had the sockets has moved the whole stream, and gives them back."""
@@ -213,7 +218,7 @@ class FramedTransport(CarrierTransport):
             reason = connectionDone
         self._onLost()
         if reason.check(error.ConnectionDone) and not (
-            self._connection.endReceived or self._closing
+            self._connection.endReceived or self._closing or self._wasWhole
         ):
             reason = Failure(error.ConnectionLost("the connection ended without an end of stream"))
         self._lost(reason)

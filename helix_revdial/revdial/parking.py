@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_parking -*-
+# -*- test-case-name: tests.integration.test_pool -*-
 """
 How a connection that is to be parked leaves HTTP: the upgrade, both ends, by hand.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_pooled -*-
+# -*- test-case-name: tests.integration.test_pool -*-
 """
 The agent's parked connections.
 
