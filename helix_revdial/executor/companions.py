@@ -191,6 +191,7 @@ class Companions:
         self._say = say
         self._running: list[Companion] = []
         self._stopped = False
+        self._token = "" if record.spec.sandbox is None else record.spec.sandbox.token
         self.environment: dict[str, str] = {}
 
     @property
@@ -206,7 +207,7 @@ class Companions:
         try:
             await self._startDisplay(terms.display)
             await self._startDesktop()
-            await self._startAgent(terms.serverUrl or sandbox.serverUrl, sandbox.token)
+            await self._startAgent(terms.serverUrl or sandbox.serverUrl)
         except (OSError, RuntimeError) as error:
             self._say(f"the session has no screen: {error}")
 
@@ -283,14 +284,28 @@ class Companions:
         finally:
             os.close(found)
 
-    async def _startAgent(self, url: str, token: str) -> None:
-        place = self._layout.tunnel / "token"
-        self._write(place, token.encode() + b"\n", self._record.tunnelUser)
+    def setToken(self, token: str) -> None:
+        """Another token holds from now on; the agent reads it when it connects again."""
+        self._token = token
+        if self._tokenFile.exists():
+            self._writeToken()
+
+    @property
+    def _tokenFile(self) -> Path:
+        return self._layout.tunnel / "token"
+
+    def _writeToken(self) -> None:
+        draft = self._layout.tunnel / "token.new"
+        self._write(draft, self._token.encode() + b"\n", self._record.tunnelUser)
+        draft.rename(self._tokenFile)
+
+    async def _startAgent(self, url: str) -> None:
+        self._writeToken()
         run = "from twisted.scripts.twistd import run; run()"
         argv = [
             self._record.terms.python, "-c", run, "--nodaemon", "--pidfile=", "helix-revdial-agent",
             "--runner-id", f"sandbox-{self._record.spec.session}",
-            "--api-url", url, "--token-file", str(place),
+            "--api-url", url, "--token-file", str(self._tokenFile),
             "--local", f"unix://{self._layout.desktop}",
         ]  # fmt: skip
         if self._record.terms.caFile is not None:
@@ -341,4 +356,4 @@ class Companions:
         """End them all, the agent first."""
         self._stopped = True
         await DeferredList([each.stop() for each in reversed(self._running)])
-        (self._layout.tunnel / "token").unlink(missing_ok=True)
+        self._tokenFile.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as NothingNew
 from twisted.internet.task import deferLater
@@ -341,8 +342,7 @@ class LocalSessions:
         if found is not None:
             if found.forgotten:
                 raise Busy("the session of that id is being removed")
-            if found.record.spec != spec:
-                raise OtherSpec("a session of that id was launched with another specification")
+            self._launchAgain(found, spec)
             return False
         self._check(spec)
         if self.running >= self._settings.slots:
@@ -362,6 +362,23 @@ class LocalSessions:
         session = self._sessions[spec.session] = _Session(layout, record)
         self._begin(session)
         return True
+
+    def _launchAgain(self, session: _Session, spec: LaunchSpec) -> None:
+        """
+        The same, but for the session's token: a server that does not know whether it has
+        launched a session makes another one, which alone is valid then.
+        """
+        before = session.record.spec
+        if msgspec.structs.replace(before, sandbox=spec.sandbox) != spec:
+            raise OtherSpec("a session of that id was launched with another specification")
+        if before == spec:
+            return
+        session.record = msgspec.structs.replace(session.record, spec=spec)
+        writeRecord(session.layout, session.record)
+        if spec.sandbox is not None:
+            Deferred.fromCoroutine(
+                self._command(session, "token", None, spec.sandbox.token)
+            ).addErrback(lambda failure: failure.trap(Refused))
 
     def _check(self, spec: LaunchSpec) -> None:
         if SESSION.fullmatch(spec.session) is None:

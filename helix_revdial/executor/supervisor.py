@@ -462,6 +462,8 @@ class Supervisor:
             await self._alone(self._resume)
             if text:
                 self._prompt(text)
+        elif verb == "token":
+            self._companions.setToken(text or "")
         elif verb == "prompt":
             self._prompt(text or "")
         elif verb == "snapshot":
