@@ -49,14 +49,20 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
     table = OperationTable(
         [
             *health.operations(services),
-            Operation(
-                name="getOpenAPI",
-                method="GET",
-                path="/api/v1/openapi.json",
-                run=describe,
-                media=(JSON,),
-                summary="This document.",
-                tags=("health",),
+            *(
+                Operation(
+                    name=name,
+                    method="GET",
+                    path=path,
+                    run=describe,
+                    media=(JSON,),
+                    summary="This document.",
+                    tags=("health",),
+                )
+                for name, path in (
+                    ("getOpenAPI", "/api/v1/openapi.json"),
+                    ("getOpenAPIBare", "/openapi.json"),
+                )
             ),
             *tunnel.operations(services),
             *connections.operations(services),

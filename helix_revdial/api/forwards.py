@@ -11,6 +11,7 @@ of the configuration are the operator's own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
 from twisted.logger import Logger
@@ -26,6 +27,11 @@ from helix_revdial.http.response import Response
 
 PATH = "/api/v1/admin/forwards"
 
+_NAME = msgspec.Meta(extra_json_schema={"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"})
+"""As the description says it; what is wrong is said by those who know."""
+
+_LISTEN = msgspec.Meta(extra_json_schema={"pattern": r"^tcp:[0-9]{1,5}(:interface=.+)?$"})
+
 _log = Logger()
 
 
@@ -35,10 +41,15 @@ class NewForward(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     free; C{allow}: networks and addresses, needed beyond loopback.
     """
 
-    listen: str
-    runner: str
-    target: str | None = None
-    allow: list[str] = []
+    listen: Annotated[
+        str, msgspec.Meta(extra_json_schema={"pattern": r"^tcp:[0-9]{1,5}(:interface=.+)?$"})
+    ]
+    runner: Annotated[str, _NAME]
+    target: Annotated[str, _NAME] | None = None
+    allow: Annotated[
+        list[Annotated[str, msgspec.Meta(max_length=100)]],
+        msgspec.Meta(max_length=1000),
+    ] = []
     proxyProtocol: bool = False
 
 

@@ -24,11 +24,19 @@ class Health(msgspec.Struct):
     timestamp: str
 
 
+class BuildInfo(msgspec.Struct, omit_defaults=True):
+    """What it was made from, where that is known."""
+
+    git_commit: str | None = None
+    build_date: str | None = None
+
+
 class Version(msgspec.Struct):
     """What is running."""
 
     version: str
     python: str
+    build_info: BuildInfo = msgspec.field(default_factory=BuildInfo)
 
 
 def operations(services: Services) -> list[Operation]:

@@ -21,6 +21,7 @@ from helix_revdial.api.session_document import (
     documentOf,
     workspaceOf,
 )
+from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.response import Response
@@ -38,7 +39,10 @@ _Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PROMPT)]
 class NewSession(msgspec.Struct, forbid_unknown_fields=True):
     """What a sandbox's session is made from."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    name: Annotated[
+        str,
+        msgspec.Meta(min_length=1, max_length=200, extra_json_schema={"pattern": NO_CONTROLS}),
+    ]
 
 
 class Page(msgspec.Struct, rename="camel"):

@@ -9,7 +9,7 @@ in the answer of the call that made it, and nowhere else.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ from helix_revdial.access.tokens import DEFAULT_OVERLAP, MAX_OVERLAP, TokenConfl
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.api.sessions import Page
+from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.telemetry.timestamps import timestamp
@@ -56,8 +57,13 @@ class TokenPurpose(msgspec.Struct, rename="camel", forbid_unknown_fields=True, k
     """What a token is for."""
 
     kind: Kind
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-    user: str | None = None
+    name: Annotated[
+        str,
+        msgspec.Meta(min_length=1, max_length=200, extra_json_schema={"pattern": NO_CONTROLS}),
+    ]
+    user: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": r"^[!-~]{1,128}$"})] | None = (
+        None
+    )
     role: Role | None = None
     patterns: Annotated[list[str], msgspec.Meta(max_length=64)] = []
     session: str | None = None
@@ -67,7 +73,12 @@ class TokenPurpose(msgspec.Struct, rename="camel", forbid_unknown_fields=True, k
 class ImportedToken(TokenPurpose, rename="camel", forbid_unknown_fields=True, kw_only=True):
     """A secret that exists already, and what it is for."""
 
-    token: Annotated[str, msgspec.Meta(min_length=8, max_length=512)]
+    token: Annotated[
+        str,
+        msgspec.Meta(
+            min_length=8, max_length=512, extra_json_schema={"pattern": r"^[!-~]{8,512}$"}
+        ),
+    ]
 
 
 class Rotation(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -89,6 +100,43 @@ class TokenList(msgspec.Struct, rename="camel", omit_defaults=True):
     items: list[TokenDocument]
     total: int
     nextPage: str | None = None
+
+
+_NOTHING = {"type": "null"}
+
+RULES: dict[str, Any] = {
+    "oneOf": [
+        {
+            "properties": {
+                "kind": {"const": "user"},
+                "patterns": {"maxItems": 0},
+                "session": _NOTHING,
+            }
+        },
+        {
+            "properties": {
+                "kind": {"const": "runner"},
+                "role": _NOTHING,
+                "patterns": {
+                    "minItems": 1,
+                    "items": {"pattern": r"^(?:\*|[A-Za-z0-9][A-Za-z0-9._-]{0,127}\*?)$"},
+                },
+                "session": _NOTHING,
+            },
+            "required": ["patterns"],
+        },
+        {
+            "properties": {
+                "kind": {"const": "session"},
+                "role": _NOTHING,
+                "patterns": {"maxItems": 0},
+                "session": {"type": "string", "pattern": "^ses_[0-9A-HJKMNP-TV-Z]{26}$"},
+            },
+            "required": ["session"],
+        },
+    ]
+}
+"""What goes with each kind of token."""
 
 
 def operations(services: Services) -> list[Operation]:
@@ -204,6 +252,7 @@ def operations(services: Services) -> list[Operation]:
             run=create,
             access="operator",
             body=TokenPurpose,
+            rules=RULES,
             response=TokenDocument,
             status=201,
             secret=True,
@@ -218,6 +267,7 @@ def operations(services: Services) -> list[Operation]:
             run=importToken,
             access="admin",
             body=ImportedToken,
+            rules=RULES,
             response=TokenDocument,
             status=201,
             errors=(401, 403, 409),

@@ -17,8 +17,14 @@ import msgspec
 from helix_revdial.http.operations import ANY, JSON, Operation, OperationTable
 from helix_revdial.http.problem import ProblemDocument, phraseOf
 
-METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 """What stands for a row that takes any method; the document knows no others."""
+
+_SEGMENT = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""What every name is that is one segment of a path."""
+
+_REST = "^(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/|$))*$"
+"""What the rest of a path is promised to take; there is more that works."""
 
 _KEY = {
     "name": "Idempotency-Key",
@@ -27,6 +33,9 @@ _KEY = {
     "description": "Names the call: made again with the same key, it is carried out once.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
+
+NO_CONTROLS = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+"""Of a text for people: what a type does not say and the operation checks."""
 
 _REF = "#/components/schemas/{name}"
 
@@ -119,7 +128,9 @@ def _operation(row: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 def _pathParameters(row: Operation) -> Iterator[dict[str, Any]]:
     for name in row.parameters:
-        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        pattern = _SEGMENT if name in row.segments else _REST
+        schema = {"type": "string", "pattern": pattern}
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _queryParameters(row: Operation, schemas: _Schemas) -> Iterator[dict[str, Any]]:
@@ -146,7 +157,10 @@ def _requestBody(row: Operation, schemas: _Schemas) -> dict[str, Any]:
         return {"required": True, "content": content}
     assert row.body is not None
     required = any(field.required for field in msgspec.structs.fields(row.body))
-    return {"required": required, "content": {JSON: {"schema": schemas.of(row.body)}}}
+    schema = schemas.of(row.body)
+    if row.rules is not None:
+        schema = {"allOf": [schema, row.rules]}
+    return {"required": required, "content": {JSON: {"schema": schema}}}
 
 
 def _passedOn(

@@ -63,6 +63,8 @@ class Operation:
         it forbids unknown fields.
     @ivar body: A msgspec struct, read as JSON; or the media types that C{run}
         reads from the request itself; or C{None}.
+    @ivar rules: A JSON schema for the description only: what a struct's types do not
+        say of a C{body}.
     @ivar maxBody: The bytes of a body at most.
     @ivar response: The type of a JSON answer.
     @ivar media: The media types of any other answer.
@@ -99,6 +101,7 @@ class Operation:
     tags: tuple[str, ...] = ()
     idempotent: bool = True
     secret: bool = False
+    rules: dict[str, Any] | None = None
     rate: str | None = "calls"
 
     @property
@@ -212,6 +215,11 @@ class OperationTable:
             )
             for row in self.operations
         ]
+        self._fixed: dict[str, set[str]] = {}
+        for row in self.operations:
+            if not row.parameters and row.method != ANY:
+                methods = self._fixed.setdefault(row.path, set())
+                methods |= {row.method, "HEAD"} if row.method == "GET" else {row.method}
         self._rows = {row.name: row for row in self.operations}
         self._routes = Map(rules, merge_slashes=False).bind("localhost")
 
@@ -273,6 +281,10 @@ class OperationTable:
     def _route(self, request: Request) -> Call:
         # Methods have a letter case (RFC 9110, 9.1); werkzeug does not mind it.
         method = request.method if request.method.isupper() else "-"
+        fixed = self._fixed.get(request.path)
+        if fixed is not None and method not in fixed:
+            # A name of the API's own is not also one that somebody gave.
+            raise MethodNotAllowed(fixed)
         try:
             name, params = self._routes.match(request.path, method=method)
         except MethodNotAllowed:

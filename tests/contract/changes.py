@@ -14,7 +14,7 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 
 _LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
@@ -141,6 +141,9 @@ class _Documents:
     def _arms(self, schema: Schema, document: Schema) -> list[Schema]:
         """The alternatives of a schema, each of one type."""
         schema = self._resolved(schema, document)
+        if "allOf" in schema:
+            # The first is what the types say; what else has to hold is for people and tests.
+            return self._arms(schema["allOf"][0], document)
         for word in ("anyOf", "oneOf"):
             if word in schema:
                 return [arm for one in schema[word] for arm in self._arms(one, document)]
