@@ -25,13 +25,13 @@ from helix_revdial.access.cache import AnswerCache, BoundedSet
 from helix_revdial.sessions.catalogue import noteUse
 from helix_revdial.sessions.changes import happen, lock, put
 from helix_revdial.sessions.events import Appender, EventLog
-from helix_revdial.sessions.lifecycle import ACTIVE, STATES, Input
+from helix_revdial.sessions.lifecycle import ACTIVE, STATES, TERMINAL, Input
 from helix_revdial.sessions.records import Session, columnsOf, fromRow
 from helix_revdial.sessions.redaction import Redactor, secretsIn
 from helix_revdial.sessions.tasks import TaskRequest, nameOf, withoutPassword
 from helix_revdial.storage.database import Database, DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
-from helix_revdial.storage.tables import sessions
+from helix_revdial.storage.tables import sessions, tokens
 
 MAX_PER_PAGE: Final = 200
 
@@ -279,6 +279,25 @@ class Sessions:
                 ),
             )
             .order_by(sessions.c.created, sessions.c.id)
+        )
+        return await self._database.read(
+            lambda connection: [fromRow(row) for row in connection.execute(query)]
+        )
+
+    async def endedWithToken(self) -> list[Session]:
+        """The tasks that have ended and whose tokens are nevertheless valid."""
+        query = (
+            select(sessions)
+            .where(
+                sessions.c.kind == "task",
+                sessions.c.status.in_(TERMINAL),
+                sessions.c.id.in_(
+                    select(tokens.c.session).where(
+                        tokens.c.session.is_not(None), tokens.c.revoked.is_(None)
+                    )
+                ),
+            )
+            .order_by(sessions.c.id)
         )
         return await self._database.read(
             lambda connection: [fromRow(row) for row in connection.execute(query)]

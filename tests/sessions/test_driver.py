@@ -500,3 +500,36 @@ class BrokenTests(DrivenTestCase):
         before = self.look(session).lastSeq
         self.get(self.sessions.change(session.id, "started"))
         self.assertEqual(self.look(session).lastSeq, before)
+
+
+class TokenTests(DrivenTestCase):
+    def test_whatEndedBeforeAKill(self) -> None:
+        """A server that was killed before it ended a session's tokens does so when it starts."""
+        session = self.run_()
+        self.until(session, *TERMINAL)
+        token, _ = self.get(self.tokens.create("session", name="s", session=session.id))
+        self.ended.clear()
+        self.stop()
+        self.start()
+        self.assertEqual(self.ended, [session.id])
+        self.get(self.tokens.revoke(token.id))
+        self.ended.clear()
+        self.stop()
+        self.start()
+        self.assertEqual(self.ended, [])
+
+    def test_anEndThatFails(self) -> None:
+        """What cannot be ended is logged, and the session is cleaned up nevertheless."""
+
+        async def fail(session: Session) -> None:
+            raise ZeroDivisionError
+
+        self.patch(self, "onEnded", fail)
+        self.stop()
+        self.start()
+        session = self.run_(prompt="forever")
+        self.until(session, "running")
+        self.get(self.driver.end(session.id, cancel=True))
+        self.until(session, "cancelled")
+        self.assertIsNot(self.look(session).forgotten, None)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
