@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.sessions.test_driver -*-
+# -*- test-case-name: tests.sessions.test_executors -*-
 """
 The executors that there are, how they are, and which one gets a session.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.sessions.test_driver -*-
+# -*- test-case-name: tests.sessions.test_synthetic -*-
 """
 An executor that runs nothing: what a session would report, by a script.
 
