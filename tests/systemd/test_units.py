@@ -15,6 +15,7 @@ import helix_revdial
 from helix_revdial.agent.service import CLOSE_LIMIT
 from helix_revdial.agent.settings import CREDENTIAL
 from helix_revdial.config import load
+from helix_revdial.executor.settings import DEFAULT_FILE
 from helix_revdial.keeping import SOCKETS
 from helix_revdial.systemd.supervision import EXTENSION, INTERVAL
 from tests.needs import needsProgram
@@ -23,6 +24,9 @@ ROOT = Path(helix_revdial.__file__).parent.parent
 UNITS = {path.name: path.read_text() for path in sorted((ROOT / "systemd").iterdir())}
 SERVICES = [name for name in UNITS if name.endswith(".service")]
 TWISTD = "/opt/helix-revdial/bin/twistd"
+
+EXECUTOR = "helix-revdial-executor.service"
+"""Runs as root, with few of its powers: what it starts becomes another user each time."""
 
 EXPOSURE = 20
 """What C{systemd-analyze security} may find at most, in tenths: 20 is its "OK"."""
@@ -35,12 +39,13 @@ def values(unit: str, key: str) -> list[str]:
 
 class UnitTests(SynchronousTestCase):
     def test_all(self) -> None:
-        """The server with its socket, the agent, and the template for several agents."""
+        """Server and socket, agent, the template for several agents, and executor."""
         self.assertEqual(
             sorted(UNITS),
             [
                 "helix-revdial-agent.service",
                 "helix-revdial-agent@.service",
+                "helix-revdial-executor.service",
                 "helix-revdial-server.service",
                 "helix-revdial-server.socket",
             ],
@@ -76,6 +81,8 @@ class UnitTests(SynchronousTestCase):
         not the one restriction under which TLS fails in the middle of a connection.
         """
         for name in SERVICES:
+            if name == EXECUTOR:
+                continue
             for key, value in (
                 ("DynamicUser", "yes"),
                 ("NoNewPrivileges", "yes"),
@@ -85,6 +92,21 @@ class UnitTests(SynchronousTestCase):
                 self.assertEqual(values(name, key), [value], f"{name}: {key}")
             self.assertNotEqual(values(name, "LimitNOFILE"), [], name)
             self.assertEqual(values(name, "MemoryDenyWriteExecute"), [], name)
+
+    def test_executor(self) -> None:
+        """
+        The executor makes its own control groups, leaves its sessions alone when it is
+        restarted, and has of root's powers those that it needs.
+        """
+        self.assertEqual(values(EXECUTOR, "Delegate"), ["yes"])
+        self.assertEqual(values(EXECUTOR, "KillMode"), ["process"])
+        [powers] = values(EXECUTOR, "CapabilityBoundingSet")
+        for none in ("CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_BOOT", "CAP_SYS_RAWIO"):
+            self.assertNotIn(none, powers.split())
+        [command] = values(EXECUTOR, "ExecStart")
+        self.assertIn(str(DEFAULT_FILE), command)
+        # Its sockets' directory outlives a restart, as the sessions do.
+        self.assertEqual(values(EXECUTOR, "RuntimeDirectoryPreserve"), ["yes"])
 
     def test_keepsConnections(self) -> None:
         """systemd keeps as many descriptors as the server hands it, and one that describes them."""
@@ -133,7 +155,10 @@ class UnitTests(SynchronousTestCase):
 
     def test_pages(self) -> None:
         """Every unit, and every file that a unit takes, is in the documentation."""
-        pages = "".join((ROOT / "docs" / page).read_text() for page in ("operating.md", "agent.md"))
+        pages = "".join(
+            (ROOT / "docs" / page).read_text()
+            for page in ("operating.md", "agent.md", "executors.md")
+        )
         named = set(UNITS)
         for unit in SERVICES:
             for key in ("EnvironmentFile", "LoadCredential"):
@@ -158,7 +183,7 @@ class UnitTests(SynchronousTestCase):
     def test_security(self) -> None:
         """systemd's own judgement of how far a unit is shut off."""
         for name, path in self.copies().items():
-            if not name.endswith(".service"):
+            if not name.endswith(".service") or name == EXECUTOR:
                 continue
             done = subprocess.run(
                 [
