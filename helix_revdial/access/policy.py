@@ -101,12 +101,18 @@ def mayRegister(principal: Principal, key: str, session: SessionFacts | None) ->
     return owns(principal, session) and principal.hasRole("admin", "operator")
 
 
+def within(principal: Principal, session: SessionFacts) -> bool:
+    """
+    Whether the session is of the principal's tenant, and of its project where it is
+    confined to one.  Any other does not exist for it.
+    """
+    return principal.tenant == session.tenant and principal.project in (None, session.project)
+
+
 def owns(principal: Principal, session: SessionFacts) -> bool:
     """Whether the session is this user's own."""
     return (
-        principal.kind == "user"
-        and principal.user == session.owner
-        and principal.tenant == session.tenant
+        principal.kind == "user" and principal.user == session.owner and within(principal, session)
     )
 
 
@@ -155,8 +161,9 @@ def mayDial(principal: Principal, key: str, expose: Expose, session: SessionFact
     if expose == "internal" or principal.kind != "user":
         return False
     if sessionOf(key) is None:
-        return principal.hasRole("admin", "operator")
-    if session is None or session.tenant != principal.tenant:
+        # Machines are the tenant's, not a project's.
+        return principal.hasRole("admin", "operator") and principal.project is None
+    if session is None or not within(principal, session):
         return False
     if expose == "owner" and owns(principal, session):
         return True

@@ -58,6 +58,11 @@ class Principal:
         """Whether this is a user with one of these roles."""
         return self.kind == "user" and not self.roles.isdisjoint(roles)
 
+    @property
+    def administers(self) -> bool:
+        """Whether this is an administrator of the whole tenant."""
+        return self.hasRole("admin") and self.project is None
+
 
 def isPattern(text: str) -> bool:
     """

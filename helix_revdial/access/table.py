@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
 
-from helix_revdial.access.policy import SessionFacts, owns
+from helix_revdial.access.policy import SessionFacts, owns, within
 from helix_revdial.access.principals import Principal
 
 Who = Literal["nobody", "viewer", "operator", "admin", "runner", "session"]
@@ -56,14 +56,17 @@ class Row:
     @ivar word: as an operation carries it.
     @ivar meaning: for people.
     @ivar cells: by L{WHO}.
-    @ivar resource: whether the word is about a session, which has a tenant
-        and an owner.
+    @ivar resource: whether the word is about a session, which has a tenant, maybe a
+        project, and an owner.
+    @ivar tenantWide: whether it is about what belongs to the tenant as a whole:
+        nobody who is confined to a project may.
     """
 
     word: str
     meaning: str
     cells: tuple[Cell, Cell, Cell, Cell, Cell, Cell]
     resource: bool = False
+    tenantWide: bool = False
 
 
 _Y, _O, _T, _N = Cell.YES, Cell.OWN, Cell.TASK, Cell.NO
@@ -88,7 +91,12 @@ ACCESS: Final[dict[str, Row]] = {
             "reach a runner's target, by streams or HTTP; which, the table of targets says",
             (_N, _Y, _Y, _Y, _N, _N),
         ),
-        Row("admin", "tokens, the audit log, the server's state", (_N, _N, _N, _Y, _N, _N)),
+        Row(
+            "admin",
+            "tokens, the audit log, the server's state",
+            (_N, _N, _N, _Y, _N, _N),
+            tenantWide=True,
+        ),
         Row(
             "session-viewer",
             "read about a session of the tenant",
@@ -155,13 +163,13 @@ def decide(word: str, principal: Principal | None, session: SessionFacts | None 
     cell = row.cells[WHO.index(columnOf(principal))]
     if principal is None:
         return Decision.ALLOWED if cell is Cell.YES else Decision.UNAUTHENTICATED
+    if row.tenantWide and principal.project is not None:
+        return Decision.FORBIDDEN
     if not row.resource:
         return Decision.ALLOWED if cell is Cell.YES else Decision.FORBIDDEN
     if principal.kind != "user":
         return Decision.FORBIDDEN
-    if session is None or session.tenant != principal.tenant:
-        return Decision.HIDDEN
-    if principal.project is not None and session.project != principal.project:
+    if session is None or not within(principal, session):
         return Decision.HIDDEN
     if cell is Cell.YES or (cell is Cell.TASK and session.kind == "task"):
         return Decision.ALLOWED
@@ -187,6 +195,8 @@ def refusal(word: str, principal: Principal) -> str:
     @param principal: whom it forbade to run the operation.
     @raise KeyError: for a word that is not in the table.
     """
+    if ACCESS[word].tenantWide and principal.project is not None:
+        return "This is about the whole tenant, and the token is confined to a project of it."
     cells = dict(zip(WHO, ACCESS[word].cells, strict=True))
     column = columnOf(principal)
     if cells[column] in (Cell.OWN, Cell.TASK):

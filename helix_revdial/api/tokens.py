@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from helix_revdial.access.policy import owns
+from helix_revdial.access.policy import owns, within
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenError, TokenRecord
 from helix_revdial.access.store import UnknownToken
@@ -147,7 +147,7 @@ def operations(services: Services) -> list[Operation]:
         principal, body = asking(call), call.body
         if body.kind == "session" and body.session is not None:
             await ownsSession(principal, body.session)
-        elif not principal.hasRole("admin"):
+        elif not principal.administers:
             raise Problem(
                 403, "Only an administrator makes tokens for users and runners.", code="not-allowed"
             )
@@ -169,7 +169,9 @@ def operations(services: Services) -> list[Operation]:
 
     async def ownsSession(principal: Principal, name: str) -> None:
         session = await services.sessions.get(name, tenant=principal.tenant)
-        if session is None or not (owns(principal, session) or principal.hasRole("admin")):
+        if session is None or not (
+            owns(principal, session) or (principal.hasRole("admin") and within(principal, session))
+        ):
             raise validationProblem({"session": ["is no session of yours"]})
 
     async def create(call: Call) -> TokenDocument:
@@ -193,7 +195,7 @@ def operations(services: Services) -> list[Operation]:
         principal, query = asking(call), call.query
         found, total = await services.tokens.list(
             tenant=principal.tenant,
-            user=None if principal.hasRole("admin") else principal.user,
+            user=None if principal.administers else principal.user,
             kind=query.kind,
             ended=query.ended,
             page=query.page,
@@ -226,7 +228,7 @@ def operations(services: Services) -> list[Operation]:
         may have a higher role, and rotating it would give its secret away.
         """
         principal, name = asking(call), call.params["token"]
-        if principal.hasRole("admin") or name in (principal.tokenId, principal.family):
+        if principal.administers or name in (principal.tokenId, principal.family):
             return
         record = await services.tokens.get(name, tenant=principal.tenant)
         if principal.user is None or record.user != principal.user or record.kind != "session":

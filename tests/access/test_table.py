@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -100,6 +101,25 @@ class DecideTests(SynchronousTestCase):
                 for who in ("viewer", "operator", "admin"):
                     for session in (ELSEWHERE, None):
                         self.assertIs(decide(word, CALLERS[who], session), Decision.HIDDEN)
+
+    def test_confinedToAProject(self) -> None:
+        """
+        For who is confined to a project, sessions of others, or of none, do not exist; nothing
+        that is the whole tenant's may be touched; all else is as for the rest of the tenant.
+        """
+        ours = Facts(owner="ann", project="web")
+        for role in ("viewer", "operator", "admin"):
+            confined = replace(user(role=role), project="web")
+            for word, row in ACCESS.items():
+                whole = decide(word, user(role=role), ours)
+                if row.tenantWide:
+                    self.assertIs(decide(word, confined, ours), Decision.FORBIDDEN)
+                    continue
+                self.assertIs(decide(word, confined, ours), whole, word)
+                if row.resource:
+                    for other in (Facts(project="app"), Facts(), Facts(tenant="o", project="web")):
+                        self.assertIs(decide(word, confined, other), Decision.HIDDEN, word)
+        self.assertIn("whole tenant", refusal("admin", confined))
 
     def test_aUserOfTheSameNameElsewhere(self) -> None:
         """The owner is a user of the session's tenant, not of any."""

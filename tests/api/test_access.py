@@ -6,8 +6,10 @@ import re
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.access.jwt import Issuer
 from helix_revdial.access.table import ACCESS, WHO, Cell
 from helix_revdial.http.operations import ANY, Operation
+from tests.access.signing import AUDIENCE, ISSUER, SECRET, claims, token
 from tests.api.harness import Server, request
 
 DECIDED_LATER = {"dial", "session-dial", "runner"}
@@ -19,6 +21,8 @@ class WalkTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.server = server = Server()
+        self.addCleanup(server.services.jwts.stop)
+        server.services.jwts.setIssuers([Issuer(ISSUER, AUDIENCE, "HS256", secret=SECRET)])
         self.mine = server.session("walker")
         self.tokens: dict[str, str | None] = {
             "nobody": None,
@@ -86,3 +90,55 @@ class WalkTests(SynchronousTestCase):
                     self.assertEqual(status, 404, f"{row.name} by {who}")
                     asked += 1
         self.assertGreater(asked, 10)
+
+    def test_anotherProject(self) -> None:
+        """Nor does one of another project exist for who is confined to one."""
+        shown = token(
+            claims(self.server.wallClock(), project_id="web", roles=["admin"], sub="walker")
+        )
+        without = self.server.session("walker").id
+        for row in self.rows():
+            assert row.access is not None
+            if "{session}" in row.path and ACCESS[row.access].resource:
+                self.assertEqual(self.status(row, shown, without), 404, row.name)
+            elif ACCESS[row.access].tenantWide:
+                self.assertEqual(self.status(row, shown, without), 403, row.name)
+
+    def test_inAProject(self) -> None:
+        """What somebody makes who is confined to a project belongs to it, and is all they see."""
+        server = self.server
+
+        def confined(project: str, sub: str = "walker") -> str:
+            given = claims(server.wallClock(), project_id=project, roles=["admin"], sub=sub)
+            return token(given)
+
+        web, app = confined("web"), confined("app")
+        made = server.post("/api/v1/sessions", web, {"name": "x"})
+        self.assertEqual(made.status, 201)
+        path = f"/api/v1/sessions/{made.json()['id']}"
+        self.assertEqual(server.get(path, web).status, 200)
+        self.assertEqual(server.get(path, app).status, 404)
+        self.assertEqual(server.get(path, self.tokens["admin"]).status, 200)
+        self.assertEqual(server.get("/api/v1/sessions", web).json()["total"], 1)
+        self.assertEqual(server.get("/api/v1/sessions", app).json()["total"], 0)
+        self.assertEqual(server.get("/api/v1/sessions", self.tokens["admin"]).json()["total"], 2)
+
+    def test_noWayOut(self) -> None:
+        """Who is confined to a project makes no token that is not, and touches no such one."""
+        shown = token(
+            claims(self.server.wallClock(), project_id="web", roles=["admin"], sub="walker")
+        )
+        for body in (
+            {"kind": "user", "name": "n", "user": "walker", "role": "admin"},
+            {"kind": "runner", "name": "n", "patterns": ["*"]},
+        ):
+            self.assertEqual(self.server.post("/api/v1/tokens", shown, body).status, 403)
+        body = {"kind": "session", "name": "n", "session": self.mine.id}
+        self.assertEqual(self.server.post("/api/v1/tokens", shown, body).status, 400)
+        admin = self.tokens["admin"]
+        others = self.server.get("/api/v1/tokens?kind=runner", admin).json()["items"]
+        self.assertEqual(self.server.delete(f"/api/v1/tokens/{others[0]['id']}", shown).status, 404)
+        self.assertNotIn(
+            "runner",
+            [one["kind"] for one in self.server.get("/api/v1/tokens", shown).json()["items"]],
+        )
