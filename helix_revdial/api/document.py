@@ -23,6 +23,7 @@ from helix_revdial.api import (
     tasks,
     tokens,
     tunnel,
+    workspaces,
 )
 from helix_revdial.api.authority import Authority
 from helix_revdial.api.problems import problemOf, retryAfter
@@ -77,6 +78,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *session_events.operations(services),
             *discovery.operations(services),
             *runners.operations(services),
+            *workspaces.operations(services),
             *tokens.operations(services),
             *audit.operations(services),
         ],

@@ -352,6 +352,7 @@ class Sessions:
         status: Collection[str] = (),
         agent: str | None = None,
         project: str | None = None,
+        ran: bool = False,
         page: int = 1,
         perPage: int = 20,
     ) -> SessionPage:
@@ -363,6 +364,7 @@ class Sessions:
         @param status: only those in one of these states.
         @param agent: only tasks of this type of agent.
         @param project: only those of this project.
+        @param ran: only tasks whose agent has run: those that have a workspace.
         @param page: from 1.
         @param perPage: 1 to L{MAX_PER_PAGE}.
         @raise SessionError: for a page that cannot be.
@@ -385,6 +387,8 @@ class Sessions:
             where.append(sessions.c.agent_type == agent)
         if project is not None:
             where.append(sessions.c.project == project)
+        if ran:
+            where += [sessions.c.started.is_not(None), sessions.c.forgotten.is_(None)]
         query = (
             select(sessions)
             .where(*where)
