@@ -87,7 +87,7 @@ class TLSSide(Side):
     def updateReading(self) -> None:
         before = self._isReading
         super().updateReading()
-        if self._isReading and not before:
+        if self._isReading and not before and self._session.holds:
             # Before we had it, or while we did not read, OpenSSL may have.
             self._readAgain()
 

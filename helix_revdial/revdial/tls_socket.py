@@ -65,6 +65,11 @@ class TLSSocket:
         self.receiveWaitsForRoom = False
         self.sendWaitsForBytes = False
 
+    @property
+    def holds(self) -> bool:
+        """Whether there may be bytes that the socket does not announce."""
+        return self.mayHaveMore or self.connection.pending() > 0
+
     def handshake(self) -> bool:
         """
         Go on with the handshake.

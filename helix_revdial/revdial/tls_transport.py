@@ -391,7 +391,7 @@ class TLSTransport:
         if not self.connected or self._taken:
             return
         self._paused = False
-        if self._tls.secured:
+        if self._tls.secured and self._tls.holds:
             self._readAgain()
         self._watch()
 
