@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.api.sessions import SessionDocument
+from helix_revdial.api.session_document import SessionDocument
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
 from tests.api.harness import Answer, Server, now, parse, request
