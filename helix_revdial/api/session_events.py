@@ -33,6 +33,13 @@ PIECE = 100
 _LEVELS = ("debug", "info", "warn", "error")
 
 
+MOMENT = (
+    r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+    r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"
+)
+"""A moment as the description promises to take it; RFC 3339 has more."""
+
+
 class SinceQuery(EventsQuery):
     """From where on; C{Last-Event-ID} goes before it."""
 
@@ -44,7 +51,9 @@ class LogsQuery(msgspec.Struct):
 
     tail: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
     level: Literal["debug", "info", "warn", "error"] | None = None
-    since: Annotated[str, msgspec.Meta(max_length=40)] | None = None
+    since: (
+        Annotated[str, msgspec.Meta(max_length=40, extra_json_schema={"pattern": MOMENT})] | None
+    ) = None
     page: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
     perPage: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
 

@@ -28,6 +28,7 @@ from helix_revdial.http.response import Response
 from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable
 from helix_revdial.sessions.lifecycle import TERMINAL, Illegal
 from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.sessions import LISTED
 from helix_revdial.telemetry.timestamps import timestamp
 
 MAX_PROMPT = 16 * 1024
@@ -52,10 +53,16 @@ class Page(msgspec.Struct, rename="camel"):
     perPage: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
 
 
+_STATUS = "(" + "|".join(LISTED) + ")"
+_STATUSES = f"^{_STATUS}(,{_STATUS})*$"
+
+
 class SessionQuery(Page):
     """Which sessions, and which part of their list."""
 
-    status: list[str] = msgspec.field(default_factory=list)
+    status: list[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": _STATUSES})]] = (
+        msgspec.field(default_factory=list)
+    )
     agent: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
     projectId: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
     tenantId: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
