@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -106,6 +106,9 @@ class Lines:
 
 Subscriber = Callable[[Event], None]
 
+Witness = Callable[[Connection, Sequence[Event]], None]
+"""Notes events of one session in the transaction that stores them."""
+
 
 class Appender:
     """
@@ -149,10 +152,7 @@ class Appender:
         cleaned = [(kind, _cleaned(data, redactor), at) for kind, data, at in items]
         # The row is locked from here to the commit: nobody else numbers in between.
         last = self._connection.execute(
-            update(sessions)
-            .where(sessions.c.id == self._session)
-            .values(last_seq=sessions.c.last_seq + len(items))
-            .returning(sessions.c.last_seq)
+            _NUMBER, {"of_session": self._session, "count": len(items)}
         ).scalar_one_or_none()
         if last is None:
             raise UnknownSession(f"there is no session {self._session}")
@@ -162,7 +162,7 @@ class Appender:
             for index, (kind, data, at) in enumerate(cleaned)
         ]
         self._connection.execute(
-            insert(session_events),
+            _INSERT,
             [
                 {"session": one.session, "seq": one.seq, "at": one.at}
                 | {"type": one.type, "data": one.data}
@@ -171,6 +171,17 @@ class Appender:
         )
         self.events += added
         return added
+
+
+# Made once: to make a statement costs more than to run it.
+_NUMBER: Final = (
+    update(sessions)
+    .where(sessions.c.id == bindparam("of_session"))
+    .values(last_seq=sessions.c.last_seq + bindparam("count", type_=BigInteger))
+    .returning(sessions.c.last_seq)
+)
+
+_INSERT: Final = insert(session_events)
 
 
 @dataclass(slots=True)
@@ -211,6 +222,7 @@ class EventLog:
         self._idle: list[Deferred[None]] = []
         self._subscribers: dict[str, list[Subscriber]] = {}
         self._subscribersOfAll: list[Subscriber] = []
+        self._witnesses: list[Witness] = []
         self._redactors: OrderedDict[str, Redactor] = OrderedDict()
 
     # Writing
@@ -327,7 +339,11 @@ class EventLog:
         appender = Appender(
             connection, write.session, now, lambda: self._redactorOf(connection, write.session)
         )
-        return write.function(connection, appender), appender.events
+        result = write.function(connection, appender)
+        if appender.events:
+            for witness in self._witnesses:
+                witness(connection, appender.events)
+        return result, appender.events
 
     def _redactorOf(self, connection: Connection, session: str) -> Redactor:
         found = self._redactors.get(session)
@@ -472,6 +488,14 @@ class EventLog:
         return await self._database.read(lambda connection: connection.execute(query).scalar_one())
 
     # Being told
+
+    def witness(self, callback: Witness) -> None:
+        """
+        Have C{callback} called within each transaction that stores events, as
+        L{write} calls its function: what it writes is there exactly if the events
+        are.  It costs every event, and what it raises undoes the write.
+        """
+        self._witnesses.append(callback)
 
     def subscribe(self, session: str, callback: Subscriber) -> Callable[[], None]:
         """

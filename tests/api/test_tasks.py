@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.config import AgentSection, AgentsSection, ServerConfig
+from helix_revdial.config import AgentSection, AgentsSection, ServerConfig, SessionsSection
 from helix_revdial.http.openapi import openapi
 from helix_revdial.storage.ids import isId
 from tests.api.harness import Answer, Server, await_
@@ -302,6 +302,34 @@ class SessionTests(TaskTestCase):
         self.assertEqual(
             self.server.delete(f"/api/v1/sessions/{sandbox['id']}", self.ann).status, 204
         )
+
+
+class SandboxTests(TaskTestCase):
+    """A session's own way to the server."""
+
+    def setUp(self) -> None:
+        self.config = ServerConfig(
+            agents=CONFIG.agents, sessions=SessionsSection(serverUrl="https://cp.example")
+        )
+        super().setUp()
+
+    def test_theTokenEndsWithTheSession(self) -> None:
+        """What a session is given to register with is its own, and ends with it."""
+        session = self.task(prompt="forever")
+        self.until(session, "running")
+        sandbox = self.runner._runs[session].spec.sandbox
+        assert sandbox is not None
+        self.assertEqual(sandbox.serverUrl, "https://cp.example")
+        principal = await_(self.server.tokens.authenticate(sandbox.token))
+        self.assertEqual((principal.kind, principal.session), ("session", session))
+        for path in (f"/{session}", f"/{session}/logs", "", f"/{session}/events?since=9999"):
+            self.assertNotIn(
+                sandbox.token.encode(),
+                self.server.get(f"/api/v1/sessions{path}", self.ann).raw,
+            )
+        self.do(session, "stop")
+        self.until(session, "stopped")
+        self.assertIs(await_(self.server.tokens.authenticate(sandbox.token)), None)
 
 
 class ListTests(TaskTestCase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import settings
@@ -13,7 +14,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -33,7 +34,7 @@ from helix_revdial.sessions.redaction import MARK
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.storage.database import Database, DatabaseUnavailable
 from helix_revdial.storage.ids import newId
-from helix_revdial.storage.tables import metadata, session_events
+from helix_revdial.storage.tables import counters, metadata, session_events
 from helix_revdial.storage.threads import SameThread
 from tests.sessions.test_lifecycle import INPUTS
 from tests.sessions.worlds import SessionTestCase, task
@@ -455,6 +456,29 @@ class LogMachineTests(SynchronousTestCase):
             LogMachine,
             settings=settings(deadline=None, max_examples=25, stateful_step_count=25),
         )
+
+
+class WitnessTests(SessionTestCase):
+    def test_witness(self) -> None:
+        """What a witness writes is there exactly if the events are."""
+        session = self.newTask().id
+
+        def note(connection: Connection, events: Sequence[Event]) -> None:
+            for event in events:
+                connection.execute(
+                    insert(counters).values(name=f"{event.type} {event.seq}", value=1)
+                )
+                if event.data.get("message") == "bad":
+                    raise ZeroDivisionError
+
+        self.events.witness(note)
+        self.get(self.events.append(session, "log", {"message": "good"}))
+        self.fails(self.events.append(session, "log", {"message": "bad"}), ZeroDivisionError)
+        self.get(self.sessions.change(session, "provision"))
+        noted = self.successResultOf(
+            self.database.read(lambda c: list(c.execute(select(counters.c.name)).scalars()))
+        )
+        self.assertEqual(sorted(noted), ["log 2", "status 3"])
 
 
 class AppenderTests(SessionTestCase):
