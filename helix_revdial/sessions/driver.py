@@ -208,6 +208,8 @@ class Driver:
         if self._stopped:
             return
         for session in list(self._queue.values()):
+            if not self.executors.haveRoom:
+                break
             chosen = self.executors.choose(session)
             if chosen is None:
                 continue

@@ -183,6 +183,11 @@ class Executors:
         ]
         return min(able, key=lambda one: (one.load, one.id), default=None)
 
+    @property
+    def haveRoom(self) -> bool:
+        """Whether any of them could take a session now."""
+        return any(one.load < 1 and one.standing != "offline" for one in self._known.values())
+
     def onUsable(self, callback: Callable[[], None]) -> None:
         """Have C{callback} called when one may take sessions that could not before."""
         self._subscribers.append(callback)

@@ -14,6 +14,7 @@ from helix_revdial.config import EventsSection, ServerConfig
 from helix_revdial.sessions.lifecycle import TERMINAL
 from tests.api.harness import Wire, await_, request
 from tests.api.test_tasks import CONFIG, TaskTestCase
+from tests.storage.postgresql import OnPostgreSQL
 
 
 @dataclass
@@ -229,6 +230,10 @@ class StreamTests(EventsTestCase):
         self.assertEqual(self.server.services.events._subscribers, {})
 
 
+class StreamPostgreSQLTests(OnPostgreSQL, StreamTests):
+    """The same on PostgreSQL."""
+
+
 class SlowTests(EventsTestCase):
     """A client that does not read."""
 
@@ -322,6 +327,10 @@ class LogTests(EventsTestCase):
         for query in ("?tail=0", "?level=loud", "?since=yesterday", "?tail=x"):
             answer = self.server.get(f"/api/v1/sessions/{session}/logs{query}", self.ann)
             self.assertEqual(answer.status, 400, query)
+
+
+class LogPostgreSQLTests(OnPostgreSQL, LogTests):
+    """The same on PostgreSQL."""
 
 
 def _done() -> Failure:

@@ -10,6 +10,8 @@ from helix_revdial.config import AgentSection, AgentsSection, ServerConfig, Sess
 from helix_revdial.http.openapi import openapi
 from helix_revdial.storage.ids import isId
 from tests.api.harness import Answer, Server, await_
+from tests.storage.databases import isPostgreSQL, newDatabase
+from tests.storage.postgresql import OnPostgreSQL
 
 CONFIG = ServerConfig(
     agents=AgentsSection(
@@ -49,7 +51,9 @@ class TaskTestCase(SynchronousTestCase):
     config = CONFIG
 
     def setUp(self) -> None:
-        self.server = Server(self.config)
+        # The tables are made once for all of them on PostgreSQL.
+        database = newDatabase(self) if isPostgreSQL(self) else None
+        self.server = Server(self.config, database=database)
         self.runner = self.server.host()
         self.ann = self.server.user()
         self.addCleanup(self.runner.stop)
@@ -400,6 +404,14 @@ class ListTests(TaskTestCase):
         self.assertEqual(self.server.ask("POST", stop, viewer).status, 403)
         colleague = self.server.user("bob", "operator")
         self.assertEqual(self.server.ask("POST", stop, colleague).status, 202)
+
+
+class SessionPostgreSQLTests(OnPostgreSQL, SessionTests):
+    """The same on PostgreSQL."""
+
+
+class ListPostgreSQLTests(OnPostgreSQL, ListTests):
+    """The same on PostgreSQL."""
 
 
 class DocumentTests(TaskTestCase):
