@@ -30,6 +30,10 @@ def placeOf(url: str) -> tuple[str, str, str]:
 
     @param url: A URL, or C{user@host:path} as ssh has it.
     """
+    helper, colons, address = url.partition("::")
+    if colons and helper.isalnum():
+        # git-remote-ext and its like: a program of that name would be run.
+        return helper.lower(), "", address
     if "://" not in url:
         matched = _SCP.fullmatch(url)
         if matched is not None:

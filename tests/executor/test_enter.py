@@ -1,0 +1,78 @@
+"""What is given up before a program of a session runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from helix_revdial.executor.confinement import ENTER, Confinement, Limits
+from helix_revdial.executor.enter import CANNOT_ENTER, CANNOT_RUN, NOT_FOUND
+
+LIMIT = 20
+
+
+class EnterTests(SynchronousTestCase):
+    def enter(self, terms: Mapping[str, object], *command: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-I", "-S", ENTER, json.dumps(terms), *command]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT)
+
+    def test_limits(self) -> None:
+        """Limits hold, the mask is the usual one, the directory is the one that was said."""
+        terms = {"limits": {"files": 77, "core": 0, "fileSize": 1024}, "directory": "/usr"}
+        done = self.enter(terms, "sh", "-c", "ulimit -n; ulimit -c; umask; pwd; echo $PWD")
+        self.assertEqual(done.stdout.split(), ["77", "0", "0022", "/usr", "/usr"])
+        path = Path(self.mktemp()).absolute()
+        done = self.enter(terms, "sh", "-c", f"head -c 5000 /dev/zero > {path}; echo $?")
+        self.assertEqual(path.stat().st_size, 1024)
+
+    def test_noWayBack(self) -> None:
+        """No program gets more than it was started with (no_new_privs)."""
+        done = self.enter({}, "cat", "/proc/self/status")
+        self.assertIn("NoNewPrivs:\t1", done.stdout)
+
+    def test_signals(self) -> None:
+        """A pipe that nobody reads ends a program, as it does in a shell."""
+        done = self.enter({}, "sh", "-c", "(sleep 0.2; yes; echo $? >&2) | true")
+        self.assertNotIn("141\n1\n", done.stderr)
+        self.assertIn(
+            "SigIgn:\t0000000000000000", self.enter({}, "cat", "/proc/self/status").stdout
+        )
+
+    def test_cannot(self) -> None:
+        """What cannot be confined does not run; what is not there and cannot run is told apart."""
+        done = self.enter({"group": "/no/such/group"}, "echo", "ran")
+        self.assertEqual((done.returncode, done.stdout), (CANNOT_ENTER, ""))
+        self.assertIn("cannot confine the program", done.stderr)
+        self.assertEqual(self.enter({}, "/no/such").returncode, NOT_FOUND)
+        self.assertEqual(self.enter({}, "/etc/passwd").returncode, CANNOT_RUN)
+
+    def test_user(self) -> None:
+        """It becomes the user for good: all three ids, and no group but its own."""
+        if os.geteuid() != 0:
+            raise SkipTest("only root becomes another user")
+        confinement = Confinement("ses_x", user=460_000, limits=Limits(processes=10))
+        done = subprocess.run(
+            confinement.argv(["sh", "-c", "cat /proc/self/status /proc/self/limits"], "task", "/"),
+            capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+        self.assertIn("Uid:\t460000\t460000\t460000\t460000\n", done.stdout)
+        self.assertIn("Gid:\t460000\t460000\t460000\t460000\n", done.stdout)
+        self.assertIn("CapEff:\t0000000000000000", done.stdout)
+        self.assertIn("Groups:\t \n", done.stdout)
+        self.assertRegex(done.stdout, r"Max processes +10 +10 ")
+
+    def test_environment(self) -> None:
+        """The environment is what was handed over, and nothing of the host's."""
+        confinement = Confinement("ses_x")
+        found = confinement.environment("/h", "/t", {"A": "1", "HELIX_SESSION_ID": "other"})
+        self.assertEqual(
+            sorted(found),
+            ["A", "HELIX_SESSION_ID", "HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TMPDIR", "USER"],
+        )
+        self.assertEqual(found["HELIX_SESSION_ID"], "ses_x")
