@@ -22,22 +22,21 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator
-from io import BytesIO
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as TookTooLong
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IConsumer, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, FileBodyProducer, ResponseDone
+from twisted.web.client import Agent, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgentEndpointFactory, IResponse
+from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from helix_revdial.sessions.executor import (
@@ -91,6 +90,32 @@ class _OneEndpoint:
 
     def endpointForURI(self, uri: object) -> IStreamClientEndpoint:
         return self._endpoint
+
+
+@implementer(IBodyProducer)
+class _Document:
+    """
+    A body that is here already.
+
+    Twisted's own producer for files writes by a clock of its own.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.length = len(content)
+        self._content = content
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._content)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """It is written already."""
+
+    def resumeProducing(self) -> None:
+        """It is written already."""
+
+    def stopProducing(self) -> None:
+        """It is written already."""
 
 
 class _Problem(msgspec.Struct):
@@ -364,7 +389,7 @@ class RemoteExecutor:
         """
         headers = Headers({b"user-agent": [b"helix_revdial"]})
         if body is not None:
-            producer = FileBodyProducer(BytesIO(msgspec.json.encode(body)))
+            producer = _Document(msgspec.json.encode(body))
         if producer is not None:
             headers.setRawHeaders(b"content-type", [contentType])
         asked = self._agent.request(
