@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -58,11 +59,20 @@ def until(condition: Callable[[], Any], what: str, limit: float = LIMIT) -> floa
 
 
 def freePort() -> int:
-    """A port of loopback that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """
+    A port that nothing uses now, on any address.  It is none of those that the
+    kernel gives to outgoing connections, of which the tests beside make many.
+    """
+    while True:
+        port = random.randrange(10_240, 32_768)
+        with socket.socket() as probe:
+            # As servers do: a connection of before that lingers is none of theirs.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+            return port
 
 
 def receive(connection: socket.socket, limit: float = LIMIT) -> bytes:
