@@ -293,8 +293,7 @@ class ControlPlane(LoggingService):
             )
             self.services.executors.add("synthetic", self._synthetic)
         self.services.executors.start()
-        starting = Deferred.fromCoroutine(self.services.driver.start())
-        starting.addErrback(lambda failure: self._log.failure("Tasks are not taken up", failure))
+        self.services.driver.begin()
 
     async def _mayGoOn(self, state: KeptState) -> bool:
         """Whether what let a runner register before the restart still does."""

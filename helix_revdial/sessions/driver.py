@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -95,6 +95,20 @@ class Driver:
     def queued(self) -> int:
         """Sessions that wait for an executor."""
         return len(self._queue)
+
+    def begin(self) -> None:
+        """L{start} as soon as the database lets it."""
+        self.work(self._insistOnStarting())
+
+    async def _insistOnStarting(self) -> None:
+        while True:
+            try:
+                await self.start()
+            except DatabaseUnavailable as error:
+                self._log.warn("Tasks are taken up later: {reason}", reason=str(error))
+                await deferLater(self.clock, PLACE_AGAIN)
+            else:
+                return
 
     async def start(self) -> None:
         """

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from twisted.internet.defer import Deferred
 
-from helix_revdial.sessions.driver import DriverSettings
+from helix_revdial.sessions.driver import Driver, DriverSettings
 from helix_revdial.sessions.events import Event
 from helix_revdial.sessions.executor import (
     ExecutorRefused,
@@ -23,7 +23,7 @@ from helix_revdial.sessions.lifecycle import TERMINAL, TRANSITIONS, Illegal
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.synthetic import SyntheticExecutor
 from helix_revdial.storage.tables import moments, snapshots
-from tests.sessions.worlds import DrivenTestCase
+from tests.sessions.worlds import DrivenTestCase, prepare
 from tests.storage.postgresql import OnPostgreSQL
 
 
@@ -500,6 +500,32 @@ class BrokenTests(DrivenTestCase):
         before = self.look(session).lastSeq
         self.get(self.sessions.change(session.id, "started"))
         self.assertEqual(self.look(session).lastSeq, before)
+
+
+class BeginTests(DrivenTestCase):
+    def test_theDatabaseIsAwayAtTheStart(self) -> None:
+        """A server that starts while the database is lost takes its tasks up later."""
+        session = self.run_(prompt="forever")
+        self.until(session, "running")
+        self.stop()
+        self.get(self.host.forget(session.id))
+        self.lose()
+        self.driver = Driver(self.clock, self.wallClock, self.sessions, self.executors, prepare)
+        self.driver.begin()
+        self.pass_(12)
+        self.find()
+        self.assertEqual(self.until(session, *TERMINAL).status, "failed")
+
+    def test_stoppedBeforeItBegan(self) -> None:
+        """Who is stopped while waiting for the database waits no more."""
+        self.stop()
+        self.lose()
+        self.driver = Driver(self.clock, self.wallClock, self.sessions, self.executors, prepare)
+        self.driver.begin()
+        self.get(self.driver.stop())
+        self.host.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.find()
 
 
 class TokenTests(DrivenTestCase):
