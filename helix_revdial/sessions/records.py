@@ -37,6 +37,8 @@ class Session:
     @ivar firstSeq: the first event that is kept; C{lastSeq}: the last, or 0.
     @ivar executorSeq: the executor's last report that is among the events.
     @ivar branchOf: the session that it is a branch of.
+    @ivar branchSnapshot: what of that one it began with: the snapshot's C{id}, and its
+        C{name} on the host.
     @ivar forgotten: when its executor had removed what was left of it.
     """
 
@@ -67,6 +69,7 @@ class Session:
     workspace: Mapping[str, Any] | None = None
     delivery: Mapping[str, Any] | None = None
     branchOf: str | None = None
+    branchSnapshot: Mapping[str, str] | None = None
     forgotten: float | None = None
 
     @property
@@ -89,6 +92,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "lastSeq": "last_seq",
     "executorSeq": "executor_seq",
     "branchOf": "branch_of",
+    "branchSnapshot": "branch_snapshot",
 }
 """The columns that are not called as their attributes."""
 
@@ -128,5 +132,6 @@ def fromRow(row: Row[Any]) -> Session:
         workspace=row.workspace,
         delivery=row.delivery,
         branchOf=row.branch_of,
+        branchSnapshot=row.branch_snapshot,
         forgotten=row.forgotten,
     )

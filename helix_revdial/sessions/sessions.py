@@ -12,7 +12,7 @@ tunnel, its tokens) is ended by those who subscribe to L{Sessions.onDeleted}.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
@@ -179,14 +179,18 @@ class Sessions:
         tenant: str,
         owner: str,
         project: str | None = None,
+        name: str | None = None,
         branchOf: str | None = None,
+        branchSnapshot: Mapping[str, str] | None = None,
         also: Also | None = None,
     ) -> Session:
         """
         Make the session of a task, which waits for an executor.
 
         @param request: what was found to be valid.
-        @param branchOf: the session that it goes on from.
+        @param name: what it is called, by default what its prompt begins with.
+        @param branchOf: the session that it goes on from, and C{branchSnapshot}, with
+            which files.
         @param also: done in the same transaction.
         """
         now = self._wallClock()
@@ -196,7 +200,7 @@ class Sessions:
             id=newId("ses", now),
             tenant=tenant,
             owner=owner,
-            name=nameOf(redactor.text(request.prompt)),
+            name=name or nameOf(redactor.text(request.prompt)),
             status="queued",
             created=now,
             kind="task",
@@ -207,10 +211,13 @@ class Sessions:
             agentVersion=request.agent.version,
             labels=request.labels,
             branchOf=branchOf,
+            branchSnapshot=branchSnapshot,
         )
 
         def write(connection: Connection, log: Appender) -> None:
             columns = {name: getattr(session, name) for name in _OF_A_NEW_TASK}
+            if branchSnapshot is not None:
+                columns["branchSnapshot"] = branchSnapshot
             connection.execute(insert(sessions).values(**columnsOf(columns)))
             noteUse(
                 connection,

@@ -98,8 +98,10 @@ sessions = Table(
     Column("executor_seq", BigInteger, nullable=False, server_default="0"),
     Column("workspace", JSON, nullable=True),
     Column("delivery", JSON, nullable=True),
-    # The session that this one is a branch of.
-    Column("branch_of", String(40), nullable=True),
+    # The session that this one is a branch of, and what of it this one began with:
+    # the snapshot's "id" here, and what its host calls it.
+    Column("branch_of", String(40), nullable=True, index=True),
+    Column("branch_snapshot", JSON, nullable=True),
     # When its executor had cleaned up after it.
     Column("forgotten", Double, nullable=True),
     Index("ix_sessions_tenant_created", "tenant", "created"),
