@@ -5,7 +5,8 @@ Unpacks what a user uploaded, as the session that it is for.
 Run as C{python -I -S archives.py ARCHIVE DIRECTORY}: in the session's own name, so that
 whatever an archive tries, it can reach no more than the session itself.  On top of
 that nothing leaves the directory: no absolute name, no C{..}, no link to outside, no
-device (the C{data} filter of L{tarfile}, PEP 706).  It imports nothing of ours.
+device.  (L{tarfile} has a filter for that, but not in every Python 3.11.)  It imports
+nothing of ours.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 MAX_BYTES = 4 * 1024 * 1024 * 1024
 """Bytes that an archive may unpack to."""
@@ -71,12 +73,24 @@ def unpack(
 
 
 def _untar(archive: Path, directory: Path, count: _Count) -> None:
+    root = directory.resolve()
     with tarfile.open(archive, "r|*") as members:
         for member in members:
-            count.add(member.size if member.isreg() else 0)
-            if member.isdev():
-                raise BadArchive(f"{member.name[:200]!r} is a device")
-            members.extract(member, directory, filter="data")
+            count.add(0)
+            target = _target(root, member.name)
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+            elif member.issym():
+                inside = Path(os.path.normpath(target.parent / member.linkname))
+                if os.path.isabs(member.linkname) or not _isInside(root, inside):
+                    raise BadArchive(f"{member.name[:200]!r} is a link to outside of the archive")
+                target.symlink_to(member.linkname)
+            elif member.isreg():
+                source = members.extractfile(member)
+                assert source is not None
+                _write(target, source, count, executable=bool(member.mode & 0o100))
+            else:
+                raise BadArchive(f"{member.name[:200]!r} is neither file, folder nor symbolic link")
 
 
 def _unzip(archive: Path, directory: Path, count: _Count) -> None:
@@ -84,23 +98,42 @@ def _unzip(archive: Path, directory: Path, count: _Count) -> None:
     with zipfile.ZipFile(archive) as members:
         for member in members.infolist():
             count.add(0)
-            target = (root / member.filename).resolve()
-            if root != target and root not in target.parents:
-                raise BadArchive(f"{member.filename[:200]!r} is outside of the archive")
+            target = _target(root, member.filename)
             mode = member.external_attr >> 16
-            if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or not stat.S_IFMT(mode)):
-                raise BadArchive(f"{member.filename[:200]!r} is no file")
+            if stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise BadArchive(f"{member.filename[:200]!r} is neither file nor folder")
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with members.open(member) as source, target.open("wb") as sink:
-                # What the member says of its size is not believed.
-                while piece := source.read(PIECE):
-                    count.grow(len(piece))
-                    sink.write(piece)
-            if mode & 0o100:
-                os.chmod(target, 0o700)
+            else:
+                with members.open(member) as source:
+                    _write(target, source, count, executable=bool(mode & 0o100))
+
+
+def _target(root: Path, name: str) -> Path:
+    """Where a member goes: within the root, whatever links were unpacked before it."""
+    path = Path(os.path.normpath(root / name))
+    if path == root:
+        return root
+    if not _isInside(root, path) or not _isInside(root, path.parent.resolve() / path.name):
+        raise BadArchive(f"{name[:200]!r} is outside of the archive")
+    return path
+
+
+def _isInside(root: Path, path: Path) -> bool:
+    return path == root or root in path.parents
+
+
+def _write(target: Path, source: IO[bytes], count: _Count, *, executable: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # In the place of what has that name, and not through it.
+    target.unlink(missing_ok=True)
+    with target.open("xb") as sink:
+        # What the member says of its size is not believed.
+        while piece := source.read(PIECE):
+            count.grow(len(piece))
+            sink.write(piece)
+    if executable:
+        os.chmod(target, 0o700)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_control_groups -*-
+# -*- test-case-name: tests.executor.test_confinement -*-
 """
 Control groups (version 2): how the kernel holds the processes of a session together.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_demonstration -*-
+# -*- test-case-name: tests.integration.test_executor -*-
 """
 The demonstration agent: does what its prompt says, line by line, so that everything can
 be tried, and tested, without a vendor's program.

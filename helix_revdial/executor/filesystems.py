@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_filesystems -*-
+# -*- test-case-name: tests.executor.test_snapshots -*-
 """
 What the file system of the sessions can do: found out by doing it.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_host -*-
+# -*- test-case-name: tests.integration.test_executor -*-
 """
 What this machine is and can do, looked at once at the start.
 """

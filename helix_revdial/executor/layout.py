@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_layout -*-
+# -*- test-case-name: tests.executor.test_settings -*-
 """
 Where what a session has lies on the host.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_operations -*-
+# -*- test-case-name: tests.integration.test_executor -*-
 """
 The executor's HTTP operations: what a control plane asks of a runner host.
 

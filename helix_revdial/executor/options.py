@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_options -*-
+# -*- test-case-name: tests.executor.test_settings -*-
 """
 The command line of C{twistd helix-revdial-executor}.
 """

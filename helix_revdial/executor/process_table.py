@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_process_table -*-
+# -*- test-case-name: tests.executor.test_confinement -*-
 """
 Which processes there are, whose they are and from whom they come.
 

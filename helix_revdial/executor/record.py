@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_record -*-
+# -*- test-case-name: tests.executor.test_workspace -*-
 """
 What is known of a session on its host before it says anything: written once, when it
 is launched, and found again by whoever starts later.

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_supervised -*-
+# -*- test-case-name: tests.integration.test_executor -*-
 """
 A supervisor as the executor sees it: started, found again, told what to do.
 

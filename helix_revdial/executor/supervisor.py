@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.executor.test_supervisor,tests.integration.test_executor -*-
+# -*- test-case-name: tests.integration.test_executor -*-
 """
 One session from its launch to its end.
 

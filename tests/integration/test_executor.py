@@ -54,8 +54,8 @@ class TaskTests(ExecutorCase):
             (len(patch), hashlib.sha256(patch).hexdigest()),
         )
         fresh = self.directory / "fresh"
-        own = ["-c", f"safe.directory={bare}"]
-        subprocess.run(["git", *own, "clone", "-q", str(bare), str(fresh)], check=True)
+        work = self.directory / "work"
+        subprocess.run(["git", "clone", "-q", str(work), str(fresh)], check=True)
         subprocess.run(["git", "-C", str(fresh), "apply", "-"], input=patch, check=True)
         self.assertEqual((fresh / "file.txt").read_text(), "one\ntwo\n")
         self.assertEqual((fresh / "new" / "deep.txt").read_text(), "three\n")
