@@ -282,8 +282,9 @@ def _moment(text: str) -> float:
     """The moment that RFC 3339 writes."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
+        seconds = moment.timestamp()
+    except (ValueError, OverflowError):
+        moment, seconds = None, 0.0
     if moment is None or moment.tzinfo is None:
         raise Problem(
             400,
@@ -291,7 +292,7 @@ def _moment(text: str) -> float:
             type="validation",
             errors={"since": ["is a time such as 2026-01-02T03:04:05Z"]},
         )
-    return moment.timestamp()
+    return seconds
 
 
 def _line(event: Event) -> LogLine:

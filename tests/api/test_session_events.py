@@ -324,7 +324,13 @@ class LogTests(EventsTestCase):
             told = self.logs(session, query)
             self.assertEqual([line["message"] for line in told["items"]], expected, query)
         self.assertEqual(self.logs(session, "?perPage=3")["nextPage"], "2")
-        for query in ("?tail=0", "?level=loud", "?since=yesterday", "?tail=x"):
+        for query in (
+            "?tail=0",
+            "?level=loud",
+            "?since=yesterday",
+            "?since=0001-01-01T00:00:00",
+            "?tail=x",
+        ):
             answer = self.server.get(f"/api/v1/sessions/{session}/logs{query}", self.ann)
             self.assertEqual(answer.status, 400, query)
 
