@@ -27,7 +27,7 @@ lint: $(VENV)/.ready
 	@$(BIN)/ruff format --quiet --check . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 
 types: $(VENV)/.ready
-	@$(BIN)/mypy --no-error-summary helix_revdial twisted tests
+	@$(BIN)/mypy --no-error-summary helix_revdial twisted tests benchmarks
 
 suite: $(VENV)/.ready
 	@$(BIN)/python -m tests.suite $(JOBS)

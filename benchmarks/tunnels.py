@@ -86,6 +86,32 @@ def _through(name: str, around: Surroundings, port: int, made: list[Program]) ->
     return through
 
 
+CONFIG = """
+[[listen]]
+endpoint = "tcp:{port}:interface=127.0.0.1:backlog=1024"
+{tls}
+[forwards]
+ports = "{door}"
+
+[[forwards.forward]]
+listen = "tcp:{door}"
+runner = "{runner}"
+"""
+
+
+def program(end: str, carrier: str, path: str) -> list[str]:
+    """
+    The command of an end: the real program, and nothing else where it is to do as it does.
+    """
+    if (carrier, path) == ("raw", "sockets"):
+        flags = ("-n", "--pidfile=", "--logfile=-")
+        return [sys.executable, "-c", _TWISTD, *flags, f"helix-revdial-{end}"]
+    return [sys.executable, "-m", "benchmarks.variant", end, carrier, path]
+
+
+_TWISTD = "from twisted.scripts.twistd import run; run()"
+
+
 class HelixServer:
     """This project's server, running, with one token for all runners."""
 
@@ -95,21 +121,18 @@ class HelixServer:
         self.port, self.door = freePort(), freePort()
         self.tls = around.tls
         state = around.directory / f"{name}-state"
-        flags = [f"--listen=tcp:{self.port}:interface=127.0.0.1:backlog=1024"]
-        if around.tls:
-            config = around.directory / f"{name}.toml"
-            config.write_text(
-                f'[[listen]]\nendpoint = "tcp:{self.port}:interface=127.0.0.1:backlog=1024"\n'
-                f'tls.certificate = "{around.certificate}"\n'
-            )
-            flags = [f"--config={config}"]
+        config = around.directory / f"{name}.toml"
+        tls = f'tls.certificate = "{around.certificate}"\n' if around.tls else ""
+        config.write_text(
+            CONFIG.format(port=self.port, door=self.door, runner=self.RUNNER, tls=tls)
+        )
         self.program = Program(
             f"{name}-server",
             [
-                *(sys.executable, "-m", "benchmarks.server", str(self.door), self.RUNNER, path),
+                *program("server", "raw", path),
                 f"--state-directory={state}",
                 *(["--set=tunnel.zero_key=true"] if zeroKey else []),
-                *flags,
+                f"--config={config}",
             ],
             around.directory,
         )
@@ -164,7 +187,7 @@ def helix(
         agent = Program(
             f"{name}-agent",
             [
-                *(sys.executable, "-m", "benchmarks.agent", carrier, path),
+                *program("agent", carrier, path),
                 f"--server={server.url(through)}",
                 f"--runner-id={server.RUNNER}",
                 f"--token-file={server.tokenFile}",
