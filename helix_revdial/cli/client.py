@@ -145,6 +145,11 @@ class Client:
         """The server's base URL, for people."""
         return self._exchange.url
 
+    @property
+    def exchange(self) -> Exchange:
+        """What makes its exchanges."""
+        return self._exchange
+
     def monotonic(self) -> float:
         """Seconds on the clock with which exchanges are measured."""
         return self._exchange.monotonic()
@@ -154,7 +159,7 @@ class Client:
     ) -> Reply[SessionConnection]:
         """C{GET /api/v1/external-agents/{session}/connection}."""
         answer = await self._exchange.request(
-            "GET", f"/api/v1/external-agents/{_segment(session)}/connection", deadline=deadline
+            "GET", f"/api/v1/external-agents/{segment(session)}/connection", deadline=deadline
         )
         return self._typed(answer, SessionConnection)
 
@@ -167,7 +172,7 @@ class Client:
         """
         answer = await self._exchange.request(
             "GET",
-            f"/api/v1/external-agents/{_segment(session)}/screenshot",
+            f"/api/v1/external-agents/{segment(session)}/screenshot",
             accept="image/png, image/jpeg, image/webp, application/json;q=0.1",
             deadline=deadline,
             limit=MAX_IMAGE,
@@ -200,37 +205,37 @@ class Client:
         query = [("limit", str(limit))]
         query += [("runner", runner)] if runner is not None else []
         query += [("dial", dial)] if dial is not None else []
-        return self._object(
+        return self.record(
             await self._exchange.request("GET", "/api/v1/admin/streams", query=query)
         )
 
     async def sessionStreams(self, session: str, limit: int) -> Record:
         """C{GET /api/v1/external-agents/{session}/streams}."""
-        return self._object(
+        return self.record(
             await self._exchange.request(
                 "GET",
-                f"/api/v1/external-agents/{_segment(session)}/streams",
+                f"/api/v1/external-agents/{segment(session)}/streams",
                 query=[("limit", str(limit))],
             )
         )
 
     async def ledger(self) -> Record:
         """C{GET /api/v1/admin/ledger}: what the server holds, by owner."""
-        return self._object(await self._exchange.request("GET", "/api/v1/admin/ledger"))
+        return self.record(await self._exchange.request("GET", "/api/v1/admin/ledger"))
 
     async def sessions(self) -> list[Record]:
         """C{GET /api/v1/sessions}, every page."""
-        return await self._pages("/api/v1/sessions", [("perPage", str(PER_PAGE))])
+        return await self.pages("/api/v1/sessions", [("perPage", str(PER_PAGE))])
 
     async def createSession(self, name: str) -> Record:
         """C{POST /api/v1/sessions}."""
-        return self._object(
+        return self.record(
             await self._exchange.request("POST", "/api/v1/sessions", body={"name": name})
         )
 
     async def deleteSession(self, session: str) -> None:
         """C{DELETE /api/v1/sessions/{session}}."""
-        await self._exchange.request("DELETE", f"/api/v1/sessions/{_segment(session)}")
+        await self._exchange.request("DELETE", f"/api/v1/sessions/{segment(session)}")
 
     async def tokens(self, *, ended: bool = False) -> list[Record]:
         """
@@ -239,66 +244,76 @@ class Client:
         @param ended: Whether revoked and expired tokens are wanted, too.
         """
         query = [("perPage", str(PER_PAGE)), *([("ended", "true")] if ended else [])]
-        return await self._pages("/api/v1/tokens", query)
+        return await self.pages("/api/v1/tokens", query)
 
     async def createToken(self, wanted: Record) -> Record:
         """C{POST /api/v1/tokens}; the record has the secret in C{token}."""
-        return self._object(await self._exchange.request("POST", "/api/v1/tokens", body=wanted))
+        return self.record(await self._exchange.request("POST", "/api/v1/tokens", body=wanted))
 
     async def rotateToken(self, token: str, overlap: float | None) -> Record:
         """C{POST /api/v1/tokens/{token}/rotate}; C{overlap} in seconds."""
         body: Record = {} if overlap is None else {"overlap": overlap}
-        return self._object(
+        return self.record(
             await self._exchange.request(
-                "POST", f"/api/v1/tokens/{_segment(token)}/rotate", body=body
+                "POST", f"/api/v1/tokens/{segment(token)}/rotate", body=body
             )
         )
 
     async def revokeToken(self, token: str) -> None:
         """C{DELETE /api/v1/tokens/{token}}."""
-        await self._exchange.request("DELETE", f"/api/v1/tokens/{_segment(token)}")
+        await self._exchange.request("DELETE", f"/api/v1/tokens/{segment(token)}")
 
     async def importToken(self, wanted: Record) -> Record:
         """C{POST /api/v1/tokens/import}; C{wanted} holds the secret in C{token}."""
-        return self._object(
+        return self.record(
             await self._exchange.request("POST", "/api/v1/tokens/import", body=wanted)
         )
 
     async def forwards(self) -> list[Record]:
         """C{GET /api/v1/admin/forwards}."""
-        return await self._pages("/api/v1/admin/forwards", [])
+        return await self.pages("/api/v1/admin/forwards", [])
 
     async def createForward(self, wanted: Record) -> Record:
         """C{POST /api/v1/admin/forwards}."""
-        return self._object(
+        return self.record(
             await self._exchange.request("POST", "/api/v1/admin/forwards", body=wanted)
         )
 
     async def deleteForward(self, forward: str) -> None:
         """C{DELETE /api/v1/admin/forwards/{forward}}."""
-        await self._exchange.request("DELETE", f"/api/v1/admin/forwards/{_segment(forward)}")
+        await self._exchange.request("DELETE", f"/api/v1/admin/forwards/{segment(forward)}")
 
     async def reload(self) -> Record:
         """C{POST /api/v1/admin/reload}."""
-        return self._object(await self._exchange.request("POST", "/api/v1/admin/reload"))
+        return self.record(await self._exchange.request("POST", "/api/v1/admin/reload"))
 
     async def version(self) -> Record:
         """C{GET /version}."""
-        return self._object(await self._exchange.request("GET", "/version"))
+        return self.record(await self._exchange.request("GET", "/version"))
 
-    async def _pages(self, path: str, query: list[tuple[str, str]]) -> list[Record]:
+    async def pages(
+        self, path: str, query: list[tuple[str, str]], *, enough: int | None = None
+    ) -> list[Record]:
+        """
+        The items of a list, of all its pages.
+
+        @param enough: How many are wanted; no further page is asked for then.
+        @raise BadAnswer: It is no list, or one without an end.
+        """
         items: list[Record] = []
         page: str | None = None
         for _ in range(MAX_PAGES):
             answer = await self._exchange.request(
                 "GET", path, query=query if page is None else [*query, ("page", page)]
             )
-            wrapper = self._object(answer)
+            wrapper = self.record(answer)
             part = wrapper.get("items")
             if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
                 raise self._unexpected("no list of items")
             items += part
             following = wrapper.get("nextPage")
+            if enough is not None and len(items) >= enough:
+                return items[:enough]
             if following is None or following == "":
                 return items
             if str(following) == page:
@@ -306,7 +321,12 @@ class Client:
             page = str(following)
         raise self._unexpected(f"more than {MAX_PAGES:,} pages")
 
-    def _object(self, answer: Answer) -> Record:
+    def record(self, answer: Answer) -> Record:
+        """
+        The JSON object of an answer.
+
+        @raise BadAnswer: It is none.
+        """
         if answer.contentType == "text/html":
             raise BadAnswer(
                 f"a web page answered in the API's place; is {self.url} the server's address?"
@@ -320,7 +340,7 @@ class Client:
         return value
 
     def _typed(self, answer: Answer, kind: type[T]) -> Reply[T]:
-        raw = self._object(answer)
+        raw = self.record(answer)
         try:
             return Reply(msgspec.convert(raw, kind, strict=True), raw)
         except msgspec.ValidationError as error:
@@ -333,7 +353,7 @@ class Client:
         )
 
 
-def _segment(text: str) -> str:
+def segment(text: str) -> str:
     """One segment of a path; dots alone would climb it."""
     if not text or not text.strip("."):
         raise CommandError(f"{text!r} is no id")
@@ -384,5 +404,6 @@ __all__ = [
     "SessionConnection",
     "Status",
     "connect",
+    "segment",
     "serverTiming",
 ]

@@ -4,7 +4,9 @@ One HTTP exchange with the server: sent, answered, measured, or one clear error.
 
 Owns what every request has in common: the C{Authorization} field, the deadline
 for the whole exchange (connecting, the request, the last byte of the answer),
-and the limit on the answer's size.  How each way of failing reads is
+and the limit on the answer's size.  An answer without an end is taken piece by
+piece (L{Exchange.open}): its deadline is for its head, and its reader says how long
+it waits for each piece.  How each way of failing reads is
 L{failures <helix_revdial.cli.failures>}'s business.  Knows no operation of the API.
 
 Invariants:
@@ -18,9 +20,10 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from hyperlink import EncodedURL
@@ -42,7 +45,8 @@ from helix_revdial.cli.failures import (
     Unreachable,
     phrase,
     problemDetail,
-    whyNoAnswer,
+    problemFields,
+    unreachable,
 )
 from helix_revdial.cli.profile import KEY_VARIABLE, URL_VARIABLE, Settings
 
@@ -52,8 +56,14 @@ DEFAULT_TIMEOUT = 30.0
 MAX_JSON = 8 * 1024 * 1024
 """Bytes of a JSON answer that are taken."""
 
+MAX_WAITING = 1024 * 1024
+"""Bytes of a body that wait for its reader; after that the sender waits."""
+
 MAX_PROBLEM = 64 * 1024
 """Bytes of an error's body that are taken; the rest of it is not waited for."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,98 @@ class Answer:
     contentType: str
     body: bytes
     seconds: float
+
+
+class Pieces(Protocol):
+    """
+    A body as it comes.
+
+    No more than L{MAX_WAITING} bytes, and what was on its way, wait for the reader.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self._paused = False
+        self._end: Failure | None = None
+        self._waiting: Deferred[None] | None = None
+
+    async def next(self, silence: float) -> bytes | None:
+        """
+        The next piece, or L{None} at the body's end.
+
+        @param silence: Seconds that may pass without one.
+        @raise Unreachable: It broke off.
+        @raise TimedOut: Nothing came.
+        """
+        if not self._parts and self._end is None:
+            waiting = self._waiting = Deferred()
+            expired: list[float] = []
+
+            def onTimeout(result: object, seconds: float) -> object:
+                expired.append(seconds)
+                return None
+
+            waiting.addTimeout(silence, self._clock, onTimeoutCancel=onTimeout)
+            try:
+                await waiting
+            except CancelledError:
+                self.close()
+                raise
+            finally:
+                self._waiting = None
+            if expired:
+                self.close()
+                raise TimedOut(f"nothing came for {silence:.3g} s")
+        if self._parts:
+            piece = b"".join(self._parts)
+            self._parts.clear()
+            self._size = 0
+            if self._paused and self.transport is not None:
+                self._paused = False
+                cast(Any, self.transport).resumeProducing()
+            return piece
+        assert self._end is not None
+        if self._end.check(ResponseDone):
+            return None
+        raise Unreachable("the answer broke off")
+
+    def close(self) -> None:
+        """Nothing more is wanted: the connection is closed."""
+        if self._end is None and self.transport is not None:
+            transport = cast(Any, self.transport)
+            getattr(transport, "abortConnection", transport.loseConnection)()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_WAITING and not self._paused and self.transport is not None:
+            self._paused = True
+            cast(Any, self.transport).pauseProducing()
+        self._wake()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._end = reason
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.called:
+            self._waiting.callback(None)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """
+    An answer with a status of success, whose body is still to come.
+
+    @ivar contentType: The media type without parameters, in lower case.
+    """
+
+    status: int
+    headers: Headers
+    contentType: str
+    pieces: Pieces
 
 
 class _Body(Protocol):
@@ -139,6 +241,11 @@ class _AnyHost(EncodedURL):
         return self if ":" in self.host else super().to_uri()
 
 
+def _mediaType(response: Any) -> str:
+    (first, *_) = response.headers.getRawHeaders("content-type", [""])
+    return str(first).partition(";")[0].strip().lower()
+
+
 class Exchange:
     """
     Asks one server, with one credential.
@@ -167,6 +274,11 @@ class Exchange:
         """The server's base URL, for people."""
         return str(self._settings.url)
 
+    @property
+    def clock(self) -> IReactorTime:
+        """The time of its deadlines."""
+        return self._clock
+
     async def request(
         self,
         method: str,
@@ -174,6 +286,7 @@ class Exchange:
         *,
         query: Sequence[tuple[str, str]] = (),
         body: object = None,
+        headers: Mapping[str, str] | None = None,
         accept: str = "application/json",
         deadline: float = DEFAULT_TIMEOUT,
         limit: int = MAX_JSON,
@@ -183,6 +296,7 @@ class Exchange:
 
         @param path: Below the base URL, its segments already quoted.
         @param body: Sent as JSON unless L{None}.
+        @param headers: Fields beside those that every request has.
         @param deadline: Seconds for the whole exchange.
         @param limit: Bytes of the answer's body that are taken.
 
@@ -191,6 +305,31 @@ class Exchange:
         @raise TimedOut: Not within C{deadline}.
         @raise BadAnswer: It answered as no API does, or with too much.
         """
+        return await self._within(
+            deadline, self._exchange(method, path, query, body, headers or {}, accept, limit)
+        )
+
+    async def open(
+        self,
+        path: str,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+        accept: str = "application/json",
+        deadline: float = DEFAULT_TIMEOUT,
+    ) -> Opened:
+        """
+        Begin a C{GET} whose body is taken as it comes.
+
+        @param deadline: Seconds until the answer's head.
+        @return: Its C{pieces} are to be read to their end, or closed.
+
+        @raise CommandError: As L{request}.
+        """
+        return await self._within(deadline, self._open(path, query, headers or {}, accept))
+
+    async def _within(self, deadline: float, work: Coroutine[Any, Any, T]) -> T:
+        """The work's result in time, and its errors as those of commands."""
         expired = False
 
         def onTimeout(result: object, seconds: float) -> object:
@@ -198,9 +337,7 @@ class Exchange:
             expired = True
             return result
 
-        exchanging = Deferred.fromCoroutine(
-            self._exchange(method, path, query, body, accept, limit)
-        )
+        exchanging = Deferred.fromCoroutine(work)
         exchanging.addTimeout(max(deadline, 0.001), self._clock, onTimeoutCancel=onTimeout)
         try:
             return await exchanging
@@ -214,7 +351,7 @@ class Exchange:
                 ) from None
             if isinstance(error, CancelledError):
                 raise
-            raise Unreachable(whyNoAnswer(self.url, error)) from None
+            raise unreachable(self.url, error) from None
 
     async def _exchange(
         self,
@@ -222,12 +359,45 @@ class Exchange:
         path: str,
         query: Sequence[tuple[str, str]],
         body: object,
+        headers: Mapping[str, str],
         accept: str,
         limit: int,
     ) -> Answer:
+        started = self.monotonic()
+        response = await self._send(method, path, query, body, headers, accept)
+        if not 200 <= response.code < 300:
+            await self._refuse(response)
+        collector = _Body(limit, cut=False)
+        response.deliverBody(collector)
+        content = await collector.finished
+        seconds = self.monotonic() - started
+        return Answer(response.code, response.headers, _mediaType(response), content, seconds)
+
+    async def _open(
+        self, path: str, query: Sequence[tuple[str, str]], headers: Mapping[str, str], accept: str
+    ) -> Opened:
+        response = await self._send("GET", path, query, None, headers, accept)
+        if not 200 <= response.code < 300:
+            await self._refuse(response)
+        pieces = Pieces(self._clock)
+        response.deliverBody(pieces)
+        return Opened(response.code, response.headers, _mediaType(response), pieces)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Sequence[tuple[str, str]],
+        body: object,
+        more: Mapping[str, str],
+        accept: str,
+    ) -> Any:
+        """Send a request, and wait for the head of its answer."""
         headers = Headers()
         headers.setRawHeaders("accept", [accept])
         headers.setRawHeaders("user-agent", [f"helix/{__version__}"])
+        for name, value in more.items():
+            headers.setRawHeaders(name, [value])
         if self._settings.apiKey is not None:
             headers.setRawHeaders("authorization", [f"Bearer {self._settings.apiKey}"])
         data: bytes | None = None
@@ -237,8 +407,7 @@ class Exchange:
         url = str(self._settings.url) + path
         if query:
             url += "?" + urlencode(query, quote_via=quote)
-        started = self.monotonic()
-        response = await self._http.request(
+        return await self._http.request(
             method,
             _AnyHost.from_text(url),
             headers=headers,
@@ -247,16 +416,13 @@ class Exchange:
             unbuffered=True,
             reactor=cast(Any, self._clock),
         )
-        success = 200 <= response.code < 300
-        collector = _Body(limit if success else MAX_PROBLEM, cut=not success)
+
+    async def _refuse(self, response: Any) -> NoReturn:
+        """Raise the error that an answer without success is."""
+        collector = _Body(MAX_PROBLEM, cut=True)
         response.deliverBody(collector)
         content = await collector.finished
-        seconds = self.monotonic() - started
-        (first, *_) = response.headers.getRawHeaders("content-type", [""])
-        contentType = first.partition(";")[0].strip().lower()
-        if not success:
-            raise self._refused(response.code, response.headers, contentType, content)
-        return Answer(response.code, response.headers, contentType, content, seconds)
+        raise self._refused(response.code, response.headers, _mediaType(response), content)
 
     def _refused(
         self, status: int, headers: Headers, contentType: str, content: bytes
@@ -286,7 +452,12 @@ class Exchange:
         elif retryAfter is not None:
             hint = f"; try again in {retryAfter:.0f} s"
         return Refused(
-            status, detail or phrase(status), code=code, retryAfter=retryAfter, hint=hint
+            status,
+            detail or phrase(status),
+            code=code,
+            fields=problemFields(content),
+            retryAfter=retryAfter,
+            hint=hint,
         )
 
     def _keyHint(self) -> str:
@@ -297,4 +468,13 @@ class Exchange:
         return f"; no key was sent: set {KEY_VARIABLE} or give --token-file"
 
 
-__all__ = ["DEFAULT_TIMEOUT", "MAX_JSON", "MAX_PROBLEM", "Answer", "Exchange"]
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "MAX_JSON",
+    "MAX_PROBLEM",
+    "MAX_WAITING",
+    "Answer",
+    "Exchange",
+    "Opened",
+    "Pieces",
+]

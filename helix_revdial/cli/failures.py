@@ -23,7 +23,13 @@ from helix_revdial.cli.profile import URL_VARIABLE
 
 
 class Unreachable(CommandError):
-    """No answer came: nothing listens there, the name is unknown, TLS failed, it broke off."""
+    """
+    No answer came: nothing listens there, the name is unknown, TLS failed, it broke off.
+
+    @ivar sent: Whether the request may have arrived.
+    """
+
+    sent = True
 
 
 class TimedOut(CommandError):
@@ -41,6 +47,7 @@ class Refused(CommandError):
     @ivar status: The HTTP status.
     @ivar short: Status and detail, such as C{"503 - Sandbox not connected: no connection"}.
     @ivar code: The one word for the reason, where the server gave one.
+    @ivar fields: The fields of the request that were wrong, by their dotted paths.
     @ivar retryAfter: Seconds after which another try makes sense, where stated.
     """
 
@@ -50,14 +57,28 @@ class Refused(CommandError):
         detail: str,
         *,
         code: str | None = None,
+        fields: tuple[str, ...] = (),
         retryAfter: float | None = None,
         hint: str = "",
     ) -> None:
         self.status = status
         self.short = f"{status} - {detail}"
         self.code = code
+        self.fields = fields
         self.retryAfter = retryAfter
         super().__init__(self.short.rstrip(".") + hint if hint else self.short)
+
+
+def unreachable(url: str, error: Exception) -> Unreachable:
+    """
+    What an HTTP client raised, as the error of a command.
+
+    @param url: The server's base URL.
+    """
+    found = Unreachable(whyNoAnswer(url, error))
+    before = (ConnectError, DNSLookupError)
+    found.sent = not any(isinstance(cause, before) for cause in _causes(error))
+    return found
 
 
 def whyNoAnswer(url: str, error: Exception) -> str:
@@ -157,6 +178,16 @@ def problemDetail(contentType: str, content: bytes) -> tuple[str | None, str | N
     return text or None, code if isinstance(code, str) else None
 
 
+def problemFields(content: bytes) -> tuple[str, ...]:
+    """The names of the fields that an error's body (Problem+JSON) says are wrong."""
+    try:
+        problem: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        return ()
+    errors = problem.get("errors") if isinstance(problem, dict) else None
+    return tuple(errors) if isinstance(errors, dict) else ()
+
+
 __all__ = [
     "BadAnswer",
     "Refused",
@@ -164,5 +195,7 @@ __all__ = [
     "Unreachable",
     "phrase",
     "problemDetail",
+    "problemFields",
+    "unreachable",
     "whyNoAnswer",
 ]
