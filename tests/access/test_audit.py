@@ -11,6 +11,7 @@ from helix_revdial.access.audit import AuditEntry, AuditLog
 from helix_revdial.access.secrets import newSecret
 from helix_revdial.storage.database import DatabaseUnavailable
 from tests.access.worlds import START, AccessTestCase
+from tests.storage.postgresql import OnPostgreSQL
 
 
 class AuditTests(AccessTestCase):
@@ -177,3 +178,7 @@ class AuditTests(AccessTestCase):
         self.fails(self.log.flush(), DatabaseUnavailable)
         self.get(self.log.stop())
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class AuditPostgreSQLTests(OnPostgreSQL, AuditTests):
+    """The same on PostgreSQL."""

@@ -7,6 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from helix_revdial.access.generations import Generations
 from helix_revdial.storage.database import DatabaseUnavailable
 from tests.access.worlds import AccessTestCase
+from tests.storage.postgresql import OnPostgreSQL
 
 
 class GenerationsTests(AccessTestCase):
@@ -112,3 +113,7 @@ class GenerationsTests(AccessTestCase):
         """A block without numbers would never end."""
         with self.assertRaises(ValueError):
             Generations(self.database, block=0)
+
+
+class GenerationsPostgreSQLTests(OnPostgreSQL, GenerationsTests):
+    """The same on PostgreSQL."""

@@ -21,6 +21,7 @@ from helix_revdial.storage.database import DatabaseUnavailable
 from helix_revdial.storage.ids import newId
 from helix_revdial.storage.tables import tokens as table
 from tests.access.worlds import START, AccessTestCase
+from tests.storage.postgresql import OnPostgreSQL
 
 
 class ShowingTests(AccessTestCase):
@@ -612,3 +613,31 @@ class FirstStartTests(AccessTestCase):
         self.path.chmod(0o644)
         self.get(self.tokens.ensureAdmin(self.path))
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
+
+
+class ShowingPostgreSQLTests(OnPostgreSQL, ShowingTests):
+    """The same on PostgreSQL."""
+
+
+class RevocationPostgreSQLTests(OnPostgreSQL, RevocationTests):
+    """The same on PostgreSQL."""
+
+
+class RotationPostgreSQLTests(OnPostgreSQL, RotationTests):
+    """The same on PostgreSQL."""
+
+
+class ExpiringPostgreSQLTests(OnPostgreSQL, ExpiringTests):
+    """The same on PostgreSQL."""
+
+
+class ImportPostgreSQLTests(OnPostgreSQL, ImportTests):
+    """The same on PostgreSQL."""
+
+
+class ListPostgreSQLTests(OnPostgreSQL, ListTests):
+    """The same on PostgreSQL."""
+
+
+class FirstStartPostgreSQLTests(OnPostgreSQL, FirstStartTests):
+    """The same on PostgreSQL."""

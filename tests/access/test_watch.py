@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from helix_revdial.access.watch import INTERVAL, TokenWatch
 from tests.access.worlds import START, AccessTestCase
+from tests.storage.postgresql import OnPostgreSQL
 
 
 class TokenWatchTests(AccessTestCase):
@@ -42,3 +43,7 @@ class TokenWatchTests(AccessTestCase):
         self.assertEqual(self.told, [record.family])
         self.watch.stop()
         self.watch.stop()
+
+
+class TokenWatchPostgreSQLTests(OnPostgreSQL, TokenWatchTests):
+    """The same on PostgreSQL."""
