@@ -42,7 +42,7 @@ class ConfinementTests(SynchronousTestCase):
         self.trace.write_text("")
         self.trace.chmod(0o666)
         self.addCleanup(self.trace.unlink)
-        self.user = 460_002 + os.getpid() % 10_000
+        self.user = 1_360_000 + 2 * os.getpid() % 10_000
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         end = time.monotonic() + 20

@@ -56,13 +56,13 @@ class EnterTests(SynchronousTestCase):
         """It becomes the user for good: all three ids, and no group but its own."""
         if os.geteuid() != 0:
             raise SkipTest("only root becomes another user")
-        confinement = Confinement("ses_x", user=460_000, limits=Limits(processes=10))
+        confinement = Confinement("ses_x", user=1_350_000, limits=Limits(processes=10))
         done = subprocess.run(
             confinement.argv(["sh", "-c", "cat /proc/self/status /proc/self/limits"], "task", "/"),
             capture_output=True, text=True, timeout=LIMIT,
         )  # fmt: skip
-        self.assertIn("Uid:\t460000\t460000\t460000\t460000\n", done.stdout)
-        self.assertIn("Gid:\t460000\t460000\t460000\t460000\n", done.stdout)
+        self.assertIn("Uid:\t1350000\t1350000\t1350000\t1350000\n", done.stdout)
+        self.assertIn("Gid:\t1350000\t1350000\t1350000\t1350000\n", done.stdout)
         self.assertIn("CapEff:\t0000000000000000", done.stdout)
         self.assertIn("Groups:\t \n", done.stdout)
         self.assertRegex(done.stdout, r"Max processes +10 +10 ")

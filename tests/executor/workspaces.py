@@ -30,7 +30,7 @@ class WorkspaceCase(TestCase):
         self.directory = Path(tempfile.mkdtemp(prefix="hx-"))
         self.directory.chmod(0o711)
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
-        self.user = 450_000 + os.getpid() % 10_000 * 2 if os.geteuid() == 0 else None
+        self.user = 1_300_000 + os.getpid() % 10_000 * 2 if os.geteuid() == 0 else None
 
     def workspace(
         self,

@@ -247,6 +247,26 @@ class ControlTests(ExecutorCase):
         self.assertEqual((status, document["code"]), (503, "busy"))
         self.assertEqual(self.ask("GET", "/v1/host")[1]["running"], 3)
 
+    def test_anotherToken(self) -> None:
+        """
+        A server that launches a session again, since it does not know that it has, may give
+        it another token: the tunnel agent finds that one when it connects again.
+        """
+        spec = self.spec("say up\nsleep 60")
+        spec["sandbox"] = {"serverUrl": "http://127.0.0.1:9", "token": "first" * 8}
+        path = f"/v1/sessions/{spec['session']}"
+        self.assertEqual(self.ask("PUT", path, spec)[0], 201)
+        self.said(spec["session"], "up")
+        spec["sandbox"] = {**spec["sandbox"], "token": "second" * 8}
+        self.assertEqual(self.ask("PUT", path, spec)[0], 200)
+        place = self.state / "sessions" / spec["session"] / "tunnel" / "token"
+        if self.python and place.exists():
+            until(lambda: place.read_text().strip() == "second" * 8, "the token is there")
+            self.assertEqual(stat.S_IMODE(place.stat().st_mode), 0o600)
+        spec["sandbox"] = {**spec["sandbox"], "serverUrl": "http://127.0.0.1:10"}
+        self.assertEqual(self.ask("PUT", path, spec)[0], 200)
+        self.assertEqual(self.ask("PUT", path, {**spec, "prompt": "say other"})[0], 409)
+
     def test_refused(self) -> None:
         """What makes no session is refused, and leaves nothing."""
         spec = self.spec("say up")
