@@ -10,6 +10,7 @@ from helix_revdial.api import (
     audit,
     connections,
     discovery,
+    drafts,
     external_agents,
     forwards,
     health,
@@ -74,6 +75,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *stream_gateway.operations(services),
             *proxy.operations(services),
             *tasks.operations(services),
+            *drafts.operations(services),
             *sessions.operations(services),
             *session_events.operations(services),
             *discovery.operations(services),
@@ -108,4 +110,4 @@ def translate(error: Exception) -> Problem | None:
         case DialError():
             return problemOf(error)
         case _:
-            return sessions.translate(error) or tokens.translate(error)
+            return sessions.translate(error) or drafts.translate(error) or tokens.translate(error)

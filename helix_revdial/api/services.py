@@ -32,6 +32,7 @@ from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.sessions.agents import Agents
 from helix_revdial.sessions.catalogue import Catalogue
+from helix_revdial.sessions.drafts import Drafts
 from helix_revdial.sessions.driver import Driver, DriverSettings
 from helix_revdial.sessions.events import EventLog
 from helix_revdial.sessions.executors import Executors
@@ -73,6 +74,7 @@ class Services:
     @ivar agents: What tasks may ask for; replaced by a reload.
     @ivar catalogue: The projects and repositories that tasks have named.
     @ivar gitRefs: Asks repositories for their branches.
+    @ivar drafts: Tasks that are not handed in yet.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -97,6 +99,7 @@ class Services:
     driver: Driver = field(init=False)
     agents: Agents = field(init=False)
     catalogue: Catalogue = field(init=False)
+    drafts: Drafts = field(init=False)
     streams: StreamGateway = field(init=False)
     proxy: HTTPProxy = field(init=False)
     forwards: Forwards = field(init=False)
@@ -110,6 +113,7 @@ class Services:
     def __post_init__(self) -> None:
         self.agents = declaredAgents(self.config.agents)
         self.catalogue = Catalogue(self.database)
+        self.drafts = Drafts(self.database, self.wallClock)
         section = self.config.sessions
         self.events = self.sessions.events
         self.events.secretSettings = self.secretSettings

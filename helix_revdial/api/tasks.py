@@ -6,6 +6,7 @@ Handing in a task.
 from __future__ import annotations
 
 import msgspec
+from sqlalchemy import Connection
 
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
@@ -13,6 +14,8 @@ from helix_revdial.api.session_document import Links, linksOf
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
+from helix_revdial.sessions import drafts
+from helix_revdial.sessions.drafts import UnknownDraft
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.tasks import (
     TaskForbidden,
@@ -62,12 +65,19 @@ def operations(services: Services) -> list[Operation]:
                 msgspec.json.encode(accepted),
             )
 
-        session = await services.sessions.createTask(
-            request,
-            tenant=principal.tenant,
-            owner=principal.user,
-            also=lambda connection, session: call.remember(answer(session))(connection),
-        )
+        tenant, owner = principal.tenant, principal.user
+
+        def also(connection: Connection, session: Session) -> None:
+            if request.draftId is not None:
+                drafts.consume(connection, request.draftId, tenant, owner)
+            call.remember(answer(session))(connection)
+
+        try:
+            session = await services.sessions.createTask(
+                request, tenant=tenant, owner=owner, also=also
+            )
+        except UnknownDraft as error:
+            raise validationProblem({"draftId": [str(error)]}) from None
         services.driver.submit(session)
         return answer(session)
 

@@ -103,6 +103,7 @@ class TaskRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     delivery: TaskDelivery | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     webhooks: list[TaskWebhook] = msgspec.field(default_factory=list)
+    draftId: Annotated[str, msgspec.Meta(max_length=40)] | None = None
 
 
 class TaskInvalid(ValueError):
