@@ -108,6 +108,8 @@ sessions = Table(
     Index("ix_sessions_tenant_owner_created", "tenant", "owner", "created"),
     Index("ix_sessions_tenant_status_created", "tenant", "status", "created"),
     Index("ix_sessions_kind_status", "kind", "status"),
+    Index("ix_sessions_ended", "ended"),
+    Index("ix_sessions_deleted", "deleted"),
 )
 
 # What happened to a session: append-only, numbered without gaps.  Rows leave
@@ -209,6 +211,11 @@ webhook_deliveries = Table(
     Column("status", String(16), nullable=False),
     Column("last_error", Text, nullable=True),
     Column("created", Double, nullable=False),
+    # Whose server it is, "https://host:port": one that is dead is left out of what is due.
+    Column("target", String(300), nullable=True),
+    Column("event", String(64), nullable=True),
+    # When it was told or given up.
+    Column("ended", Double, nullable=True, index=True),
     Index("ix_webhook_deliveries_status_next_attempt", "status", "next_attempt"),
     Index("ix_webhook_deliveries_session_seq", "session", "seq"),
 )
