@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessDone
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall, deferLater
@@ -429,13 +429,31 @@ class Supervisor:
         """Kill what is left, of the task or of all, and wait until it is gone."""
         end = self._reactor.seconds() + KILL_SECONDS
         part: Literal["task"] | None = None if everything else "task"
-        while not self._confinement.kill(part, () if everything else self._companions.processes):
+        while True:
+            # Before it has joined its group it is not found there.
+            self._signalTask("KILL")
+            besides = () if everything else self._companions.processes
+            if self._confinement.kill(part, besides) and self._exited:
+                break
             self._reap()
             if self._reactor.seconds() > end:
                 self._log.error("processes that were killed are not gone")
                 return
             await deferLater(self._reactor, POLL)
         self._reap()
+
+    @property
+    def _exited(self) -> bool:
+        return self._task is None or self._task.exited.called
+
+    def _signalTask(self, name: str) -> None:
+        """Signal the process that we started, if it lives."""
+        if self._task is None or self._task.transport is None or self._exited:
+            return
+        try:
+            self._task.transport.signalProcess(name)
+        except ProcessExitedAlready:
+            return
 
     # What it is told
 
@@ -535,6 +553,7 @@ class Supervisor:
         if self._task is None:
             self._force()
             return
+        self._signalTask("TERM")
         self._confinement.signal(signal.SIGTERM, "task", self._companions.processes)
         self._thaw()
 

@@ -159,6 +159,9 @@ class ControlTests(ExecutorCase):
     def counted(self, session: str) -> int:
         return int(self.describe(session)["lastSeq"])
 
+    def runs(self, session: str) -> None:
+        until(lambda: self.describe(session)["state"] == "running", "it runs")
+
     def test_pause(self) -> None:
         """A paused task says nothing, not even a daemon of its; resumed it goes on."""
         session = self.launch("count 1000 0.02")
@@ -215,6 +218,18 @@ class ControlTests(ExecutorCase):
         self.assertFalse((self.state / "sessions" / session).exists())
         self.assertEqual(self.ask("GET", f"/v1/sessions/{session}")[0], 404)
         self.assertEqual(self.ask("DELETE", f"/v1/sessions/{session}")[0], 204)
+
+    def test_removeAtItsStart(self) -> None:
+        """A task that has only just been started is killed at once, paused before or not."""
+        for pause in (True, False):
+            session = self.launch("sleep 600")
+            self.runs(session)
+            if pause:
+                self.order(session, "pause")
+            began = time.monotonic()
+            self.assertEqual(self.ask("DELETE", f"/v1/sessions/{session}")[0], 204)
+            self.assertLess(time.monotonic() - began, 20)
+            until(lambda: not self.left(), "no process is left")
 
     def test_removeWhileProvisioning(self) -> None:
         """A session that is still being made ready is removed just so."""
