@@ -139,6 +139,10 @@ class Appender:
         """
         return self.extend([(type, data, self.now if at is None else at)])[0]
 
+    def clean(self, text: str) -> str:
+        """A text without the session's secrets, for what is stored beside its events."""
+        return self._redactor().text(text)
+
     def extend(self, items: Sequence[tuple[str, Mapping[str, Any], float]]) -> list[Event]:
         """
         Add several: type, data, and when.

@@ -13,21 +13,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection
 
 from helix_revdial.sessions.changes import happen, lock, put
 from helix_revdial.sessions.events import Appender, EventTooLarge
 from helix_revdial.sessions.executor import Report
 from helix_revdial.sessions.lifecycle import TERMINAL, Input
+from helix_revdial.sessions.moments import (
+    Item,
+    TimelineFull,
+    noteMoment,
+    noteSnapshot,
+    snapshotNamed,
+)
 from helix_revdial.sessions.records import Session
-from helix_revdial.storage.ids import newId
-from helix_revdial.storage.tables import moments, snapshots
-
-MAX_LABEL = 200
 
 _STATES: dict[str, Input] = {"running": "started", "paused": "paused"}
-
-_Item = tuple[str, dict[str, Any], float]
 
 
 class Gap(Exception):
@@ -50,7 +51,7 @@ def store(
     @raise Gap: when one is missing.
     """
     found = lock(connection, session)
-    waiting: list[_Item] = []
+    waiting: list[Item] = []
 
     def flush() -> None:
         log.extend(waiting)
@@ -82,15 +83,15 @@ def store(
                 found = put(connection, found, log, delivery=delivery)
                 waiting.append(("delivery", delivery, report.at))
             case "snapshot":
-                waiting.append(_snapshot(connection, session, report))
+                waiting += _snapshot(connection, log, session, report)
             case "moment":
-                waiting.append(_moment(connection, session, report))
+                waiting += _moment(connection, log, session, report)
             case "log" | "prompt":
                 waiting.append(_log(report))
             case _:
                 # A kind that this version does not know.
                 pass
-        if len(waiting) == 1:
+        if _isLarge(waiting):
             _tryAlone(log, waiting)
     flush()
     return put(connection, found, log, executorSeq=seq)
@@ -106,20 +107,27 @@ def finish(connection: Connection, log: Appender, session: str, report: Report) 
     return _ended(connection, lock(connection, session), log, report)
 
 
-def _tryAlone(log: Appender, waiting: list[_Item]) -> None:
+def _isLarge(items: list[Item]) -> bool:
+    """Whether one that was just added may be too large to be stored."""
+    return any(_sizeOf(data) * 6 >= 128 * 1024 for _, data, _ in items[-2:])
+
+
+def _sizeOf(data: dict[str, Any]) -> int:
+    return sum(len(value) for value in data.values() if isinstance(value, str))
+
+
+def _tryAlone(log: Appender, waiting: list[Item]) -> None:
     """Leave out what is too large to be stored, and say so."""
-    kind, data, at = waiting[0]
-    size = sum(len(value) for value in data.values() if isinstance(value, str))
-    if size * 6 < 128 * 1024:
-        return
+    items = list(waiting)
     waiting.clear()
-    try:
-        log.append(kind, data, at)
-    except EventTooLarge as error:
-        log.append("log", {"level": "warn", "stream": "system", "message": str(error)}, at)
+    for kind, data, at in items:
+        try:
+            log.append(kind, data, at)
+        except EventTooLarge as error:
+            log.append("log", {"level": "warn", "stream": "system", "message": str(error)}, at)
 
 
-def _log(report: Report) -> _Item:
+def _log(report: Report) -> Item:
     if report.kind == "prompt":
         text = "The prompt was taken." if report.accepted else "The prompt was not taken."
         message = f"{text} {report.message}" if report.message else text
@@ -143,36 +151,37 @@ def _delivery(session: str, report: Report) -> dict[str, Any]:
     return delivery
 
 
-def _snapshot(connection: Connection, session: str, report: Report) -> _Item:
-    row = {
-        "id": newId("snap", report.at),
-        "session": session,
-        "at": report.at,
-        "label": (report.label or "")[:MAX_LABEL],
-        "provider": (report.provider or "copy")[:32],
-        "reference": {"id": report.snapshot, "mount": report.mount},
-    }
-    connection.execute(insert(snapshots).values(**row))
-    data = {"id": row["id"], "label": row["label"], "provider": row["provider"]}
-    return "timeline.fsSnapshot.created", {**data, "snapshot": row["reference"]}, report.at
-
-
-def _moment(connection: Connection, session: str, report: Report) -> _Item:
-    known = None
-    if report.snapshot is not None:
-        query = select(snapshots.c.id, snapshots.c.reference).where(snapshots.c.session == session)
-        for row in connection.execute(query.order_by(snapshots.c.at)):
-            if row.reference.get("id") == report.snapshot:
-                known = row.id
-    label = (report.label or report.note or "")[:MAX_LABEL]
-    moment = newId("mom", report.at)
-    connection.execute(
-        insert(moments).values(
-            id=moment, session=session, at=report.at, label=label, kind="auto", snapshot=known
+def _snapshot(connection: Connection, log: Appender, session: str, report: Report) -> list[Item]:
+    try:
+        _, items = noteSnapshot(
+            connection,
+            session,
+            at=report.at,
+            label=log.clean(report.label or ""),
+            provider=report.provider or "copy",
+            name=report.snapshot,
+            mount=report.mount,
         )
-    )
-    data = {"id": moment, "label": label, "note": report.note or label}
-    return "moment", {**data, "snapshotId": known}, report.at
+    except TimelineFull:
+        return []
+    return items
+
+
+def _moment(connection: Connection, log: Appender, session: str, report: Report) -> list[Item]:
+    known = snapshotNamed(connection, session, report.snapshot)
+    try:
+        _, items = noteMoment(
+            connection,
+            session,
+            at=report.at,
+            label=log.clean(report.label or report.note or ""),
+            kind="auto",
+            note=report.note,
+            snapshot=None if known is None else known.id,
+        )
+    except TimelineFull:
+        return []
+    return items
 
 
 def _ended(connection: Connection, session: Session, log: Appender, report: Report) -> Session:

@@ -105,7 +105,9 @@ class DriverTests(DrivenTestCase):
         self.assertEqual([event.seq for event in events], list(range(1, len(events) + 1)))
         kinds = {event.type for event in events}
         self.assertEqual(
-            kinds, {"status", "log", "moment", "delivery", "timeline.fsSnapshot.created"}
+            kinds,
+            {"status", "log", "moment", "delivery"}
+            | {"timeline.sessionMoment", "timeline.fsSnapshot.created"},
         )
         self.assertEqual(events[-1].data["status"], "completed")
         self.assertTrue(events[-1].ends)
