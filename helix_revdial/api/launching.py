@@ -20,6 +20,7 @@ from helix_revdial.sessions.executor import (
     Resources,
     RuntimeSpec,
     SandboxSpec,
+    SnapshotSource,
 )
 from helix_revdial.sessions.records import Session
 
@@ -80,6 +81,7 @@ class Launching:
                 None if delivery is None else DeliverySpec(delivery.mode, delivery.targetBranch)
             ),
             sandbox=await self._sandbox(session),
+            fromSnapshot=_beginning(session),
         )
 
     async def _sandbox(self, session: Session) -> SandboxSpec | None:
@@ -100,3 +102,10 @@ class Launching:
     async def ended(self, session: Session) -> None:
         """A session has ended: so does what it was given."""
         await self._tokens.revokeSession(session.id)
+
+
+def _beginning(session: Session) -> SnapshotSource | None:
+    """What a branch begins with."""
+    if session.branchOf is None or session.branchSnapshot is None:
+        return None
+    return SnapshotSource(session.branchOf, session.branchSnapshot["name"])

@@ -103,6 +103,19 @@ class RepoSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     uploadPath: str | None = None
 
 
+class SnapshotSource(msgspec.Struct, frozen=True):
+    """
+    What a workspace begins with instead of a repository: another session's files as they
+    were.
+
+    @ivar session: whose, on the same host.
+    @ivar snapshot: what the host calls it (L{SnapshotMade.snapshot}).
+    """
+
+    session: str
+    snapshot: str
+
+
 class Resources(msgspec.Struct, frozen=True, omit_defaults=True):
     """
     How much of the host a session may use.
@@ -168,6 +181,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     @ivar snapshotPreference: of C{zfs}, C{btrfs}, C{overlay}, C{copy}, C{git},
         best first; empty for what the host can do best.
     @ivar sandbox: C{None} for a session without a tunnel of its own.
+    @ivar fromSnapshot: what the workspace begins with; C{repo} says then where its work
+        is delivered, and a patch is of all that is different from what that session's
+        workspace began with.
     """
 
     session: str
@@ -179,6 +195,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     delivery: DeliverySpec | None = None
     sandbox: SandboxSpec | None = None
     limits: Limits = Limits()
+    fromSnapshot: SnapshotSource | None = None
 
 
 class WorkspaceFacts(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -23,6 +23,7 @@ Pause, resume, stop, cancel and prompt do what they say.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -75,6 +76,7 @@ class _Run:
         self.state: HostState = "provisioning"
         self.exit: Report | None = None
         self.workspace: WorkspaceFacts | None = None
+        self.snapshots: list[str] = []
         self._owner = owner
         self._waiting: list[Deferred[None]] = []
         self._random = random.Random(f"{owner.seed}\n{spec.prompt}")  # noqa: S311 - no secret
@@ -165,6 +167,9 @@ class _Run:
         )
         self._report("workspace", workspace=self.workspace)
         self._log("info", f"Preparing a workspace for {self.spec.agent.type}", "system")
+        if self.spec.fromSnapshot is not None:
+            source = self.spec.fromSnapshot
+            self._log("info", f"It begins with {source.snapshot} of {source.session}", "system")
 
     def _log(self, level: str, message: str, stream: str = "stdout") -> None:
         self._report("log", level=level, stream=stream, message=message)
@@ -177,6 +182,10 @@ class _Run:
         """Pretend to make a snapshot."""
         name = f"synthetic-{self._random.getrandbits(32):08x}"
         provider = (self.spec.snapshotPreference or ["copy"])[0]
+        self.snapshots.append(name)
+        if self.ended:
+            # Nothing is reported after the end.
+            return SnapshotMade(name, provider, self._owner.wallClock())
         made = self._report("snapshot", label=label, provider=provider, snapshot=name)
         return SnapshotMade(name, provider, made.at)
 
@@ -184,7 +193,8 @@ class _Run:
         delivery = self.spec.delivery
         assert delivery is not None
         if delivery.mode == "patch":
-            self._report("delivery", mode="patch", size=len(PATCH))
+            digest = hashlib.sha256(PATCH).hexdigest()
+            self._report("delivery", mode="patch", size=len(PATCH), sha256=digest)
         else:
             branch = delivery.targetBranch or "main"
             self._report(
@@ -285,6 +295,9 @@ class SyntheticExecutor:
         """Begin the script."""
         if "refuse" in re.findall(r"[a-z]+", spec.prompt.lower()):
             raise ExecutorRefused("the synthetic host was told to refuse it")
+        source = spec.fromSnapshot
+        if source is not None and source.snapshot not in self._snapshotsOf(source.session):
+            raise ExecutorRefused("the snapshot that it begins with is not on this host any more")
         if session not in self._runs:
             self.launched[session] = self.launched.get(session, 0) + 1
             self._runs[session] = _Run(self, spec)
@@ -348,6 +361,10 @@ class SyntheticExecutor:
             running=sum(not run.ended for run in self._runs.values()),
             host="synthetic",
         )
+
+    def _snapshotsOf(self, session: str) -> list[str]:
+        run = self._runs.get(session)
+        return [] if run is None else run.snapshots
 
     def stop(self) -> None:
         """End all scripts."""
