@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 from twisted.internet.threads import deferToThreadPool
@@ -99,8 +99,8 @@ def translate(error: Exception) -> Problem | None:
     return None
 
 
-async def _file(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
+async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    with file:
         while piece := file.read(PIECE):
             yield piece
 
@@ -167,12 +167,14 @@ def executorOperations(
 
     async def patch(call: Call) -> Response:
         made = await sessions.patch(call.params["session"])
+        # Opened at once: the next one who asks has another made in its place.
+        file = made.path.open("rb")
         headers = [
             (b"Content-Type", b"text/x-diff"),
-            (b"Content-Length", b"%d" % made.size),
+            (b"Content-Length", b"%d" % os.fstat(file.fileno()).st_size),
             (b"Digest", f"sha-256={made.sha256}".encode("ascii")),
         ]
-        return Response(200, headers, _file(made.path))
+        return Response(200, headers, _pieces(file))
 
     async def forget(call: Call) -> None:
         await sessions.forget(call.params["session"])

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol as Shape
 
@@ -69,6 +70,16 @@ class Provider(Shape):
         @raise NoSuchSnapshot: There is none of that name.
         """
 
+    async def show(self, name: str) -> Path:
+        """
+        Have the files of a snapshot in a directory that its session can read.
+
+        @raise NoSuchSnapshot: There is none of that name.
+        """
+
+    async def hide(self, name: str) -> None:
+        """Undo L{show}."""
+
     async def remove(self) -> None:
         """Take away what the removal of a directory would not."""
 
@@ -88,7 +99,7 @@ class _Files:
 
     def kept(self, name: str) -> Path:
         path = self.layout.snapshots / name
-        if NAME.fullmatch(name) is None or not path.is_dir():
+        if NAME.fullmatch(name) is None or not path.is_dir() or path.is_symlink():
             raise NoSuchSnapshot(f"there is no snapshot {name[:60]!r}")
         return path
 
@@ -97,6 +108,13 @@ class _Files:
 
     async def attach(self) -> None:
         """Nothing to do: a directory stays."""
+
+    async def show(self, name: str) -> Path:
+        """It is there."""
+        return self.kept(name)
+
+    async def hide(self, name: str) -> None:
+        """Nothing to do: it was there."""
 
     async def remove(self) -> None:
         """Nothing to do: it is all plain files."""
@@ -227,6 +245,26 @@ class OverlayProvider(_Files):
         await self._copy(kept, self._upper)
         await self.attach()
 
+    async def show(self, name: str) -> Path:
+        kept = self.kept(name)
+        view = self._view(name)
+        view.mkdir()
+        options = f"ro,nosuid,nodev,lowerdir={kept}:{self._lower}"
+        argv = ["mount", "-t", "overlay", "overlay", "-o", options, str(view)]
+        await self.commands.run(argv, by="host")
+        return view
+
+    async def hide(self, name: str) -> None:
+        view = self._view(name)
+        if view.is_mount():
+            await self.commands.run(["umount", str(view)], by="host")
+        if view.is_dir():
+            view.rmdir()
+
+    def _view(self, name: str) -> Path:
+        # Outside of the source's own directory, which may be removed at any time.
+        return self.commands.scratch / f"view-{name}"
+
     async def _copy(self, source: Path, place: Path) -> None:
         # As the host: what stands for a file that was removed is a device.
         argv = ["cp", "-a", "--reflink=auto", "-T", "--", str(source), str(place)]
@@ -262,6 +300,22 @@ class GitProvider(_Files):
         await self._git("add", "-A", "--", ".")
         await self._git("read-tree", "--reset", "-u", reference)
 
+    async def show(self, name: str) -> Path:
+        self.kept(name)
+        view = self._view(name)
+        await self.commands.run(["mkdir", "--", str(view)])
+        environment = {"GIT_WORK_TREE": str(view), "GIT_INDEX_FILE": f"{view}.index"}
+        await self._git("read-tree", f"refs/snapshots/{name}", more=environment)
+        await self._git("checkout-index", "--all", "--force", more=environment)
+        return view
+
+    async def hide(self, name: str) -> None:
+        view = self._view(name)
+        await self.commands.run(["rm", "-rf", "--", str(view), f"{view}.index"])
+
+    def _view(self, name: str) -> Path:
+        return self.layout.base / f"view-{self.commands.confinement.session}-{name}"
+
     @property
     def _repository(self) -> Path:
         return self.layout.base / "snapshots.git"
@@ -270,7 +324,9 @@ class GitProvider(_Files):
         said = await self._git("commit-tree", "-m", "snapshot", tree)
         return said.decode().strip()
 
-    async def _git(self, *arguments: str, work: bool = True) -> bytes:
+    async def _git(
+        self, *arguments: str, work: bool = True, more: Mapping[str, str] | None = None
+    ) -> bytes:
         environment = {
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_AUTHOR_NAME": "helix_revdial",
@@ -281,6 +337,7 @@ class GitProvider(_Files):
         if work:
             environment["GIT_DIR"] = str(self._repository)
             environment["GIT_WORK_TREE"] = str(self.layout.workspace)
+        environment |= more or {}
         return await self.commands.run(
             ["git", *arguments],
             directory=str(self.layout.workspace),

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from helix_revdial.revdial.connections import Connections, Registration
 from helix_revdial.revdial.errors import HeldByAnother, NotConnected
 from helix_revdial.revdial.pickups import Call
-from helix_revdial.revdial.watching import Watching
+from helix_revdial.revdial.watching import Watchers, Watching
 
 
 class Notes(Watching):
@@ -140,3 +140,25 @@ class WatchingTests(SynchronousTestCase):
         self.clock.advance(100)
         self.assertIsNone(connections.status("wolf-1"))
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 5)
+
+
+class WatchersTests(SynchronousTestCase):
+    """Several who watch the same."""
+
+    def test_all(self) -> None:
+        """Each is told all, in order, whatever another one does."""
+
+        class Broken(Watching):
+            def gone(self, key: str, generation: int) -> None:
+                raise RuntimeError("broken")
+
+        first, last = Notes(), Notes()
+        watchers = Watchers(first, Broken())
+        watchers.add(last)
+        watchers.gone("a", 1)
+        watchers.dialRefused("b", NotConnected("no"), None)
+        for notes in (first, last):
+            self.assertEqual(
+                [each[:2] for each in notes.told], [("gone", "a"), ("dial refused", "b")]
+            )
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
