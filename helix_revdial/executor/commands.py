@@ -11,6 +11,7 @@ files the task cannot see.  Only what moves no more than whole trees runs as the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from twisted.internet.defer import Deferred
@@ -46,6 +47,7 @@ class Commands:
 
     @ivar confinement: What holds it.
     @ivar layout: Where it is.
+    @ivar scratch: A directory of the host's own, for what lasts no longer than this.
     """
 
     def __init__(
@@ -53,10 +55,24 @@ class Commands:
     ) -> None:
         self.confinement = confinement
         self.layout = layout
+        self.scratch = layout.root
         self._reactor = reactor
         self._tunnelUser = tunnelUser
         self._running: set[Programs] = set()
+        self._reading: list[Commands] = []
         self._stopped = False
+
+    def reading(self, layout: Layout, user: int | None) -> Commands:
+        """
+        For looking at another session's files: as that session's user, so that nothing
+        in them reaches further than it could itself, and among the processes of this one,
+        with which they end.
+        """
+        confinement = replace(self.confinement, user=user, temporary=None)
+        commands = Commands(self._reactor, confinement, layout, None)
+        commands.scratch = self.scratch
+        self._reading.append(commands)
+        return commands
 
     async def run(
         self,
@@ -115,6 +131,8 @@ class Commands:
     async def stop(self) -> None:
         """Kill what runs, and start nothing more."""
         self._stopped = True
+        for commands in self._reading:
+            await commands.stop()
         for programs in list(self._running):
             await programs.stop()
 

@@ -40,6 +40,7 @@ from helix_revdial.sessions.executor import (
     LaunchSpec,
     Report,
     SnapshotMade,
+    SnapshotSource,
     WorkspaceFacts,
 )
 
@@ -51,6 +52,7 @@ from .journal import Journal, JournalReader, lastReport, lastSeq
 from .layout import Layout
 from .record import Record, RecordUnusable, readRecord, writeRecord
 from .settings import ExecutorSettings
+from .snapshots import NAME
 from .supervised import CommandRefused, Supervised, SupervisorGone, isAlive
 from .workspace import PatchMade, Workspace, WorkspaceFailed
 
@@ -392,6 +394,17 @@ class LocalSessions:
             )
         if spec.runtime.type not in RUNTIMES:
             raise Refused(f"runtime.type: this host has no {spec.runtime.type}", "no-runtime")
+        source = spec.fromSnapshot
+        if source is not None and not self._hasSnapshot(source):
+            raise Refused(
+                "fromSnapshot: this host does not have the snapshot any more", "no-snapshot"
+            )
+
+    def _hasSnapshot(self, source: SnapshotSource) -> bool:
+        found = self._sessions.get(source.session)
+        if found is None or found.forgotten or NAME.fullmatch(source.snapshot) is None:
+            return False
+        return (found.layout.snapshots / source.snapshot).is_dir()
 
     def _record(self, spec: LaunchSpec) -> Record:
         identity = None

@@ -635,7 +635,11 @@ class Supervisor:
         finally:
             if freeze and self.state == "running":
                 self._thaw()
-        return SnapshotMade(name, self._workspace.provider.name, at, mount)
+        provider = self._workspace.provider.name
+        if self.state != "ended":
+            # Who asked for it may not hear of it: he does by this.
+            self._report("snapshot", label=label, provider=provider, snapshot=name, mount=mount)
+        return SnapshotMade(name, provider, at, mount)
 
     async def _patch(self) -> PatchMade:
         try:

@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 from twisted.internet.threads import deferToThreadPool
 
-from helix_revdial.sessions.executor import RepoSpec
+from helix_revdial.sessions.executor import RepoSpec, SnapshotSource
 
 from .commands import CommandFailed, Commands
 from .credentials import (
@@ -37,8 +37,9 @@ from .credentials import (
     placeOf,
     removeFiles,
 )
-from .record import Record, Terms
-from .snapshots import Provider, providerOf
+from .layout import Layout
+from .record import Record, RecordUnusable, Terms, readRecord
+from .snapshots import NoSuchSnapshot, Provider, providerOf
 
 EMPTY_TREE: Final = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """What git calls a tree without files (SHA-1)."""
@@ -163,11 +164,14 @@ class Workspace:
         """
         try:
             await self.provider.create()
-            if self._repo.mode == "git":
+            source = self._record.spec.fromSnapshot
+            if source is not None:
+                await self._branch(source)
+            elif self._repo.mode == "git":
                 await self._clone()
             elif self._repo.mode == "upload":
                 await self._unpack()
-            if self._repo.mode != "git":
+            if source is None and self._repo.mode != "git":
                 await self._begin()
             await self.provider.begun()
         except (CommandFailed, CredentialUnusable) as error:
@@ -253,6 +257,79 @@ class Workspace:
     @staticmethod
     def _isUpload(source: Path, uploads: Path) -> bool:
         return source.parent == uploads and source.is_file() and not source.is_symlink()
+
+    async def _branch(self, source: SnapshotSource) -> None:
+        """
+        Begin with what the workspace of another session was.
+
+        What that one began with is what this one begins with, too: a patch has what was
+        done there up to the snapshot, and what is done here.
+        """
+        layout = Layout(self._layout.root.parent / source.session)
+        gone = f"the snapshot {source.snapshot[:60]} of {source.session[:60]} is not here any more"
+        try:
+            record = readRecord(layout)
+            base = (layout.private / "base").read_text()
+        except (RecordUnusable, OSError):
+            raise WorkspaceFailed(gone) from None
+        reading = self._commands.reading(layout, record.user)
+        provider = providerOf(record.provider, reading)
+        try:
+            try:
+                shown = await provider.show(source.snapshot)
+                await self._bring(reading, shown, ".", self._layout.workspace)
+            finally:
+                await provider.hide(source.snapshot)
+        except NoSuchSnapshot:
+            raise WorkspaceFailed(gone) from None
+        if self._repo.mode != "git":
+            await self._bring(reading, layout.base, self._own_repository.name, self._layout.base)
+        elif provider.name == "git":
+            # Its snapshots are without the repository that the agent works in.
+            await self._bring(reading, layout.workspace, ".git", self._layout.workspace)
+            if base != EMPTY_TREE:
+                await self._git("update-ref", "--no-deref", "HEAD", base)
+            await self._git("read-tree", base)
+        self._remember(base)
+
+    async def _bring(self, reading: Commands, place: Path, member: str, target: Path) -> None:
+        """
+        Copy files of another session: it packs them, we unpack them, each as itself.
+
+        @param reading: Runs programs as the other session.
+        @param place: A directory of the other session's, and C{member}, what of it.
+        @param target: A directory of our own.
+        """
+        made = reading.layout.base / f"branch-{self._record.spec.session}"
+        archive = self._layout.base / "archive"
+        try:
+            pack = ["tar", "-c", "--exclude=./.git/*.lock", "--exclude=.git/*.lock"]
+            await reading.run(
+                [*pack, "-f", str(made), "-C", str(place), "--", member],
+                deadline=self._terms.cloneSeconds,
+            )
+            self._take(made, archive)
+            unpack = ["tar", "-x", "-p", "--no-same-owner", "--no-overwrite-dir"]
+            await self._commands.run(
+                [*unpack, "-f", str(archive), "-C", str(target)],
+                deadline=self._terms.cloneSeconds,
+            )
+        finally:
+            archive.unlink(missing_ok=True)
+            made.unlink(missing_ok=True)
+
+    def _take(self, made: Path, place: Path) -> None:
+        """Make a file that another session has made our own; it may be anything."""
+        made.rename(place)
+        number = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise WorkspaceFailed("the workspace could not be made: what was packed is no file")
+            if self._record.user is not None:
+                os.fchown(number, self._record.user, self._record.user)
+        finally:
+            os.close(number)
 
     async def _begin(self) -> None:
         """Remember what a workspace without a repository begins with."""
