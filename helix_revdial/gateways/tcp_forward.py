@@ -39,6 +39,7 @@ from helix_revdial.revdial.keepalive import DATA_WATCH, watchPath
 from helix_revdial.revdial.offered import TARGET_NAME, Expose
 from helix_revdial.revdial.relay import RelayEnd, RelayProtocol, relayPair
 from helix_revdial.revdial.requests import RUNNER_KEY
+from helix_revdial.revdial.socket_accept import BACKLOG, SocketPort
 from helix_revdial.revdial.sockets import SocketRelays
 
 LOOPBACK = "127.0.0.1"
@@ -278,14 +279,13 @@ class Forwards:
         if len(self._forwards) >= bounds.most:
             raise ForwardRefused("listen", f"there are {bounds.most} forwards already")
         forward = Forward(name or self._newId(), settings, judge, by, family)
-        factory = _Accepting(self, forward)
         ports: Iterable[int] = [settings.port]
         if not settings.port:
             ports = range(bounds.first, bounds.last + 1)
         reason = "no port is free"
         for port in ports:
             try:
-                forward.port = self._reactor.listenTCP(port, factory, interface=settings.interface)
+                forward.port = self._listen(port, settings.interface, forward)
             except CannotListenError as error:
                 strerror = getattr(error.socketError, "strerror", None)
                 reason = f"port {port} cannot be had: {strerror or error.socketError}"
@@ -300,6 +300,20 @@ class Forwards:
             )
             return forward
         raise ForwardRefused("listen", reason)
+
+    def _listen(self, port: int, interface: str, forward: Forward) -> IListeningPort:
+        reactor = self._reactor
+        if SocketPort.suits(reactor):
+            # A connection is dialled for when it has its transport: what its caller has
+            # sent by then goes with the first that is asked for it.
+            factory = _Accepting(self, forward)
+            made = SocketPort(reactor, port, factory, interface, factory.dial)
+            made.startListening()
+            listening: IListeningPort = made
+        else:
+            factory = _DiallingAtOnce(self, forward)
+            listening = reactor.listenTCP(port, factory, BACKLOG, interface)
+        return listening
 
     async def delete(self, forward: Forward) -> None:
         """Listen no more, and cut its connections; its port is free afterwards."""
@@ -335,8 +349,8 @@ class Forwards:
 
     # One connection
 
-    def accept(self, forward: Forward, address: IAddress) -> Protocol | None:
-        """A connection was accepted: dial, or close it."""
+    def accept(self, forward: Forward, address: IAddress) -> _Connection | None:
+        """A connection was accepted: it is to be dialled for, or closed."""
         forward.accepted += 1
         host = getattr(address, "host", "")
         if not _isAllowed(forward.settings.allow, host):
@@ -349,8 +363,7 @@ class Forwards:
             return None
         connection = _Connection(self, forward, address)
         forward.connections.add(connection)
-        connection.start()
-        return connection.accepted
+        return connection
 
     def pair(self, onEnd: Callable[[RelayEnd], None]) -> tuple[RelayProtocol, RelayProtocol]:
         """The two halves of a connection's relay."""
@@ -397,10 +410,27 @@ class _Accepting(Factory):
     def __init__(self, forwards: Forwards, forward: Forward) -> None:
         self._forwards = forwards
         self._forward = forward
+        self._accepted: _Connection | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         assert addr is not None
-        return self._forwards.accept(self._forward, addr)
+        self._accepted = self._forwards.accept(self._forward, addr)
+        return None if self._accepted is None else self._accepted.accepted
+
+    def dial(self, protocol: object = None) -> None:
+        """Dial for the connection that was accepted last."""
+        accepted, self._accepted = self._accepted, None
+        if accepted is not None:
+            accepted.start()
+
+
+class _DiallingAtOnce(_Accepting):
+    """The same, where nobody says that a connection has its transport."""
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        protocol = super().buildProtocol(addr)
+        self.dial()
+        return protocol
 
 
 class _Connection:
@@ -438,8 +468,9 @@ class _Connection:
         if self.forward.settings.proxyProtocol:
             stream: Any = self.target.transport
             stream.write(proxyHeader(self._source, caller.getHost()))
-        caller.setTcpNoDelay(True)
-        watchPath(caller, DATA_WATCH)
+        if not getattr(caller, "isWatched", False):
+            caller.setTcpNoDelay(True)
+            watchPath(caller, DATA_WATCH)
 
     def _failed(self, failure: Failure) -> None:
         self._dialling = None

@@ -122,6 +122,12 @@ def watchPath(transport: Any, watch: KernelWatch) -> bool:
     found = socketBeneath(transport)
     if found is None:
         return False
+    watchSocket(found, watch)
+    return True
+
+
+def watchSocket(found: socket.socket, watch: KernelWatch) -> None:
+    """Let the kernel watch the path of a TCP socket, or of what it will accept."""
     options = [
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", watch.idle),
@@ -142,7 +148,6 @@ def watchPath(transport: Any, watch: KernelWatch) -> bool:
             # A kernel that knows the name but not the option, or a connection that
             # has just been reset: its end is reported elsewhere.
             continue
-    return True
 
 
 __all__ = [
@@ -152,4 +157,5 @@ __all__ = [
     "Liveness",
     "socketBeneath",
     "watchPath",
+    "watchSocket",
 ]

@@ -293,6 +293,7 @@ class ParkedConnection:
         self._line = b""
         self._early: EarlyBytes | None = None
         self._earlySent = 0
+        self._first: list[bytes] | None = None
         self._ending = False
         slot.holder = self
         self.connection = FramedConnection(
@@ -324,13 +325,19 @@ class ParkedConnection:
         self.dial = dial
         self._early = early
         self._earlySent = 0
-        self.connection.send(encode(Assign(dial.id, dial.target)))
+        first = self._first = [encode(Assign(dial.id, dial.target))]
         if early is not None:
             early.sendEarly(self._sendEarly)
+        self._first = None
+        self.connection.send(b"".join(first))
 
     def _sendEarly(self, data: bytes) -> None:
         self._earlySent += len(data)
-        self.connection.send(data)
+        if self._first is not None:
+            # It goes in one frame with the line.
+            self._first.append(data)
+        else:
+            self.connection.send(data)
 
     def giveUp(self) -> None:
         """The dial is not ours any more: nor can the connection be used for another."""

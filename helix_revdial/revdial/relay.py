@@ -276,7 +276,10 @@ class RelayProtocol(Protocol):
             other._earlySent += len(data)
             write(data)
         if other.isOpen and not other._readEnded:
-            other._wire.resumeProducing()
+            receive = getattr(other.transport, "receiveNow", None)
+            # What has come already can go with whatever is sent first.
+            if receive is None or not receive():
+                other._wire.resumeProducing()
 
     def keepEarly(self) -> None:
         """What was written is lost: it all goes out when this half is connected."""

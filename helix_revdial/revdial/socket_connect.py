@@ -25,7 +25,7 @@ import errno
 import socket
 from collections.abc import Callable
 from os import strerror
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import error, tcp
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -36,6 +36,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
     IProtocolFactory,
+    IReactorTime,
     IReadWriteDescriptor,
     IStreamClientEndpoint,
 )
@@ -50,9 +51,18 @@ _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, er
 
 
 class ConnectedSocket(tcp.Connection):
-    """The transport of a connection that was made here."""
+    """
+    The transport of a connection that was made here.
+
+    @ivar isWatched: Whether its socket was made with the options of a data connection.
+    """
 
     logstr = "connection"
+
+    isWatched = False
+
+    # close(2) does it: nobody else has the descriptor.
+    _shouldShutdown = False
 
     def __init__(self, made: socket.socket, protocol: IProtocol, reactor: Any, peer: IAddress):
         super().__init__(made, protocol, reactor)
@@ -63,12 +73,41 @@ class ConnectedSocket(tcp.Connection):
     def begin(self) -> None:
         """Connect the protocol, and read unless it wants to wait."""
         self.protocol.makeConnection(self)
+        self.readIfWanted()
+
+    def readIfWanted(self) -> None:
+        """The protocol is connected: read, unless it has paused us."""
         if self._asksForBytes and self.connected and not self.disconnecting:
-            self.startReading()
+            super().startReading()
 
     def stopReading(self) -> None:
-        self._asksForBytes = False
-        super().stopReading()
+        if self._asksForBytes:
+            self._asksForBytes = False
+            super().stopReading()
+
+    def startReading(self) -> None:
+        self._asksForBytes = True
+        super().startReading()
+
+    def receiveNow(self) -> bool:
+        """
+        Receive what has come already, paused or not.
+
+        @return: Whether something had.
+        """
+        try:
+            data = self.socket.recv(self.bufferSize)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # It is told once; not within the call of whoever asks.
+            clock = cast(IReactorTime, self.reactor)
+            clock.callLater(0, self.connectionLost, Failure(error.ConnectionLost()))
+            return False
+        if data:
+            self.protocol.dataReceived(data)
+        # An end is seen again by whoever reads next.
+        return bool(data)
 
     def getPeer(self) -> IAddress:
         return self._peer
