@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT = 1.0
 """Seconds for closing kept connections; the process ends after that in any case."""
+
+SERVER_META = "helix.server."
+"""Where a context keeps which server the flags behind a command's name give."""
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 Asking = Callable[[Any, "Client"], Coroutine[Any, Any, int]]
 """Takes the reactor and the client; returns the exit code."""
@@ -133,11 +138,46 @@ class Timeout(Duration):
         return seconds
 
 
+def _keepServer(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Remember which server a flag behind a command names; it goes before the global flags."""
+    if value is None:
+        return
+    assert parameter.name is not None
+    context.meta[f"{SERVER_META}{parameter.name}"] = value
+    invocation = context.find_object(Invocation)
+    if invocation is not None:
+        given = {
+            name: context.meta.get(f"{SERVER_META}{name}")
+            for name in ("url", "restBase", "remoteServer")
+        }
+        invocation.flags = replace(invocation.flags, **given)
+
+
+def serverFlags(command: F) -> F:
+    """The flags for the server, of commands that take them behind their names, too."""
+    for flag, name, metavar in (
+        ("--remote-server", "remoteServer", "NAME|URL"),
+        ("--rest-base", "restBase", "URL"),
+        ("--url", "url", "URL"),
+    ):
+        command = click.option(
+            flag,
+            name,
+            metavar=metavar,
+            expose_value=False,
+            hidden=flag != "--remote-server",
+            callback=_keepServer,
+            help="The server; as before the command.",
+        )(command)
+    return command
+
+
 jsonFlag = click.option("--json", "asJSON", is_flag=True, help="Print JSON, for programs.")
 """The C{--json} of every command that prints a result."""
 
 
 __all__ = [
+    "SERVER_META",
     "Asking",
     "Duration",
     "Identifier",
@@ -146,4 +186,5 @@ __all__ = [
     "Timeout",
     "jsonFlag",
     "passInvocation",
+    "serverFlags",
 ]

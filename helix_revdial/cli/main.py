@@ -48,11 +48,14 @@ FAMILIES = {
     "desktop": ("desktop:desktop", "The service inside a sandbox: screenshot, clipboard."),
     "forward": ("forward:forward", "Ports of this machine that lead to targets of a runner."),
     "forwards": ("forwards:forwards", "Ports of the server that lead to targets (for admins)."),
+    "remote": ("remote:remote", "What a task can ask for: agents, runtimes, runners, ..."),
     "revdial": ("status:revdial", "The server's connections to runners (for administrators)."),
     "serve": ("serve:serve", "Run a server here; with --mock one that only pretends to work."),
     "server": ("server:server", "The server itself: reload its settings (for administrators)."),
-    "sessions": ("sessions:sessions", "Sessions: create, list, delete."),
+    "session": ("session:session", "Tasks' sessions: watch, pause, resume, stop, ..."),
+    "sessions": ("sessions:sessions", "Sessions of sandboxes: create, list, delete."),
     "spectask": ("spectask:spectask", "Sessions and their sandboxes: self-test, screenshot, list."),
+    "task": ("task:task", "Have an agent do something, in a session of its own."),
     "tokens": ("tokens:tokens", "Tokens: create, rotate, list, revoke, import."),
     "version": ("main:version", "This program's version, and the server's."),
     "why": ("why:why", "What happened to a runner, a session's runners, or a dial."),
@@ -84,16 +87,24 @@ class Families(click.Group):
 
 
 _EPILOG = """\
-Settings: flags win over HELIX_URL, HELIX_API_KEY and HELIX_PROFILE, and these
-over ~/.config/helix/profile.toml (url, api_key or token_file; mode 0600).
+Settings: flags win over HELIX_URL (or AW_REST_BASE), HELIX_API_KEY and HELIX_PROFILE,
+and these over ~/.config/helix/profile.toml (url, api_key or token_file; mode 0600).
 
 Exit codes: 0 done or passed, 1 failed, 2 usage or settings, 3 still in the
-grace period (spectask revdial), 130 interrupted.
+grace period (spectask revdial), 130 interrupted; task, session and remote have
+a code for each reason (helix task --help).
 """
 
 
 @click.group(cls=Families, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--url", metavar="URL", help="The server.  [default: http://localhost:8080]")
+@click.option("--rest-base", "restBase", metavar="URL", help="The same as --url.")
+@click.option(
+    "--remote-server",
+    "remoteServer",
+    metavar="NAME|URL",
+    help="The server by its URL, or by its name in the profile.",
+)
 @click.option(
     "--token-file",
     "tokenFile",
@@ -104,11 +115,16 @@ grace period (spectask revdial), 130 interrupted.
 @click.version_option(__version__, "--version", prog_name="helix", message="%(prog)s %(version)s")
 @click.pass_context
 def helix(
-    context: click.Context, url: str | None, tokenFile: str | None, profile: str | None
+    context: click.Context,
+    url: str | None,
+    restBase: str | None,
+    remoteServer: str | None,
+    tokenFile: str | None,
+    profile: str | None,
 ) -> None:
     """Reach and check sandboxes through their reverse-dial tunnels."""
     invocation = context.ensure_object(Invocation)
-    invocation.flags = Flags(url, tokenFile, profile)
+    invocation.flags = Flags(url, tokenFile, profile, restBase, remoteServer)
 
 
 @click.command("version")

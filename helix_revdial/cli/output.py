@@ -15,6 +15,7 @@ whoever prints them.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -53,7 +54,11 @@ class Output:
 
     def json(self, value: object, *, indent: int | None = 2) -> None:
         """A value as JSON: one object, or one line with C{indent=None}."""
-        self.line(json.dumps(value, indent=indent, ensure_ascii=False))
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
+        if self.isTerminal:
+            # JSON leaves some of what drives a terminal as it is.
+            text = _DRIVING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        self.line(text)
 
     def bytes(self, data: bytes) -> None:
         """A result that is no text."""
@@ -81,6 +86,33 @@ class Output:
         else:
             for text in columnLines(columns, cells):
                 self.line(text)
+
+
+_DRIVING = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""What moves a terminal's cursor, changes its state, or turns its text around: everything
+of the kind except the line feed."""
+
+
+def harmless(text: str) -> str:
+    """
+    Text from elsewhere, such as a task's log, as a terminal may be given it.
+
+    What could drive the terminal is shown and does nothing: control characters as
+    the pictures that Unicode has of them (C{\u241b} for an escape), others by their
+    numbers.  A tab becomes spaces; line feeds stay.
+    """
+    return _DRIVING.sub(_picture, text.replace("\r\n", "\n"))
+
+
+def _picture(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    if number == 9:
+        return "    "
+    if number < 32:
+        return chr(0x2400 + number)
+    return "\u2421" if number == 127 else f"<U+{number:04X}>"
 
 
 def _write(stream: TextIO, line: str) -> None:
@@ -212,6 +244,7 @@ __all__ = [
     "columnLines",
     "duration",
     "field",
+    "harmless",
     "moment",
     "richTable",
     "size",

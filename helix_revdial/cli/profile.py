@@ -5,13 +5,19 @@ Which server, and as whom: flags, then the environment, then the profile file.
 Owns the reading of C{HELIX_URL}, C{HELIX_API_KEY}, C{HELIX_PROFILE}, of the
 profile file and of C{--token-file}.  Opens no connection.
 
+The server has other names, too, that other clients of the same API use: C{--rest-base}
+and C{AW_REST_BASE} for its URL, C{--remote-server} and C{AGENTS_WORKFLOW_REMOTE_SERVER}
+for its URL or for the name of a C{[[server]]} of the profile.  The flags are one setting;
+of the variables C{HELIX_URL} goes first, then C{AW_REST_BASE}.
+
 Invariants:
 
   - A secret comes from the environment or from a file, never from a flag's
     value, and appears in no text made here.
   - A profile file that somebody else can read or has written is refused
     before a byte of it is used.
-  - A key that the profile holds for its own C{url} is not sent to another server.
+  - A key that the profile holds for its own C{url}, or for a C{[[server]]}, is not sent to
+    another server.
 """
 
 from __future__ import annotations
@@ -20,9 +26,11 @@ import os
 import stat
 import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from helix_revdial.cli.edge import SettingsError, plain
@@ -30,6 +38,8 @@ from helix_revdial.cli.edge import SettingsError, plain
 DEFAULT_URL = "http://localhost:8080"
 
 URL_VARIABLE = "HELIX_URL"
+REST_VARIABLE = "AW_REST_BASE"
+SERVER_VARIABLE = "AGENTS_WORKFLOW_REMOTE_SERVER"
 KEY_VARIABLE = "HELIX_API_KEY"
 PROFILE_VARIABLE = "HELIX_PROFILE"
 
@@ -39,7 +49,11 @@ MAX_FILE = 64 * 1024
 MAX_SECRET = 8 * 1024
 """Characters that a secret may have: more does not fit in a request head."""
 
-_PROFILE_KEYS = ("url", "api_key", "token_file")
+MAX_SERVERS = 200
+"""Servers that a profile can have names for."""
+
+_PROFILE_KEYS = ("url", "api_key", "token_file", "server")
+_SERVER_KEYS = ("name", "url", "api_key", "token_file")
 
 
 @dataclass(frozen=True)
@@ -120,14 +134,21 @@ class Flags:
     url: str | None = None
     tokenFile: str | None = None
     profile: str | None = None
+    restBase: str | None = None
+    remoteServer: str | None = None
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What the profile file says; each may be missing."""
+    """
+    What the profile file says; each may be missing.
+
+    @ivar servers: By their names, what reads their part.
+    """
 
     url: ServerURL | None = None
     apiKey: str | None = None
+    servers: Mapping[str, Callable[[], Profile]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Profile(url={self.url}, apiKey={'set' if self.apiKey else 'not set'})"
@@ -141,18 +162,57 @@ def resolve(flags: Flags, environment: Mapping[str, str]) -> Settings:
     """
     path, named = _profilePath(flags, environment)
     profile = Profile() if path is None else _profile(path, named)
-    url = profile.url or ServerURL.parse(DEFAULT_URL)
-    for source, text in (("--url", flags.url), (URL_VARIABLE, environment.get(URL_VARIABLE))):
-        if text:
-            url = _url(text, source)
-            break
+    url, chosen = _server(flags, environment, profile, path)
     if flags.tokenFile is not None:
         return Settings(url, secretFromFile(flags.tokenFile, "--token-file"))
+    if chosen is not None and chosen.apiKey is not None:
+        return Settings(url, chosen.apiKey)
     if environment.get(KEY_VARIABLE, "").strip():
         return Settings(url, _secret(environment[KEY_VARIABLE], KEY_VARIABLE))
     if profile.apiKey is not None and profile.url is not None and profile.url.origin != url.origin:
         return Settings(url, None, f"the key in {path} is for {profile.url} and was not sent")
     return Settings(url, profile.apiKey)
+
+
+def _server(
+    flags: Flags, environment: Mapping[str, str], profile: Profile, path: Path | None
+) -> tuple[ServerURL, Profile | None]:
+    """The server that is meant, and what the profile has of it where it was named."""
+
+    def read(source: str, text: str) -> tuple[ServerURL, Profile | None]:
+        if source not in ("--remote-server", SERVER_VARIABLE) or "://" in text:
+            return _url(text, source), None
+        reading = profile.servers.get(text)
+        if reading is None:
+            names = ", ".join(sorted(profile.servers)) or "none"
+            raise SettingsError(
+                f"{source}: {plain(text, 60)!r} is no URL, and no [[server]] of "
+                f"{path or 'a profile'} has that name (there are: {plain(names)})"
+            )
+        found = reading()
+        if found.url is None:
+            raise SettingsError(f"{path}: [[server]] {text}: has no url")
+        return found.url, found
+
+    given = [
+        (source, read(source, text))
+        for source, text in (
+            ("--url", flags.url),
+            ("--rest-base", flags.restBase),
+            ("--remote-server", flags.remoteServer),
+        )
+        if text
+    ]
+    if len({str(url) for _, (url, _) in given}) > 1:
+        names = " and ".join(source for source, _ in given)
+        raise SettingsError(f"{names} name different servers: give one of them")
+    if given:
+        named = [found for _, found in given if found[1] is not None]
+        return (named or [given[0][1]])[0]
+    for source in (URL_VARIABLE, REST_VARIABLE, SERVER_VARIABLE):
+        if text := environment.get(source):
+            return read(source, text)
+    return profile.url or ServerURL.parse(DEFAULT_URL), None
 
 
 def secretFromFile(path: str, source: str) -> str:
@@ -225,20 +285,40 @@ def _profile(path: Path, named: bool) -> Profile:
         raise SettingsError(f"{path}: not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: {plain(error)}") from None
+    servers = values.pop("server", [])
+    if not isinstance(servers, list) or not all(isinstance(one, dict) for one in servers):
+        raise SettingsError(f"{path}: server must be written as [[server]]")
+    if len(servers) > MAX_SERVERS:
+        raise SettingsError(f"{path}: more than {MAX_SERVERS} [[server]]")
+    byName: dict[str, Callable[[], Profile]] = {}
+    for one in servers:
+        name = one.get("name")
+        where = f"{path}: [[server]] {plain(name, 60)}" if name else f"{path}: [[server]]"
+        if not isinstance(name, str) or not name or "://" in name or not name.isprintable():
+            raise SettingsError(f"{where}: name must be a word that is no URL")
+        if name in byName:
+            raise SettingsError(f"{where}: there are two of that name")
+        # Its token file is read when it is meant.
+        byName[name] = partial(_entry, one, where, path, _SERVER_KEYS)
+    whole = _entry(values, str(path), path, _PROFILE_KEYS)
+    return Profile(whole.url, whole.apiKey, byName)
+
+
+def _entry(values: Mapping[str, Any], where: str, path: Path, known: tuple[str, ...]) -> Profile:
+    """A server's URL and key, as a table of the profile has them."""
     for key, value in values.items():
-        if key not in _PROFILE_KEYS:
-            known = ", ".join(_PROFILE_KEYS)
-            raise SettingsError(f"{path}: unknown key {plain(key)!r} (known: {known})")
+        if key not in known:
+            raise SettingsError(f"{where}: unknown key {plain(key)!r} (known: {', '.join(known)})")
         if not isinstance(value, str):
-            raise SettingsError(f"{path}: {key} must be a string")
+            raise SettingsError(f"{where}: {key} must be a string")
     if "api_key" in values and "token_file" in values:
-        raise SettingsError(f"{path}: api_key and token_file exclude each other")
-    url = _url(values["url"], f"{path}: url") if values.get("url") else None
+        raise SettingsError(f"{where}: api_key and token_file exclude each other")
+    url = _url(values["url"], f"{where}: url") if values.get("url") else None
     if "token_file" in values:
         tokenFile = os.path.join(path.parent, os.path.expanduser(values["token_file"]))
-        return Profile(url, secretFromFile(tokenFile, f"{path}: token_file"))
+        return Profile(url, secretFromFile(tokenFile, f"{where}: token_file"))
     if "api_key" in values:
-        return Profile(url, _secret(values["api_key"], f"{path}: api_key"))
+        return Profile(url, _secret(values["api_key"], f"{where}: api_key"))
     return Profile(url)
 
 

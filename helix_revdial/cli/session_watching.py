@@ -1,0 +1,271 @@
+# -*- test-case-name: tests.cli.test_session_watching -*-
+"""
+C{helix session logs}, C{events} and C{attach}: what a session says, and what happens to it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from helix_revdial.cli.edge import PASSED
+from helix_revdial.cli.invocation import (
+    Duration,
+    Invocation,
+    jsonFlag,
+    passInvocation,
+    serverFlags,
+)
+from helix_revdial.cli.output import Output
+from helix_revdial.cli.session_group import (
+    following,
+    noColorFlag,
+    oneSession,
+    withSession,
+)
+
+if TYPE_CHECKING:
+    from helix_revdial.cli.client import Record
+    from helix_revdial.cli.task_api import TaskAPI
+
+_LEVELS = ("debug", "info", "warn", "error")
+
+
+@click.command("logs")
+@oneSession
+@click.option("--follow", "-f", is_flag=True, help="Go on until the session has ended.")
+@click.option("--tail", type=click.IntRange(1, 10_000), metavar="N", help="The last N lines.")
+@click.option("--since", metavar="TIME|DURATION", help="Such as 2026-01-02T03:04:05Z, or 10m.")
+@click.option("--level", type=click.Choice(_LEVELS), help="This level and what is worse.")
+@click.option("--raw", is_flag=True, help="Messages only.")
+@following
+@serverFlags
+@jsonFlag
+@passInvocation
+def logsCommand(
+    invocation: Invocation,
+    name: str | None,
+    follow: bool,
+    tail: int | None,
+    since: str | None,
+    level: str | None,
+    raw: bool,
+    patience: float,
+    cancelOnInterrupt: bool,
+    asJSON: bool,
+) -> int:
+    """Print what a session's agent has said.
+
+    With --json a line is an object; with --follow the exit code is the
+    session's end.
+    """
+    query = [("since", _since(since))] if since else []
+    query += [("level", level)] if level else []
+
+    async def doing(reactor: Any, api: TaskAPI, found: str) -> int:
+        from helix_revdial.cli.following import follow as followSession
+        from helix_revdial.cli.session_view import LineView
+
+        output = invocation.output
+        view = (
+            _LogObjects(output, level)
+            if asJSON
+            else LineView(output, logsOnly=True, level=level, raw=raw)
+        )
+        last = (await api.session(found)).get("lastSeq") if follow else None
+        lines = await api.logs(found, query, tail)
+        for line in lines:
+            view.log(line)
+        if not follow:
+            return PASSED
+        seqs = [line["seq"] for line in lines if isinstance(line.get("seq"), int)]
+        seqs += [last] if isinstance(last, int) else []
+        return await followSession(
+            reactor,
+            api,
+            output,
+            found,
+            view,
+            # What had happened before the log was asked for is in it, or was not wanted.
+            after=max(seqs, default=0),
+            patience=patience,
+            cancelOnInterrupt=cancelOnInterrupt,
+        )
+
+    return withSession(invocation, name, doing)
+
+
+@click.command("events")
+@oneSession
+@click.option("--follow", "-f", is_flag=True, help="Go on until the session has ended.")
+@click.option(
+    "--since",
+    "after",
+    type=click.IntRange(0, 2**53),
+    default=0,
+    metavar="N",
+    help="Only what comes after the event with this number.",
+)
+@following
+@serverFlags
+@jsonFlag
+@passInvocation
+def eventsCommand(
+    invocation: Invocation,
+    name: str | None,
+    follow: bool,
+    after: int,
+    patience: float,
+    cancelOnInterrupt: bool,
+    asJSON: bool,
+) -> int:
+    """Print a session's events, each on a line.
+
+    With --json a line is the server's own object. A stream that breaks off is
+    resumed where it did: each event comes once. With --follow the exit code is
+    the session's end.
+    """
+
+    async def doing(reactor: Any, api: TaskAPI, found: str) -> int:
+        from helix_revdial.cli.following import follow as followSession
+        from helix_revdial.cli.session_view import JSONView, LineView
+
+        output = invocation.output
+        view = JSONView(output) if asJSON else LineView(output)
+        if follow:
+            return await followSession(
+                reactor,
+                api,
+                output,
+                found,
+                view,
+                after=after,
+                patience=patience,
+                cancelOnInterrupt=cancelOnInterrupt,
+            )
+        await _soFar(api, found, after, patience, view)
+        return PASSED
+
+    return withSession(invocation, name, doing)
+
+
+@click.command("attach")
+@oneSession
+@noColorFlag
+@following
+@serverFlags
+@jsonFlag
+@passInvocation
+def attachCommand(
+    invocation: Invocation,
+    name: str | None,
+    noColor: bool,
+    patience: float,
+    cancelOnInterrupt: bool,
+    asJSON: bool,
+) -> int:
+    """Watch a session until it has ended.
+
+    At a terminal as a picture, anywhere else as lines. Ctrl-C leaves the
+    session running.
+    """
+
+    async def doing(reactor: Any, api: TaskAPI, found: str) -> int:
+        from helix_revdial.cli.following import follow as followSession
+        from helix_revdial.cli.session_view import viewFor
+
+        output = invocation.output
+        view = viewFor(output, reactor, asJSON=asJSON, noColor=noColor, environment=os.environ)
+        return await followSession(
+            reactor,
+            api,
+            output,
+            found,
+            view,
+            patience=patience,
+            cancelOnInterrupt=cancelOnInterrupt,
+        )
+
+    return withSession(invocation, name, doing)
+
+
+class _LogObjects:
+    """The lines of a log as JSON, each an object on a line."""
+
+    def __init__(self, output: Output, level: str | None) -> None:
+        self._output = output
+        self._level = level
+        self._seen = 0
+
+    def log(self, line: Record) -> None:
+        """One line."""
+        self._output.json(line, indent=None)
+
+    def begin(self, session: Record) -> None:
+        """Nothing."""
+
+    def event(self, event: Any) -> None:
+        """A line that the log has got meanwhile, as the log has it."""
+        from helix_revdial.cli.session_view import reaches
+
+        if event.type == "log" and reaches(event.raw, self._level):
+            names = ("level", "message", "ts", "seq", "stream")
+            self.log({name: event.raw[name] for name in names if name in event.raw})
+
+    def trouble(self, text: str) -> None:
+        """Not among the lines."""
+        self._output.notice(f"helix: {text}; trying again")
+
+    def back(self) -> None:
+        """Not among the lines."""
+        self._output.notice("helix: connected again")
+
+    def tick(self) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+async def _soFar(api: TaskAPI, session: str, after: int, patience: float, view: Any) -> None:
+    """Show the events that there are now."""
+    from helix_revdial.cli.event_reader import EventReader
+
+    last = (await api.session(session)).get("lastSeq")
+    if not isinstance(last, int) or last <= after:
+        return
+    reader = EventReader(
+        api.client,
+        session,
+        after=after,
+        patience=patience,
+        onTrouble=view.trouble,
+        onBack=view.back,
+    )
+    async with aclosing(reader.events()) as events:
+        async for event in events:
+            view.event(event)
+            if event.seq >= last:
+                return
+
+
+def _since(text: str) -> str:
+    """A moment, or how long ago it was, as the server takes it."""
+    if re.fullmatch(r"[0-9.]+[smhd]?", text):
+        seconds = Duration().convert(text, None, None)
+        return datetime.fromtimestamp(datetime.now(UTC).timestamp() - seconds, UTC).isoformat()
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            "--since: expected a time such as 2026-01-02T03:04:05Z, or 10m"
+        ) from None
+    return found.astimezone(UTC).isoformat()
+
+
+__all__ = ["attachCommand", "eventsCommand", "logsCommand"]
