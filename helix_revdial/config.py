@@ -31,6 +31,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400 * 30)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
 CallRate = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Days = Annotated[float, msgspec.Meta(ge=0, le=36_500)]
 
 
 class ConfigError(Exception):
@@ -374,6 +375,18 @@ class SessionsSection(_Section, frozen=True, rename=_snake):
     heartbeat: Seconds = 5.0
     """Seconds between two questions to a host how it is."""
 
+    patchBytes: Size = 256 * 1024**2
+    """Bytes of a patch of which the server keeps a copy."""
+
+    patchQuota: Size = 10 * 1024**3
+    """Bytes of all copies of patches; the oldest make room."""
+
+    patchRetention: Annotated[float, msgspec.Meta(gt=0, le=3650)] = 30.0
+    """Days for which they are kept."""
+
+    recordingBytes: Size = 64 * 1024**2
+    """Bytes of a session's output as a recording; what is beyond is left out of it."""
+
     synthetic: bool = False
     """Whether there is a host that only pretends to run tasks."""
 
@@ -395,6 +408,66 @@ class GitSection(_Section, frozen=True, rename=_snake):
 
     caFile: str | None = None
     """PEM file of the authorities for https, instead of the system's."""
+
+
+class UploadsSection(_Section, frozen=True, rename=_snake):
+    """Archives that users send for their tasks."""
+
+    directory: str | None = None
+    """Where they are kept; C{uploads} in the state directory. One server's own."""
+
+    maxBytes: Size = 1024**3
+    """Of one archive."""
+
+    tenantBytes: Size = 10 * 1024**3
+    """Of all archives of a tenant that are promised or here."""
+
+    lifetime: Seconds = 3600.0
+    """Seconds in which one has to be sent, and then again in which it has to be used."""
+
+    atOnce: Count = 16
+    """Archives that are received at one time."""
+
+
+class WebhooksSection(_Section, frozen=True, rename=_snake):
+    """Telling other servers what happens to sessions."""
+
+    allow: tuple[str, ...] = ()
+    """Networks and addresses that are not public and may be told."""
+
+    caFile: str | None = None
+    """PEM file of the authorities for https, instead of the system's."""
+
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    """Seconds for one attempt, from the name to the answer."""
+
+    giveUpAfter: Seconds = 86_400.0
+    """Seconds after which nobody is told any more what he could not be told."""
+
+    atOnce: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 32
+    """Attempts at one time; a quarter of them for one tenant."""
+
+    perTarget: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+    """Attempts at one time to one server; one while it does not answer as it should."""
+
+
+class RetentionSection(_Section, frozen=True, rename=_snake):
+    """How long is kept what is over. 0: for ever."""
+
+    eventDays: Days = 90.0
+    """Days for which the events and the log of a session are kept after its end."""
+
+    eventsPerSession: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 100_000
+    """Events that are kept of a session that has ended: the last ones."""
+
+    sessionDays: Days = 0.0
+    """Days after its end, or its deletion, at which a session is removed with all it left."""
+
+    deliveryDays: Days = 30.0
+    """Days for which it is kept what webhooks were told, or could not be told."""
+
+    interval: Seconds = 300.0
+    """Seconds between two looks for what is over its time."""
 
 
 class DesktopSection(_Section, frozen=True, rename=_snake):
@@ -526,6 +599,9 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
     agents: AgentsSection = AgentsSection()
     sessions: SessionsSection = SessionsSection()
     git: GitSection = GitSection()
+    uploads: UploadsSection = UploadsSection()
+    webhooks: WebhooksSection = WebhooksSection()
+    retention: RetentionSection = RetentionSection()
     drain: DrainSection = DrainSection()
     access: AccessSection = AccessSection()
     metrics: MetricsSection = MetricsSection()
@@ -538,6 +614,18 @@ class ServerConfig(_Section, frozen=True, rename=_snake):
         if self.server.database is not None:
             return self.server.database
         return "sqlite:///" + str(Path(self.server.stateDirectory, "helix.sqlite").absolute())
+
+    @property
+    def uploadsPath(self) -> Path:
+        """Where uploads are kept."""
+        if self.uploads.directory is not None:
+            return Path(self.uploads.directory)
+        return Path(self.server.stateDirectory, "uploads")
+
+    @property
+    def patchesPath(self) -> Path:
+        """Where copies of patches are kept."""
+        return Path(self.server.stateDirectory, "patches")
 
     @property
     def adminTokenPath(self) -> Path:

@@ -94,6 +94,7 @@ from helix_revdial.settings import (
     liveness,
     rateSettings,
     tunnelLimits,
+    uploadSettings,
 )
 from helix_revdial.storage.database import (
     Database,
@@ -101,7 +102,7 @@ from helix_revdial.storage.database import (
     WrongRevision,
     openDatabase,
 )
-from helix_revdial.storage.threads import SameThread
+from helix_revdial.storage.threads import ReactorThreads, SameThread
 from helix_revdial.systemd.credentials import CredentialUnusable
 from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.store import DescriptorStore
@@ -110,6 +111,9 @@ from helix_revdial.telemetry.logs import LoggingService
 
 MAX_GIT = 8
 """Repositories that are asked for their branches at one time."""
+
+FILE_THREADS = 4
+"""Pieces of uploads that are written or read at one time."""
 
 STOP_TIMEOUT = 10.0
 """Seconds, beyond those for what may finish, in which a server that stops is gone."""
@@ -399,6 +403,7 @@ class ControlPlane(LoggingService):
             reload=self.reload,
             sockets=SocketRelays(clock),
             gitRefs=self._newGitRefs(clock),
+            fileWorkers=ReactorThreads(self._reactor, FILE_THREADS, "files"),
         )
         watchers.add(
             RunnerHosts(
@@ -529,6 +534,7 @@ class ControlPlane(LoggingService):
             self.services.streams.setLimit(config.limits.streamsPerUser)
             self.services.proxy.setLimits(proxyLimits(config.gateways))
             self.services.rates.setLimits(rates)
+            self.services.uploads.settings = uploadSettings(config.uploads)
             self.services.eventStreams.setLimits(
                 heartbeat=config.events.heartbeat, queueBytes=config.events.queueBytes
             )

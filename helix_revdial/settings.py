@@ -33,6 +33,7 @@ from helix_revdial.config import (
     ServerConfig,
     TLSSection,
     TunnelSection,
+    UploadsSection,
 )
 from helix_revdial.gateways.tcp_forward import Bounds, ForwardRefused, ForwardSettings
 from helix_revdial.http.limits import HTTPLimits
@@ -51,6 +52,7 @@ from helix_revdial.sessions.agents import (
     Agents,
 )
 from helix_revdial.sessions.git_refs import GitAccess
+from helix_revdial.sessions.uploads import UploadSettings
 from helix_revdial.storage.database import parseURL
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -179,6 +181,11 @@ def gitAccess(section: GitSection) -> GitAccess:
     except ValueError as error:
         raise ConfigError(f"git.allow: {error}") from None
     return GitAccess(allowed, section.sshKey, section.knownHosts, section.caFile)
+
+
+def uploadSettings(section: UploadsSection) -> UploadSettings:
+    """The C{[uploads]} section."""
+    return UploadSettings(section.maxBytes, section.tenantBytes, section.lifetime, section.atOnce)
 
 
 def doorSettings(section: ListenSection) -> DoorSettings:

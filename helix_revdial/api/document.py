@@ -24,6 +24,7 @@ from helix_revdial.api import (
     tasks,
     tokens,
     tunnel,
+    uploads,
     workspaces,
 )
 from helix_revdial.api.authority import Authority
@@ -76,6 +77,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *proxy.operations(services),
             *tasks.operations(services),
             *drafts.operations(services),
+            *uploads.operations(services),
             *sessions.operations(services),
             *session_events.operations(services),
             *discovery.operations(services),
@@ -110,4 +112,9 @@ def translate(error: Exception) -> Problem | None:
         case DialError():
             return problemOf(error)
         case _:
-            return sessions.translate(error) or drafts.translate(error) or tokens.translate(error)
+            return (
+                sessions.translate(error)
+                or drafts.translate(error)
+                or uploads.translate(error)
+                or tokens.translate(error)
+            )

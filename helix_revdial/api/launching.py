@@ -22,7 +22,9 @@ from helix_revdial.sessions.executor import (
     SandboxSpec,
     SnapshotSource,
 )
+from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.uploads import ArchiveGone, Uploads
 
 
 class Launching:
@@ -35,21 +37,28 @@ class Launching:
         tokens: Tokens,
         agents: Callable[[], Agents],
         serverURL: Callable[[], str | None],
+        uploads: Uploads,
+        executors: Executors,
     ) -> None:
         """
         @param agents: The agents of now.
         @param serverURL: Where a session's own agent reaches the server; C{None}:
             sessions get no tunnel.
+        @param uploads: Where their archives are.
+        @param executors: Where their archives go.
         """
         self._tokens = tokens
         self._agents = agents
         self._serverURL = serverURL
+        self._uploads = uploads
+        self._executors = executors
 
     async def prepare(self, session: Session) -> LaunchSpec:
         """
         Make what a host is told.
 
-        @raise LaunchImpossible: The agent is not declared any more.
+        @raise LaunchImpossible: The agent is not declared any more, or the archive of
+            its upload is not there.
         """
         request = session.request
         try:
@@ -67,7 +76,11 @@ class Launching:
             prompt=request.prompt,
             agent=agent,
             repo=RepoSpec(
-                request.repo.mode, request.repo.url, request.repo.branch, request.repo.commit
+                request.repo.mode,
+                request.repo.url,
+                request.repo.branch,
+                request.repo.commit,
+                await self._archive(session),
             ),
             runtime=RuntimeSpec(
                 request.runtime.type,
@@ -83,6 +96,16 @@ class Launching:
             sandbox=await self._sandbox(session),
             fromSnapshot=_beginning(session),
         )
+
+    async def _archive(self, session: Session) -> str | None:
+        """Have the archive that a session begins with on its host: where it is there."""
+        if session.request.repo.mode != "upload" or session.branchSnapshot is not None:
+            return None
+        try:
+            archive = await self._uploads.open(session.id)
+        except ArchiveGone as error:
+            raise LaunchImpossible(str(error)) from None
+        return await self._executors.reach(session.executor).upload(archive.name, archive)
 
     async def _sandbox(self, session: Session) -> SandboxSpec | None:
         server = self._serverURL()
@@ -102,6 +125,8 @@ class Launching:
     async def ended(self, session: Session) -> None:
         """A session has ended: so does what it was given."""
         await self._tokens.revokeSession(session.id)
+        if session.request.repo.mode == "upload":
+            await self._uploads.release(session.id)
 
 
 def _beginning(session: Session) -> SnapshotSource | None:

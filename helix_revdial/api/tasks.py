@@ -14,7 +14,7 @@ from helix_revdial.api.session_document import Links, linksOf
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
-from helix_revdial.sessions import drafts
+from helix_revdial.sessions import drafts, uploads
 from helix_revdial.sessions.drafts import UnknownDraft
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.tasks import (
@@ -24,6 +24,7 @@ from helix_revdial.sessions.tasks import (
     TaskRequest,
     validateTask,
 )
+from helix_revdial.sessions.uploads import UploadUnusable
 
 MAX_TASK = 512 * 1024
 """Bytes of a task as JSON."""
@@ -70,6 +71,15 @@ def operations(services: Services) -> list[Operation]:
         def also(connection: Connection, session: Session) -> None:
             if request.draftId is not None:
                 drafts.consume(connection, request.draftId, tenant, owner)
+            if request.repo.mode == "upload" and request.repo.uploadToken is not None:
+                uploads.consume(
+                    connection,
+                    request.repo.uploadToken,
+                    tenant=tenant,
+                    owner=owner,
+                    session=session.id,
+                    now=session.created,
+                )
             call.remember(answer(session))(connection)
 
         try:
@@ -78,6 +88,8 @@ def operations(services: Services) -> list[Operation]:
             )
         except UnknownDraft as error:
             raise validationProblem({"draftId": [str(error)]}) from None
+        except UploadUnusable as error:
+            raise validationProblem({"repo.uploadToken": [str(error)]}) from None
         services.driver.submit(session)
         return answer(session)
 

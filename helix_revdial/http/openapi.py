@@ -115,6 +115,16 @@ def _operation(row: Operation, schemas: _Schemas) -> dict[str, Any]:
     if row.tags:
         described["tags"] = list(row.tags)
     described["parameters"] = [*_pathParameters(row), *_queryParameters(row, schemas)]
+    described["parameters"] += [
+        {
+            "name": name,
+            "in": "header",
+            "required": True,
+            "description": meaning,
+            "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        }
+        for name, meaning in row.headers
+    ]
     if row.takesKey:
         described["parameters"].append(_KEY)
     if row.body is not None:

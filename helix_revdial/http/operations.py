@@ -78,6 +78,8 @@ class Operation:
     @ivar idempotent: For a POST with C{access}: whether a call may be named with an
         C{Idempotency-Key}, so that its repetition gets the first one's answer.
     @ivar secret: Whether its answer holds what nobody is told twice.
+    @ivar headers: Header fields that C{run} wants, beside those of HTTP and of the table:
+        their names, and what they are; for the description only.
     @ivar rate: What of its caller's rate a call costs one of; C{None}: nothing.
     """
 
@@ -102,6 +104,7 @@ class Operation:
     idempotent: bool = True
     secret: bool = False
     rules: dict[str, Any] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
     rate: str | None = "calls"
 
     @property
@@ -362,7 +365,7 @@ def _offered(operation: Operation) -> list[str]:
 
 
 def _matches(given: str, wanted: str) -> bool:
-    if wanted.endswith("/*"):
+    if wanted.endswith("/*") and wanted != "*/*":
         return given.startswith(wanted[:-1])
     return wanted in ("*/*", given)
 

@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal, Protocol
 
 import msgspec
+from twisted.web.iweb import IBodyProducer
 
 Verb = Literal["pause", "resume", "stop", "cancel", "prompt"]
 """
@@ -352,6 +353,15 @@ class Executor(Protocol):
 
     async def snapshot(self, session: str, label: str) -> SnapshotMade:
         """Keep the workspace as it is now."""
+
+    async def upload(self, name: str, archive: IBodyProducer) -> str:
+        """
+        Have an archive on the host, for the workspace of a session to come.  The same
+        name again replaces it.
+
+        @return: what the spec's C{repo.uploadPath} says.
+        @raise ExecutorRefused: when the host does not take it.
+        """
 
     def patch(self, session: str) -> AsyncIterator[bytes]:
         """The work as a patch that C{git apply} takes, in pieces."""

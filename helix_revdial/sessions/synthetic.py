@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.web.iweb import IBodyProducer
 
 from helix_revdial.sessions.executor import (
     ExecutorRefused,
@@ -337,6 +338,10 @@ class SyntheticExecutor:
     async def snapshot(self, session: str, label: str) -> SnapshotMade:
         """Pretend to make one."""
         return self._run(session).snapshot(label)
+
+    async def upload(self, name: str, archive: IBodyProducer) -> str:
+        """Nothing is unpacked here, so nothing is taken."""
+        return name
 
     async def patch(self, session: str) -> AsyncIterator[bytes]:
         """A patch that adds a file."""

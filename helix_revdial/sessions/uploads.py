@@ -1,0 +1,664 @@
+# -*- test-case-name: tests.sessions.test_uploads -*-
+"""
+Uploads: archives that users send for their tasks.
+
+An upload is promised first (L{Uploads.create}): that gives a token, which is told once
+and kept as a digest.  With the token the archive is sent (L{Uploads.receive}), and
+handed to one task (L{consume}, in the transaction that makes the session).  Whoever
+runs the session reads it (L{Uploads.open}), and when the session is over it is gone.
+
+This module owns the C{uploads} table and its directory: one file for each archive that
+is whole, named by the upload's id, and one that ends in C{.part} for each that is being
+received.  The directory belongs to one server.
+
+What holds:
+
+  - a token is good for one archive and one task of the user that it was given to;
+  - an archive is either whole, on the disk and in its row, or not there at all.  One
+    that broke off may be sent again, until one was whole;
+  - the row goes before the file: what a crash leaves is a file without a row, which the
+    next L{Uploads.sweep} removes;
+  - no byte is read or written on the reactor's thread, and none is asked of the sender
+    before the last one is on its way to the disk;
+  - bytes are promised and counted for each tenant, so that what was promised fits.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Final
+
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, text, update
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IBodyProducer
+from zope.interface import implementer
+
+from helix_revdial.access.secrets import digestOf, newSecret
+from helix_revdial.sessions.lifecycle import TERMINAL
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.ids import isId, newId
+from helix_revdial.storage.tables import sessions, uploads
+from helix_revdial.storage.threads import Workers
+
+TOKEN_PREFIX: Final = "hlxu_"  # noqa: S105 (what every one begins with)
+
+MAX_OPEN: Final = 1000
+"""Uploads of one tenant at a time, however small."""
+
+PIECE: Final = 256 * 1024
+"""Bytes that are read from a file at once."""
+
+SWEPT_AT_ONCE: Final = 100
+
+_PART: Final = ".part"
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class UploadRefused(Exception):
+    """
+    It cannot be.  The text is a sentence without its full stop, for people.
+
+    @ivar word: why, in one word.
+    """
+
+    word = "upload-refused"
+
+
+class UnknownUpload(UploadRefused):
+    """There is no such upload of that user, or the token is not its own.  HTTP: 404."""
+
+    word = "no-upload"
+
+
+class UploadTooLarge(UploadRefused):
+    """
+    More bytes than were promised.  HTTP: 413.
+    """
+
+    word = "upload-too-large"
+
+
+class QuotaExceeded(UploadRefused):
+    """The tenant has no room left.  HTTP: 413."""
+
+    word = "upload-quota"
+
+
+class UploadSpent(UploadRefused):
+    """The archive is here already.  HTTP: 409."""
+
+    word = "upload-spent"
+
+
+class UploadBusy(UploadRefused):
+    """It is being received, or too many are.  HTTP: 409, to be tried again."""
+
+    word = "upload-busy"
+
+
+class UploadExpired(UploadRefused):
+    """Its time is over.  HTTP: 410."""
+
+    word = "upload-expired"
+
+
+class StorageFull(UploadRefused):
+    """The server's disk has no room.  HTTP: 507."""
+
+    word = "storage-full"
+
+
+class UploadUnusable(UploadRefused):
+    """A task cannot have it.  HTTP: 400, about the field of the token."""
+
+
+class ArchiveGone(Exception):
+    """A session's archive is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSettings:
+    """
+    @ivar maxBytes: of one archive.
+    @ivar tenantBytes: of all archives of a tenant.
+    @ivar lifetime: seconds in which a promised upload has to be sent, and then again
+        one that was sent has to be used.
+    @ivar atOnce: how many are received at one time.
+    """
+
+    maxBytes: int = 1024**3
+    tenantBytes: int = 10 * 1024**3
+    lifetime: float = 3600.0
+    atOnce: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """
+    One upload.  Times are seconds since the epoch.
+
+    @ivar id: C{upl_...}.
+    @ivar status: C{new}: nothing is here; C{complete}; C{used}: a session has it.
+    @ivar maxBytes: how large it may be.
+    """
+
+    id: str
+    tenant: str
+    owner: str
+    session: str | None
+    status: str
+    maxBytes: int
+    size: int | None
+    sha256: str | None
+    created: float
+    expires: float
+
+
+class Uploads:
+    """
+    Every upload of every tenant.
+
+    @ivar settings: those of now.
+    """
+
+    _log: ClassVar[Logger] = Logger()
+
+    def __init__(
+        self,
+        database: Database,
+        wallClock: Callable[[], float],
+        workers: Workers,
+        directory: Path,
+        settings: UploadSettings | None = None,
+    ) -> None:
+        """
+        @param wallClock: seconds since the epoch.
+        @param workers: read and write files.
+        @param directory: where the archives are; it is made when the first one comes.
+        """
+        self.settings = settings or UploadSettings()
+        self._database = database
+        self._wallClock = wallClock
+        self._workers = workers
+        self._directory = directory
+        self._receiving: set[str] = set()
+        self._parts: set[str] = set()
+
+    # Promised
+
+    async def create(
+        self,
+        *,
+        tenant: str,
+        owner: str,
+        size: int | None = None,
+        also: Callable[[Connection, Upload], None] | None = None,
+    ) -> tuple[Upload, str]:
+        """
+        Promise to take an archive.
+
+        @param size: how many bytes it will have at most, where that is known.
+        @param also: done in the same transaction.
+        @return: the upload, and its token, which nobody is told again.
+        @raise UploadTooLarge: for more than the server takes.
+        @raise QuotaExceeded: when the tenant has no room for it.
+        """
+        settings = self.settings
+        if size is not None and size > settings.maxBytes:
+            raise UploadTooLarge(f"an archive has {settings.maxBytes} bytes at most")
+        token = TOKEN_PREFIX + newSecret().partition("_")[2]
+        now = self._wallClock()
+        upload = Upload(
+            newId("upl", now),
+            tenant,
+            owner,
+            None,
+            "new",
+            settings.maxBytes if size is None else size,
+            None,
+            None,
+            now,
+            now + settings.lifetime,
+        )
+
+        def write(connection: Connection) -> None:
+            _countAlone(connection, tenant)
+            held, count = connection.execute(
+                select(
+                    func.coalesce(func.sum(func.coalesce(uploads.c.size, uploads.c.max_bytes)), 0),
+                    func.count(),
+                ).where(
+                    uploads.c.tenant == tenant,
+                    or_(uploads.c.expires > now, uploads.c.status == "used"),
+                )
+            ).one()
+            if held + upload.maxBytes > settings.tenantBytes or count >= MAX_OPEN:
+                raise QuotaExceeded(
+                    f"the tenant's uploads have {settings.tenantBytes} bytes at most, of which "
+                    f"{held} are taken: say how large the archive is, or wait until others "
+                    "are used or over their time"
+                )
+            connection.execute(
+                insert(uploads).values(
+                    id=upload.id,
+                    tenant=tenant,
+                    owner=owner,
+                    token_digest=digestOf(token),
+                    max_bytes=upload.maxBytes,
+                    status=upload.status,
+                    created=now,
+                    expires=upload.expires,
+                )
+            )
+            if also is not None:
+                also(connection, upload)
+
+        await self._database.run(write)
+        return upload, token
+
+    # Received
+
+    async def receive(
+        self,
+        upload: str,
+        token: str,
+        pieces: AsyncIterator[bytes],
+        *,
+        tenant: str,
+        owner: str,
+        length: int | None = None,
+    ) -> Upload:
+        """
+        Take an archive.
+
+        @param pieces: its bytes; not read before all that can be known is known.
+        @param length: how many there will be, where the sender says so.
+        @raise UploadRefused: as its kinds say.
+        """
+        promised = await self._promised(upload, token, tenant, owner)
+        if length is not None and length > promised.maxBytes:
+            raise UploadTooLarge(f"the upload is for {promised.maxBytes} bytes at most")
+        if upload in self._receiving:
+            raise UploadBusy("the upload is being received already")
+        if len(self._receiving) >= self.settings.atOnce:
+            raise UploadBusy("the server receives as many uploads as it can; try again")
+        self._receiving.add(upload)
+        part = f"{upload}.{secrets.token_hex(8)}{_PART}"
+        self._parts.add(part)
+        file = _File(self._directory / part)
+        try:
+            return await self._receive(promised, file, pieces, length)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StorageFull("the server has no room for the archive now") from None
+            raise
+        finally:
+            self._receiving.discard(upload)
+            discarding = self._workers.call(file.discard)
+            discarding.addBoth(self._discarded, part)
+
+    async def _receive(
+        self, promised: Upload, file: _File, pieces: AsyncIterator[bytes], length: int | None
+    ) -> Upload:
+        await self._workers.call(lambda: file.open(length))
+        async for piece in pieces:
+            if file.size + len(piece) > promised.maxBytes:
+                raise UploadTooLarge(f"the upload is for {promised.maxBytes} bytes at most")
+            await self._workers.call(lambda piece=piece: file.write(piece))  # type: ignore[misc]
+        await self._workers.call(lambda: file.keep(self._directory / promised.id))
+        now = self._wallClock()
+        done = (
+            update(uploads)
+            .where(uploads.c.id == promised.id, uploads.c.status == "new", uploads.c.expires > now)
+            .values(
+                status="complete",
+                size=file.size,
+                sha256=file.sha256,
+                expires=now + self.settings.lifetime,
+            )
+            .returning(uploads)
+        )
+
+        def write(connection: Connection) -> Upload | None:
+            row = connection.execute(done).one_or_none()
+            return None if row is None else _fromRow(row)
+
+        # Until the row says that it is whole, the next sweep, or archive, takes its place.
+        complete = await self._database.run(write)
+        if complete is None:
+            raise UploadExpired("the upload's time was over before the archive was here")
+        return complete
+
+    async def _promised(self, upload: str, token: str, tenant: str, owner: str) -> Upload:
+        if not isId(upload, "upl"):
+            raise UnknownUpload("there is no such upload")
+        query = select(uploads).where(
+            uploads.c.id == upload, uploads.c.tenant == tenant, uploads.c.owner == owner
+        )
+        row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
+        if row is None or not hmac.compare_digest(row.token_digest, digestOf(token)):
+            raise UnknownUpload("there is no such upload, or the token is not that of it")
+        if row.status != "new":
+            raise UploadSpent("the archive is here already: an upload is good for one")
+        if row.expires <= self._wallClock():
+            raise UploadExpired("the upload's time is over: make another one")
+        return _fromRow(row)
+
+    def _discarded(self, result: object, part: str) -> None:
+        self._parts.discard(part)
+        if isinstance(result, Failure):
+            self._log.failure("What broke off of an upload stays until the next start", result)
+
+    # Used
+
+    async def open(self, session: str) -> Archive:
+        """
+        The archive of a session.
+
+        @raise ArchiveGone: It is not there.
+        """
+        query = select(uploads).where(uploads.c.session == session, uploads.c.status == "used")
+        row = await self._database.read(lambda connection: connection.execute(query).first())
+        if row is None:
+            raise ArchiveGone("the archive of its upload is not there any more")
+        upload = _fromRow(row)
+        path = self._directory / upload.id
+
+        def look() -> int:
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                return -1
+
+        if await self._workers.call(look) != upload.size:
+            raise ArchiveGone("the archive of its upload is not there any more")
+        return Archive(upload.id, path, upload.size or 0, self._workers)
+
+    async def release(self, session: str) -> None:
+        """A session needs its archive no more."""
+        await self._remove(uploads.c.session == session)
+
+    # Over
+
+    async def sweep(self) -> int:
+        """
+        Remove what is over its time or whose session has ended, and files that belong
+        to nothing.
+
+        @return: how many uploads were removed.
+        """
+        now = self._wallClock()
+        over = or_(
+            and_(uploads.c.status != "used", uploads.c.expires <= now),
+            and_(
+                uploads.c.status == "used",
+                ~select(sessions.c.id)
+                .where(
+                    sessions.c.id == uploads.c.session,
+                    sessions.c.deleted.is_(None),
+                    sessions.c.status.not_in(TERMINAL),
+                )
+                .exists(),
+            ),
+        )
+        removed = 0
+        while True:
+            count = await self._remove(over)
+            removed += count
+            if count < SWEPT_AT_ONCE:
+                break
+        await self._removeStrays()
+        return removed
+
+    async def _remove(self, where: Any) -> int:
+        receiving = list(self._receiving)
+        query = select(uploads.c.id).where(where, uploads.c.id.not_in(receiving))
+
+        def write(connection: Connection) -> list[str]:
+            found = list(connection.execute(query.limit(SWEPT_AT_ONCE)).scalars())
+            if found:
+                connection.execute(delete(uploads).where(uploads.c.id.in_(found)))
+            return found
+
+        gone = await self._database.run(write)
+        if gone:
+            await self._workers.call(lambda: _unlink(self._directory, gone))
+        return len(gone)
+
+    async def _removeStrays(self) -> None:
+        """Remove files that a crash, or a database that was put back, has left."""
+        names = await self._workers.call(lambda: _names(self._directory))
+        mine = self._parts
+        strays = [name for name in names if name.endswith(_PART) and name not in mine]
+        whole = [name for name in names if isId(name, "upl") and name not in self._receiving]
+        for start in range(0, len(whole), SWEPT_AT_ONCE):
+            some = whole[start : start + SWEPT_AT_ONCE]
+            query = select(uploads.c.id).where(uploads.c.id.in_(some), uploads.c.status != "new")
+            known = await self._database.read(
+                lambda connection, query=query: set(connection.execute(query).scalars())  # type: ignore[misc]
+            )
+            strays += [name for name in some if name not in known and name not in self._receiving]
+        if strays:
+            await self._workers.call(lambda: _unlink(self._directory, strays))
+
+
+def consume(
+    connection: Connection, token: str, *, tenant: str, owner: str, session: str, now: float
+) -> None:
+    """
+    Hand an archive to a session, within the transaction that makes the session.
+
+    @raise UploadUnusable: It cannot have it.
+    """
+    own = and_(
+        uploads.c.token_digest == digestOf(token),
+        uploads.c.tenant == tenant,
+        uploads.c.owner == owner,
+    )
+    done = connection.execute(
+        update(uploads)
+        .where(own, uploads.c.status == "complete", uploads.c.expires > now)
+        .values(status="used", session=session)
+    )
+    if done.rowcount:
+        return
+    row = connection.execute(select(uploads.c.status, uploads.c.expires).where(own)).one_or_none()
+    if row is None:
+        raise UploadUnusable("is the token of no upload of yours")
+    if row.status == "used":
+        raise UploadUnusable("has been used for another task: an upload is good for one")
+    if row.expires <= now:
+        raise UploadUnusable("is over its time: make another upload")
+    raise UploadUnusable("has no archive yet: send it first")
+
+
+class _File:
+    """
+    An archive on its way to the disk.  Every method runs in one of the workers, one at
+    a time.
+
+    @ivar size: bytes that were written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.size = 0
+        self.sha256 = ""
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+
+    def open(self, length: int | None) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if length is not None:
+            room = os.statvfs(self._path.parent)
+            if length > room.f_bavail * room.f_frsize:
+                raise OSError(errno.ENOSPC, "no room for the whole archive")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.fdopen(os.open(self._path, flags, 0o600), "wb")
+
+    def write(self, piece: bytes) -> None:
+        assert self._file is not None
+        self._file.write(piece)
+        self._digest.update(piece)
+        self.size += len(piece)
+
+    def keep(self, path: Path) -> None:
+        """It is whole: give it its name, for good."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.sha256 = self._digest.hexdigest()
+        self._path.rename(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def discard(self) -> None:
+        """Leave nothing of what was not kept."""
+        if self._file is not None and not self._file.closed:
+            # What it still holds back may not fit on the disk either.
+            try:
+                self._file.close()
+            except OSError:
+                pass
+        self._path.unlink(missing_ok=True)
+
+
+@implementer(IBodyProducer)
+class Archive:
+    """
+    An archive as the body of a request.
+
+    @ivar name: what it is called: the id of its upload.
+    @ivar length: its bytes.
+    """
+
+    def __init__(self, name: str, path: Path, length: int, workers: Workers) -> None:
+        self.name = name
+        self.length = length
+        self._path = path
+        self._workers = workers
+        self._paused: Deferred[None] | None = None
+        self._stopped = False
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """
+        Write the archive.
+
+        @return: fires when all is written; never, once it was stopped.
+        """
+        result: Deferred[None] = Deferred(lambda _: self.stopProducing())
+
+        def ended(outcome: object) -> None:
+            if self._stopped or result.called:
+                return
+            if isinstance(outcome, Failure):
+                result.errback(outcome)
+            else:
+                result.callback(None)
+
+        Deferred.fromCoroutine(self._write(consumer)).addBoth(ended)
+        return result
+
+    async def _write(self, consumer: IConsumer) -> None:
+        file = await self._workers.call(lambda: self._path.open("rb"))
+        try:
+            while not self._stopped:
+                if self._paused is not None:
+                    await self._paused
+                    continue
+                piece = await self._workers.call(lambda: file.read(PIECE))
+                if not piece:
+                    return
+                if not self._stopped:
+                    consumer.write(piece)
+        finally:
+            file.close()
+
+    def pauseProducing(self) -> None:
+        """Hold back."""
+        if self._paused is None:
+            self._paused = Deferred()
+
+    def resumeProducing(self) -> None:
+        """Go on."""
+        paused, self._paused = self._paused, None
+        if paused is not None:
+            paused.callback(None)
+
+    def stopProducing(self) -> None:
+        """No more is wanted."""
+        self._stopped = True
+        self.resumeProducing()
+
+
+def _countAlone(connection: Connection, tenant: str) -> None:
+    """
+    Until the commit nobody else counts this tenant's bytes.  On SQLite a transaction
+    that writes is alone anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
+            {"name": f"uploads {tenant}"},
+        )
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _unlink(directory: Path, names: list[str]) -> None:
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+
+
+def _fromRow(row: Row[Any]) -> Upload:
+    return Upload(
+        row.id,
+        row.tenant,
+        row.owner,
+        row.session,
+        row.status,
+        row.max_bytes,
+        row.size,
+        row.sha256,
+        row.created,
+        row.expires,
+    )
+
+
+__all__ = [
+    "Archive",
+    "ArchiveGone",
+    "QuotaExceeded",
+    "StorageFull",
+    "UnknownUpload",
+    "Upload",
+    "UploadBusy",
+    "UploadExpired",
+    "UploadRefused",
+    "UploadSettings",
+    "UploadSpent",
+    "UploadTooLarge",
+    "UploadUnusable",
+    "Uploads",
+    "consume",
+]
