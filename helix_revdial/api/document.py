@@ -14,6 +14,7 @@ from helix_revdial.api import (
     external_agents,
     forwards,
     health,
+    patches,
     proxy,
     reload,
     runners,
@@ -22,6 +23,7 @@ from helix_revdial.api import (
     stream_gateway,
     streams,
     tasks,
+    timeline,
     tokens,
     tunnel,
     uploads,
@@ -80,6 +82,8 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *uploads.operations(services),
             *sessions.operations(services),
             *session_events.operations(services),
+            *timeline.operations(services),
+            *patches.operations(services),
             *discovery.operations(services),
             *runners.operations(services),
             *workspaces.operations(services),
@@ -114,6 +118,7 @@ def translate(error: Exception) -> Problem | None:
         case _:
             return (
                 sessions.translate(error)
+                or timeline.translate(error)
                 or drafts.translate(error)
                 or uploads.translate(error)
                 or tokens.translate(error)

@@ -18,12 +18,23 @@ from helix_revdial.telemetry.timestamps import timestamp
 PATH = "/api/v1/sessions"
 
 
-class Links(msgspec.Struct):
-    """Where there is more."""
+class Links(msgspec.Struct, omit_defaults=True):
+    """Where there is more; C{delivery} where a branch or a pull request was made."""
 
     self: str
     events: str
     logs: str
+    timeline: str | None = None
+    recording: str | None = None
+    patch: str | None = None
+    delivery: str | None = None
+
+
+class RecordingPart(msgspec.Struct):
+    """A session's output as it appeared on a terminal."""
+
+    format: str
+    uri: str
 
 
 class TaskPart(msgspec.Struct):
@@ -91,12 +102,19 @@ class SessionDocument(msgspec.Struct, omit_defaults=True):
     error: str | None = None
     lastSeq: int | None = None
     sessionBranchOf: str | None = None
+    recording: RecordingPart | None = None
+    sessionTimeline: str | None = None
 
 
 def linksOf(session: str) -> Links:
     """Where a session's own pages are."""
     path = f"{PATH}/{session}"
     return Links(path, f"{path}/events", f"{path}/logs")
+
+
+def recordingOf(session: str) -> RecordingPart:
+    """Where a session's recording is."""
+    return RecordingPart("cast", f"{PATH}/{session}/recording")
 
 
 def workspaceOf(session: Session) -> WorkspaceDocument | None:
@@ -174,3 +192,13 @@ def _addTask(
     document.error = None if session.error is None else redactor.text(session.error)
     document.lastSeq = session.lastSeq
     document.sessionBranchOf = session.branchOf
+    document.recording = recordingOf(session.id)
+    document.sessionTimeline = f"{PATH}/{session.id}/timeline"
+    document.links.timeline = document.sessionTimeline
+    document.links.recording = document.recording.uri
+    if session.delivery is not None:
+        url = session.delivery.get("url")
+        if session.delivery.get("mode") == "patch":
+            document.links.patch = url
+        else:
+            document.links.delivery = url

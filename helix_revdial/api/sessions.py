@@ -7,7 +7,6 @@ Ending a session ends its tokens and cuts its tunnel.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -253,29 +252,6 @@ def operations(services: Services) -> list[Operation]:
             "sandbox offers the target ssh; run the second beside it.",
         )
 
-    async def patch(call: Call) -> Response:
-        session = _task(call)
-        delivery = session.delivery or {}
-        if session.executor is None or session.workspace is None:
-            raise Problem(409, f"The session is {session.status}: there is no work yet.")
-        if session.forgotten is not None:
-            raise Problem(410, "The session's workspace has been removed.", code="session-over")
-        pieces = services.executors.reach(session.executor).patch(session.id)
-        try:
-            first = await anext(pieces)
-        except StopAsyncIteration:
-            first = b""
-        headers = [
-            (b"Content-Type", b"text/x-diff; charset=utf-8"),
-            (
-                b"Content-Disposition",
-                f'attachment; filename="{session.id}.patch"'.encode("ascii"),
-            ),
-        ]
-        if isinstance(delivery.get("sha256"), str):
-            headers.append((b"ETag", f'"{delivery["sha256"]}"'.encode("ascii")))
-        return Response(200, headers, _after(first, pieces))
-
     ended = (401, 403, 404, 409)
     return [
         Operation(
@@ -416,17 +392,6 @@ def operations(services: Services) -> list[Operation]:
             summary="The commands that open a task's files in an editor.",
             tags=("sessions",),
         ),
-        Operation(
-            name="getSessionPatch",
-            method="GET",
-            path=PATH + "/{session}/patch",
-            run=patch,
-            access="task-viewer",
-            media=("text/x-diff",),
-            errors=(*ended, 410, 503),
-            summary="The work of a task as a patch that git applies.",
-            tags=("sessions",),
-        ),
     ]
 
 
@@ -481,10 +446,3 @@ def _state(session: Session) -> Response:
         [(b"Content-Type", b"application/json; charset=utf-8")],
         msgspec.json.encode(SessionState(session.id, session.status)),
     )
-
-
-async def _after(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    if first:
-        yield first
-    async for piece in pieces:
-        yield piece
