@@ -298,6 +298,7 @@ class ControlPlane(LoggingService):
             self.services.executors.add("synthetic", self._synthetic)
         self.services.executors.start()
         self.services.driver.begin()
+        self.services.patchCopies.begin()
 
     async def _mayGoOn(self, state: KeptState) -> bool:
         """Whether what let a runner register before the restart still does."""
@@ -657,6 +658,7 @@ class ControlPlane(LoggingService):
         return [
             self._watch.stop,
             services.executors.stop,
+            lambda: Deferred.fromCoroutine(services.patchCopies.stop()),
             lambda: Deferred.fromCoroutine(services.driver.stop()),
             *([] if self._synthetic is None else [self._synthetic.stop]),
             lambda: Deferred.fromCoroutine(services.events.flush()),

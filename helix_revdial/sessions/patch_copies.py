@@ -22,6 +22,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, Defer
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from helix_revdial.sessions.events import Event
 from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable
@@ -79,18 +80,19 @@ class PatchCopies:
         self._patches = patches
         self._turn = DeferredSemaphore(AT_ONCE)
         self._fetching: dict[str, Deferred[None]] = {}
+        self._starting: Deferred[None] | None = None
         self._stopped = False
         self._unsubscribe: list[Callable[[], None]] = []
         self._sweeping = LoopingCall(lambda: Deferred.fromCoroutine(self._sweep()))
         self._sweeping.clock = clock
 
-    async def start(self) -> None:
-        """
-        Begin, with what was not fetched before.
+    def begin(self) -> None:
+        """Begin, as soon as the database is there; what cannot be is logged."""
+        if self._starting is None:
+            self._starting = starting = Deferred.fromCoroutine(self._start())
+            starting.addErrback(self._failed, "any session")
 
-        @raise DatabaseUnavailable: when that cannot be told.
-        @raise OSError: when the directory cannot be used.
-        """
+    async def _start(self) -> None:
         await self._patches.start()
         self._unsubscribe = [
             self._sessions.events.subscribeAll(self._happened),
@@ -99,12 +101,23 @@ class PatchCopies:
         self._sweeping.start(SWEEP, now=False).addErrback(
             lambda failure: self._log.failure("Old patches are no longer removed", failure)
         )
-        for session in await self._missed():
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                missed = await self._missed()
+            except DatabaseUnavailable:
+                await deferLater(self._clock, pause)
+                pause = min(pause * 2, LAST_PAUSE)
+            else:
+                break
+        for session in missed:
             self._begin(session.id)
 
     async def stop(self) -> None:
         """Fetch nothing more."""
         self._stopped = True
+        if self._starting is not None:
+            self._starting.cancel()
         if self._sweeping.running:
             self._sweeping.stop()
         for unsubscribe in self._unsubscribe:
@@ -175,10 +188,9 @@ class PatchCopies:
 
         fetching.addBoth(done).addErrback(self._failed, session)
 
-    def _failed(self, failure: object, session: str) -> None:
-        check = getattr(failure, "check", None)
-        if check is not None and check(CancelledError) is None:
-            self._log.failure("The patch of {session} is not kept", failure, session=session)  # type: ignore[arg-type]
+    def _failed(self, failure: Failure, session: str) -> None:
+        if failure.check(CancelledError) is None:
+            self._log.failure("The patch of {session} is not kept", failure, session=session)
 
     async def _fetch(self, session: str) -> None:
         pause, began = FIRST_PAUSE, self._clock.seconds()
