@@ -187,7 +187,9 @@ class Waiting:
             carrier.payload(data)
         if connection.endReceived:
             carrier.ended()
-        connection.goOn()
+        if connection.isStalled:
+            connection.goOn()
+        carrier.delivered()
 
     def _notOpened(self, failure: Failure) -> None:
         if self._assign is None or self.dial is None:

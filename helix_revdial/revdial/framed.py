@@ -137,6 +137,7 @@ class FramedConnection(Protocol):
         self._unread: list[bytes] = []
         self._stalled = False
         self._delivering = False
+        self._afterwards: Callable[[], None] | None = None
         self._closeSent = False
         self._closing = False
         self._why: Failure | None = None
@@ -227,6 +228,16 @@ class FramedConnection(Protocol):
                     self._tell(self._kept.popleft())
         finally:
             self._delivering = False
+            call, self._afterwards = self._afterwards, None
+            if call is not None:
+                call()
+
+    def afterwards(self, call: Callable[[], None]) -> None:
+        """Make C{call} when everything that has arrived is delivered, which may be now."""
+        if self._delivering:
+            self._afterwards = call
+        else:
+            call()
 
     def _tell(self, one: Arrived) -> None:
         if isinstance(one, Control):
@@ -243,6 +254,11 @@ class FramedConnection(Protocol):
             self.user.ended()
         else:
             self.user.payload(one)
+
+    @property
+    def isStalled(self) -> bool:
+        """Whether what comes is kept."""
+        return self._stalled
 
     def stall(self) -> None:
         """The user takes nothing more for now: keep what comes, which is one read."""

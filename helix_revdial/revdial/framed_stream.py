@@ -70,11 +70,42 @@ class FramedTransport(CarrierTransport):
         self._limit: IDelayedCall | None = None
         self._dropping = 0
         self._wasWhole = False
+        self._isFresh = True
+        self._whenDelivered: Callable[[], None] | None = None
 
     def begin(self) -> None:
-        """Be the user, and connect the protocol."""
+        """
+        Be the user, and connect the protocol.  Whoever begins gives us what he has in
+        hand, and says that he has, with nothing read in between.
+        """
         self._connection.user = self
         self.start()
+
+    def delivered(self) -> None:
+        """Whoever began has nothing more in hand."""
+        self._connection.afterwards(self._settled)
+
+    def _settled(self) -> None:
+        self._isFresh = False
+        call, self._whenDelivered = self._whenDelivered, None
+        if call is not None:
+            call()
+        if self._paused and self._taken is None and not self._over:
+            self._transport.pauseProducing()
+
+    def whenDelivered(self, call: Callable[[], None]) -> bool:
+        """See L{StreamTransport.whenDelivered
+        <helix_revdial.revdial.streams.StreamTransport.whenDelivered>}."""
+        if self._isFresh:
+            self._whenDelivered = call
+        return self._isFresh
+
+    def pauseProducing(self) -> None:
+        if self._isFresh:
+            # Most are taken over at once: their sockets are not touched in between.
+            self._paused = True
+        else:
+            super().pauseProducing()
 
     # Sockets that somebody else moves the bytes of.
 

@@ -371,6 +371,7 @@ class ParkedConnection:
             stream.begin()
             if rest:
                 stream.payload(rest)
+            stream.delivered()
         elif isinstance(message, PickupFailed) and message.dial == dial.id and not rest:
             self._takeDial(lost=True)
             self._ending = True

@@ -106,6 +106,7 @@ class _Pair:
         self.taken = False
         self._relay: SocketRelay | None = None
         self._joining: IDelayedCall | None = None
+        self._waits = False
         self.linger = linger
         self.onEnd = onEnd
         self.left: RelayProtocol
@@ -126,13 +127,24 @@ class _Pair:
             return
         if self.sockets is not None and self.sockets.available:
             # Whoever connected us may still have bytes in hand that came with the
-            # upgrade: the sockets are taken when those have been delivered.
+            # upgrade: the sockets are taken when those have been delivered, which some
+            # say, and others have done by the next turn.
+            for half in (self.left, self.right):
+                tell = getattr(half.transport, "whenDelivered", None)
+                if tell is not None and tell(self._delivered):
+                    self._waits = True
+                    return
             self._joining = self.clock.callLater(0, self._join)
         else:
             self._join()
 
+    def _delivered(self) -> None:
+        if self._waits:
+            self._join()
+
     def _join(self) -> None:
         self._joining = None
+        self._waits = False
         if self.why is not None:
             return  # given up meanwhile
         self.joined = True
@@ -145,9 +157,11 @@ class _Pair:
         A half is lost before the sockets were taken: what came by it is passed on
         in the portable way.
         """
-        if self._joining is not None:
-            self._joining.cancel()
-            self._joining = None
+        if self._joining is not None or self._waits:
+            if self._joining is not None:
+                self._joining.cancel()
+                self._joining = None
+            self._waits = False
             self.joined = True
             self.left.join()
             self.right.join()

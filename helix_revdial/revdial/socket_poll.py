@@ -20,8 +20,9 @@ from __future__ import annotations
 import select
 from typing import Any, Protocol
 
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -93,6 +94,17 @@ class SocketPoll:
                 self._reactor.addReader(self)
         self._watched[number] = watched
 
+    def hand(self, number: int, holder: Watched, to: Watched) -> bool:
+        """
+        From now on C{to} is told in place of C{holder}, of the same events.
+
+        @return: Whether C{holder} was.
+        """
+        if self._watched.get(number) is not holder:
+            return False
+        self._watched[number] = to
+        return True
+
     def doRead(self) -> None:
         """Serve every socket that is ready."""
         assert self._poll is not None
@@ -116,4 +128,78 @@ class SocketPoll:
             watched.connectionLost(reason)
 
 
-__all__ = ["READ", "WRITE", "SocketPoll", "Watched"]
+class PolledReading:
+    """
+    The reactor, as one of Twisted's transports has it, but that it is read by a
+    L{SocketPoll}.
+
+    A connection that carries one stream after the other goes from its transport to a
+    relay and back each time; so nothing is registered anew.
+
+    @ivar isReading: Whether the poll watches it for us.
+    """
+
+    _log = Logger()
+
+    def __init__(self, poll: SocketPoll, transport: Any) -> None:
+        """
+        @param transport: Read by nobody now.
+        """
+        self.isReading = False
+        self._poll = poll
+        self._transport = transport
+        self._number: int = transport.fileno()
+        self._reactor = transport.reactor
+
+    @classmethod
+    def of(cls, transport: Any, poll: SocketPoll) -> PolledReading | None:
+        """That of a transport, if it has one for this poll."""
+        found = getattr(transport, "reactor", None)
+        return found if isinstance(found, cls) and found._poll is poll else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def addReader(self, transport: object) -> None:
+        """Read."""
+        if not self.isReading:
+            self.isReading = True
+            self._poll.watch(self._number, self, READ)
+
+    def removeReader(self, transport: object) -> None:
+        """Do not."""
+        if self.isReading:
+            self.isReading = False
+            self._poll.watch(self._number, self, 0)
+
+    # Watched, with what Twisted's reactors make of it
+
+    def doRead(self) -> None:
+        transport = self._transport
+        try:
+            why = transport.doRead()
+            if why is None:
+                return
+            self.removeReader(transport)
+            if isinstance(why, ConnectionDone):
+                transport.readConnectionLost(Failure(why))
+            else:
+                self.connectionLost(Failure(why))
+        except Exception:
+            self._log.failure("a parked connection failed")
+            self.connectionLost(Failure())
+
+    def doWrite(self) -> None:
+        """The reactor itself watches for that."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        transport = self._transport
+        self.removeReader(transport)
+        self._reactor.removeWriter(transport)
+        try:
+            transport.connectionLost(reason)
+        except Exception:
+            self._log.failure("a protocol failed at the end of its connection")
+
+
+__all__ = ["READ", "WRITE", "PolledReading", "SocketPoll", "Watched"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import error
 from twisted.internet.interfaces import IDelayedCall, IReadWriteDescriptor
@@ -39,7 +39,7 @@ from helix_revdial.revdial.frames import (
 from helix_revdial.revdial.masks import newMasker
 from helix_revdial.revdial.pipes import Pipe
 from helix_revdial.revdial.socket_outbox import LATER, Outbox
-from helix_revdial.revdial.socket_poll import READ, WRITE
+from helix_revdial.revdial.socket_poll import READ, WRITE, PolledReading
 from helix_revdial.revdial.socket_streams import Framing, SocketStream
 from helix_revdial.revdial.splices import Splice, spliceOf
 
@@ -94,7 +94,12 @@ class Side:
     def take(self) -> None:
         """Take the socket out of the transport's hands."""
         transport = self.stream.transport
-        self._relays.reactor.removeReader(transport)
+        polled = PolledReading.of(transport, self._relays.poll)
+        if polled is None:
+            self._relays.reactor.removeReader(transport)
+        elif polled.isReading:
+            polled.isReading = False
+            self._isReading = self._relays.poll.hand(self._fd, polled, self)
         self._relays.reactor.removeWriter(transport)
         try:
             transport.setTcpNoDelay(True)
@@ -127,12 +132,24 @@ class Side:
 
     def leaveReactor(self) -> None:
         """The relay is over."""
+        if self._isReading and not self._isWriting and self._isFree and self.relay.why == "done":
+            self._handBack()
         self._isReading = self._isWriting = False
         self._watch()
         if self._closeTimer is not None:
             self._closeTimer.cancel()
             self._closeTimer = None
         self.outbox.clear()
+
+    def _handBack(self) -> None:
+        """Let the transport go on reading with nothing registered anew."""
+        transport, poll = self.stream.transport, self._relays.poll
+        polled = PolledReading.of(transport, poll)
+        if polled is None and self.stream.tls is None:
+            polled = PolledReading(poll, transport)
+            cast(Any, transport).reactor = polled
+        if polled is not None:
+            polled.isReading = poll.hand(self._fd, self, polled)
 
     def release(self, orderly: bool, text: str) -> None:
         """Let the transport close the socket and tell those above."""
@@ -318,10 +335,11 @@ class Side:
     def _readDone(self) -> None:
         """The peer's direction has ended in good order."""
         self._readEnded = True
-        self.updateReading()
         self.relay.ending(self)
         self.other.end()
         self._checkOver()
+        # Last: where the connection goes back to its transport, that reads on.
+        self.updateReading()
 
     def _bothDone(self) -> None:
         """Neither direction of this connection goes on; the other's is flushed."""

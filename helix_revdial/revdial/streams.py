@@ -208,6 +208,16 @@ class StreamTransport:
             found.onReceived.append(self._received)
         return found
 
+    def whenDelivered(self, call: Callable[[], None]) -> bool:
+        """
+        Have C{call} made when whoever connected the stream has given it everything
+        that he has in hand.
+
+        @return: Whether it will be; if not, that may have happened already.
+        """
+        tell = getattr(self._carrier, "whenDelivered", None)
+        return tell is not None and bool(tell(call))
+
     def _sent(self, size: int) -> None:
         if self._untouched:
             self._touched()
