@@ -31,8 +31,7 @@ _patience = click.option(
     "--patience",
     type=Duration(),
     default=PATIENCE,
-    show_default="15m",
-    help="For how long a server that is away is waited for; 0: any time.",
+    help="For how long a server that is away is waited for; 0: any time.  [default: 15m]",
 )
 
 _cancelling = click.option(
