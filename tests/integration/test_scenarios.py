@@ -21,7 +21,7 @@ from helix_revdial.storage.schema import upgrade
 from tests.storage.databases import newURL
 from tests.storage.postgresql import OnPostgreSQL
 
-from .fleet import FleetCase, Server, until
+from .fleet import FleetCase, until
 from .outsider import Answer, Outsider
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -61,8 +61,6 @@ def task(prompt: str | None = "Fix the build", **changed: Any) -> dict[str, Any]
 class ScenarioTests(FleetCase):
     """One server, with the synthetic host; a step of which takes 20 ms."""
 
-    server_: Server
-
     def setUp(self) -> None:
         # Made first, it goes last: when the server has ended.
         url = newURL(self)
@@ -71,7 +69,7 @@ class ScenarioTests(FleetCase):
         (self.directory / "issuer.secret").write_text(SECRET)
         (self.directory / "issuer.secret").chmod(0o600)
         self.running = self.server(
-            doors=SETTINGS.replace("{{", "{").replace("}}", "}") % {"directory": self.directory},
+            doors=SETTINGS % {"directory": self.directory},
             server__database=url,
             sessions__synthetic="true",
             sessions__synthetic_speed=50,

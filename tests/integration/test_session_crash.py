@@ -10,27 +10,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Coroutine
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import select
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.sessions.driver import Driver
 from helix_revdial.sessions.events import EventLog
 from helix_revdial.sessions.executors import Executors
-from helix_revdial.sessions.lifecycle import TERMINAL, TRANSITIONS
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.sessions.synthetic import SyntheticExecutor
 from helix_revdial.storage.database import Database
-from helix_revdial.storage.tables import session_events, sessions
 from helix_revdial.storage.threads import SameThread
 from tests.sessions.worlds import prepare
 from tests.storage.databases import newURL
 from tests.storage.postgresql import OnPostgreSQL
+
+from .sound_logs import SoundLogsCase
 
 T = TypeVar("T")
 
@@ -39,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = 4
 
 
-class SessionCrashTests(SynchronousTestCase):
+class SessionCrashTests(SoundLogsCase):
     """
     Each round starts the program on what the round before left behind, kills it
     with SIGKILL at some point, and looks at what is there.
@@ -66,46 +63,6 @@ class SessionCrashTests(SynchronousTestCase):
             told += output.readlines()
         self.assertEqual(writer.wait(10), -9, f"the writer ended by itself after {told}")
         return [line.split() for line in told if line.endswith("\n")]
-
-    def check(self, url: str, told: list[list[str]]) -> None:
-        """
-        What was told is there; each log is dense, each step is legal, each row
-        agrees with its events.
-        """
-        database = Database(url, SameThread())
-        self.addCleanup(database.engine.dispose)
-
-        def look(connection: Any) -> tuple[list[Any], list[Any]]:
-            return (
-                list(connection.execute(select(sessions))),
-                list(
-                    connection.execute(
-                        select(session_events).order_by(
-                            session_events.c.session, session_events.c.seq
-                        )
-                    )
-                ),
-            )
-
-        rows, events = self.successResultOf(database.read(look))
-        known = {row.id: row for row in rows}
-        logs: dict[str, list[Any]] = {row.id: [] for row in rows}
-        for event in events:
-            logs[event.session].append(event)
-        for session, log in logs.items():
-            row = known[session]
-            self.assertEqual([event.seq for event in log], list(range(1, row.last_seq + 1)))
-            statuses = [event.data["status"] for event in log if event.type == "status"]
-            self.assertEqual(statuses[0], "queued")
-            for before, after in pairwise(statuses):
-                self.assertIn(after, TRANSITIONS[before])
-            self.assertEqual(row.status, statuses[-1])
-            self.assertEqual(row.ended is not None, row.status in TERMINAL)
-        for words in told:
-            if words[0] == "session":
-                self.assertIn(words[1], known, "a session was lost")
-            elif words[0] == "event":
-                self.assertLessEqual(int(words[2]), known[words[1]].last_seq, "an event was lost")
 
     def finish(self, url: str) -> None:
         """A server that is let work brings every session to its end."""
