@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.sessions.test_timeline -*-
+# -*- test-case-name: tests.api.test_timeline -*-
 """
 Points of a session's timeline: moments, and snapshots of its files.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.sessions.test_patch_copies -*-
+# -*- test-case-name: tests.api.test_patches -*-
 """
 Has the patch of each task whose delivery is one copied from its host to the server.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.sessions.test_timeline -*-
+# -*- test-case-name: tests.api.test_timeline -*-
 """
 A session's timeline: what there is of it, what people add, and where a point of it
 leads.
