@@ -117,8 +117,9 @@ class ExecutorService(Service):
             os.chmod(state, 0o711)  # noqa: S103 - passed through, not listed
             self._lockState(state)
             capabilities = detect(state)
-            asRoot = os.geteuid() == 0
-            mounts = settings.mounts and canSeparateMounts()
+            ownUsers = settings.separateUsers and os.geteuid() == 0
+            # Root would see the others' processes all the same.
+            mounts = settings.mounts and ownUsers and canSeparateMounts()
         except OSError as error:
             raise CannotStart(f"cannot start: {error}") from None
         groups = self._groups()
@@ -128,15 +129,16 @@ class ExecutorService(Service):
             capabilities,
             groups,
             self._wallClock,
-            asRoot=asRoot,
+            ownUsers=ownUsers,
             mounts=mounts,
         )
-        if not asRoot:
+        if not ownUsers:
             self._log.warn(
-                "not root: all sessions run as one user, and can reach each other's files and"
-                " the executor's"
+                "sessions have no users of their own: all run as {user}, and can reach each"
+                " other's files and the executor's",
+                user="root" if os.geteuid() == 0 else f"user {os.geteuid()}",
             )
-        if asRoot and not canRunPython(settings.firstUser, settings.python):
+        elif not canRunPython(settings.firstUser, settings.python):
             self._log.warn(
                 "{python} with what this program needs is not to be had by the sessions' users: the"
                 " demonstration agent and the sessions' screens will fail (see the key python)",

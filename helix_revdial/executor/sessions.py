@@ -177,19 +177,19 @@ class LocalSessions:
         groups: ControlGroup | None,
         wallClock: Callable[[], float],
         *,
-        asRoot: bool,
+        ownUsers: bool,
         mounts: bool,
     ) -> None:
         """
         @param groups: Where control groups go, if there are any.
-        @param asRoot: Whether sessions have users of their own.
+        @param ownUsers: Whether sessions have users of their own.
         @param mounts: Whether they have mounts of their own.
         """
         self.capabilities = capabilities
         self.isolation = [
             name
             for name, able in (
-                ("user", asRoot), ("control-group", groups is not None), ("mounts", mounts)
+                ("user", ownUsers), ("control-group", groups is not None), ("mounts", mounts)
             )
             if able
         ]  # fmt: skip
@@ -198,7 +198,9 @@ class LocalSessions:
         self._groups = groups
         self._wallClock = wallClock
         self._mounts = mounts
-        self._identities = Identities(settings.firstUser, settings.maxSessions) if asRoot else None
+        self._identities = (
+            Identities(settings.firstUser, settings.maxSessions) if ownUsers else None
+        )
         self._directory = Path(settings.stateDirectory, "sessions")
         self._sessions: dict[str, _Session] = {}
         self._stopped = False

@@ -72,6 +72,9 @@ class ExecutorSettings(msgspec.Struct, frozen=True, rename=_snake, forbid_unknow
     firstUser: Annotated[int, msgspec.Meta(ge=1, le=4_294_900_000)] = 80_000
     """The first of the users that sessions run as; each takes two numbers."""
 
+    separateUsers: bool = True
+    """Whether each session runs as a user of its own, where the executor is root."""
+
     controlGroup: str | None = None
     """The control group below which the sessions have theirs; by default our own."""
 
@@ -214,7 +217,7 @@ def _check(settings: ExecutorSettings, document: Document | None) -> None:
         about("listen", "longer than 107 bytes, which is as much as the system takes")
     if settings.slots > settings.maxSessions:
         about("slots", "more than max_sessions")
-    known = knownUsers(settings.users) if os.geteuid() == 0 else []
+    known = knownUsers(settings.users) if settings.separateUsers and os.geteuid() == 0 else []
     if known:
         about(
             "first_user",
