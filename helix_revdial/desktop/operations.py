@@ -27,7 +27,7 @@ from helix_revdial.desktop.capture import IScreen
 from helix_revdial.desktop.clipboard import Content, IClipboard
 from helix_revdial.desktop.errors import DesktopError, NoDisplay
 from helix_revdial.desktop.pictures import DEFAULT_QUALITY, PictureRequest, isPNG
-from helix_revdial.http.operations import Call, Operation, OperationTable
+from helix_revdial.http.operations import Call, Operation, OperationTable, openTable
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
@@ -232,20 +232,8 @@ def desktopOperations(
 
 def desktopTable(operations: list[Operation]) -> OperationTable:
     """The desktop's operation table, open to whoever reaches it."""
-
-    async def nobody(request: Request) -> None:
-        return None
-
-    async def everybody(call: Call, access: str) -> None:
-        return None
-
-    return OperationTable(
-        operations,
-        authenticate=nobody,
-        authorise=everybody,
-        translate=translate,
-        title="helix_revdial desktop",
-        version=__version__,
+    return openTable(
+        operations, translate=translate, title="helix_revdial desktop", version=__version__
     )
 
 

@@ -19,7 +19,7 @@ import msgspec
 from twisted.internet.threads import deferToThreadPool
 
 from helix_revdial import __version__
-from helix_revdial.http.operations import Call, Operation, OperationTable
+from helix_revdial.http.operations import Call, Operation, OperationTable, openTable
 from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
@@ -298,18 +298,6 @@ def executorOperations(
 
 def executorTable(operations: list[Operation]) -> OperationTable:
     """The executor's operation table, open to whoever reaches it."""
-
-    async def nobody(request: Request) -> None:
-        return None
-
-    async def everybody(call: Call, access: str) -> None:
-        return None
-
-    return OperationTable(
-        operations,
-        authenticate=nobody,
-        authorise=everybody,
-        translate=translate,
-        title="helix_revdial executor",
-        version=__version__,
+    return openTable(
+        operations, translate=translate, title="helix_revdial executor", version=__version__
     )

@@ -356,6 +356,39 @@ class OperationTable:
         return Response(operation.status, headers, msgspec.json.encode(result))
 
 
+async def _nobody(request: Request) -> None:
+    return None
+
+
+async def _everything(call: Call, access: str) -> None:
+    return None
+
+
+def openTable(
+    operations: Sequence[Operation],
+    *,
+    translate: Callable[[Exception], Problem | None],
+    title: str,
+    version: str,
+) -> OperationTable:
+    """
+    The table of a service that knows no users: whoever reaches it may call all of it.
+
+    @raise ValueError: if a row has C{access}, for which nobody would be asked.
+    """
+    for row in operations:
+        if row.access is not None:
+            raise ValueError(f"{row.name!r} has access {row.access!r}, in a table open to all")
+    return OperationTable(
+        operations,
+        authenticate=_nobody,
+        authorise=_everything,
+        translate=translate,
+        title=title,
+        version=version,
+    )
+
+
 def _offered(operation: Operation) -> list[str]:
     """The media types an operation may answer with; empty: it has nothing to say."""
     offered = list(operation.media)

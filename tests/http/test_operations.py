@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.http.openapi import METHODS, openapi
-from helix_revdial.http.operations import ANY, Call, Operation, OperationTable
+from helix_revdial.http.operations import ANY, Call, Operation, OperationTable, openTable
 from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
@@ -345,6 +345,31 @@ class TableTests(SynchronousTestCase):
         ):
             with self.assertRaises(ValueError):
                 OperationTable([*OPERATIONS, other], authenticate=authenticate, authorise=authorise)
+
+
+class OpenTableTests(SynchronousTestCase):
+    """L{openTable}."""
+
+    def row(self, access: str | None) -> Operation:
+        async def run(call: Call) -> Page:
+            if call.principal is not None:
+                raise AssertionError(call.principal)
+            raise Refusal("not today")
+
+        return Operation("list", "GET", "/list", run, access=access, response=Page)
+
+    def test_everybody(self) -> None:
+        """Nobody is asked who he is, and what goes wrong is told in the table's words."""
+        table = openTable([self.row(None)], translate=translate, title="a", version="1")
+        asked = Deferred.fromCoroutine(table(makeRequest("GET", "/list")))
+        problem = self.failureResultOf(asked, Problem).value
+        assert isinstance(problem, Problem)
+        self.assertEqual(problem.status, 503)
+
+    def test_access(self) -> None:
+        """A row for which somebody would have to be asked is none of such a table."""
+        with self.assertRaisesRegex(ValueError, "'list' has access 'viewer'"):
+            openTable([self.row("viewer")], translate=translate, title="a", version="1")
 
 
 class Deep(msgspec.Struct):
