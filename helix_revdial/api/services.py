@@ -37,8 +37,11 @@ from helix_revdial.sessions.driver import Driver, DriverSettings
 from helix_revdial.sessions.events import EventLog
 from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.git_refs import GitRefs
+from helix_revdial.sessions.patch_copies import PatchCopies
+from helix_revdial.sessions.patches import Patches
 from helix_revdial.sessions.redaction import secretProperties
 from helix_revdial.sessions.sessions import Session, Sessions
+from helix_revdial.sessions.timeline import Timeline
 from helix_revdial.sessions.uploads import Uploads
 from helix_revdial.settings import declaredAgents, forwardBounds, rateSettings, uploadSettings
 from helix_revdial.storage.database import Database
@@ -73,6 +76,8 @@ class Services:
     @ivar events: What happened to sessions.
     @ivar executors: Who runs tasks.
     @ivar driver: Has them run.
+    @ivar timeline: What there is to see of a session's time.
+    @ivar patches: The server's own copies of patches, and C{patchCopies}, who makes them.
     @ivar agents: What tasks may ask for; replaced by a reload.
     @ivar catalogue: The projects and repositories that tasks have named.
     @ivar gitRefs: Asks repositories for their branches.
@@ -102,6 +107,9 @@ class Services:
     events: EventLog = field(init=False)
     executors: Executors = field(init=False)
     driver: Driver = field(init=False)
+    timeline: Timeline = field(init=False)
+    patches: Patches = field(init=False)
+    patchCopies: PatchCopies = field(init=False)
     agents: Agents = field(init=False)
     catalogue: Catalogue = field(init=False)
     drafts: Drafts = field(init=False)
@@ -123,6 +131,7 @@ class Services:
         section = self.config.sessions
         self.events = self.sessions.events
         self.events.secretSettings = self.secretSettings
+        self.timeline = Timeline(self.database, self.events, self.wallClock)
         self.executors = Executors(self.clock, self.wallClock, heartbeat=section.heartbeat)
         self.uploads = Uploads(
             self.database,
@@ -157,6 +166,17 @@ class Services:
             onLimit=lambda: self.load.refused("streams_per_user"),
         )
         self.tokens.onRevoked(self.streams.end)
+        self.patches = Patches(
+            self.config.patchesPath,
+            self.fileWorkers,
+            self.wallClock,
+            maxBytes=section.patchBytes,
+            quota=section.patchQuota,
+            retention=section.patchRetention * 86_400,
+        )
+        self.patchCopies = PatchCopies(
+            self.clock, self.wallClock, self.database, self.sessions, self.executors, self.patches
+        )
         self.proxy = HTTPProxy(
             self.clock,
             self.connections,
