@@ -97,9 +97,11 @@ class ExecutorCase(SynchronousTestCase):
     An executor of its own for each test.
 
     @ivar settings: More lines of its file.
+    @ivar protocols: By which it takes repositories.
     """
 
     settings: ClassVar[str] = ""
+    protocols: ClassVar[tuple[str, ...]] = ("file", "https")
 
     def setUp(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="hx-"))
@@ -118,7 +120,8 @@ class ExecutorCase(SynchronousTestCase):
         self.config.write_text(
             f'listen = "{self.socket}"\nstate_directory = "{self.state}"\n'
             f'python = "{self.python or sys.executable}"\n'
-            f'first_user = {self.firstUser}\nmax_sessions = 16\nprotocols = ["file", "https"]\n'
+            f"first_user = {self.firstUser}\nmax_sessions = 16\n"
+            f"protocols = {json.dumps(self.protocols)}\n"
             f"{self.settings}"
         )
         self.process: subprocess.Popen[bytes] | None = None
