@@ -10,17 +10,23 @@ of the configuration are the operator's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable
 from typing import Annotated
 
 import msgspec
 from twisted.logger import Logger
 
-from helix_revdial.access.policy import Expose, mayDial, sessionOf
+from helix_revdial.access.policy import SessionFacts, mayDial, sessionOf
 from helix_revdial.access.principals import Principal
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
-from helix_revdial.gateways.tcp_forward import Forward, ForwardRefused, ForwardSettings, Judge
+from helix_revdial.gateways.tcp_forward import (
+    Allow,
+    Forward,
+    ForwardRefused,
+    ForwardSettings,
+    Judge,
+)
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
@@ -95,7 +101,9 @@ def operations(services: Services) -> list[Operation]:
                 body.listen, body.runner, body.target, body.allow, body.proxyProtocol
             )
             judged = _judge(services, principal, settings.runner)
-            await judged()
+            allow = judged()
+            if not callable(allow):
+                await allow
             forward = forwards.create(
                 settings,
                 judged,
@@ -194,14 +202,19 @@ def operations(services: Services) -> list[Operation]:
 def _judge(services: Services, principal: Principal, runner: str) -> Judge:
     """What the connections of a forward may have: what its maker may."""
 
-    async def now() -> Callable[[Expose], bool]:
-        session = sessionOf(runner)
-        facts = None if session is None else await services.sessions.facts(session)
+    def judged(facts: SessionFacts | None) -> Allow:
         if not any(mayDial(principal, runner, one, facts) for one in ("operator", "owner")):
             raise ForwardRefused("runner", "this runner's targets are not for you")
         return lambda expose: (
             services.stillValid(principal) and mayDial(principal, runner, expose, facts)
         )
+
+    async def withFacts(session: str) -> Allow:
+        return judged(await services.sessions.facts(session))
+
+    def now() -> Allow | Awaitable[Allow]:
+        session = sessionOf(runner)
+        return judged(None) if session is None else withFacts(session)
 
     return now
 

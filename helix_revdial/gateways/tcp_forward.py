@@ -25,9 +25,9 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -51,8 +51,11 @@ MAX_ALLOWED = 256
 _LISTEN = re.compile(r"tcp:(?P<port>[0-9]{1,5})(?::interface=(?P<interface>(?:[^:\\]|\\.)+))?")
 
 Network = IPv4Network | IPv6Network
-Judge = Callable[[], Awaitable[Callable[[Expose], bool]]]
-"""Says, for one connection, whether the forward may have a target that is for these."""
+Allow = Callable[[Expose], bool]
+"""Whether the forward may have a target that is for these."""
+
+Judge = Callable[[], Allow | Awaitable[Allow]]
+"""Says it, for one connection, at once or after a look at what is stored."""
 
 
 class ForwardRefused(Exception):
@@ -312,7 +315,7 @@ class Forwards:
             listening: IListeningPort = made
         else:
             factory = _DiallingAtOnce(self, forward)
-            listening = reactor.listenTCP(port, factory, BACKLOG, interface)
+            listening = reactor.listenTCP(port, factory, backlog=BACKLOG, interface=interface)
         return listening
 
     async def delete(self, forward: Forward) -> None:
@@ -369,20 +372,20 @@ class Forwards:
         """The two halves of a connection's relay."""
         return relayPair(self._reactor, linger=self._linger, onEnd=onEnd, sockets=self._sockets)
 
-    async def dial(self, connection: _Connection) -> None:
+    def dial(self, connection: _Connection, allow: Allow) -> Deferred[IProtocol]:
         """
         Connect to the target.
 
-        @raise DialError: It is not connected.
+        @return: As L{DialEndpoint.connect
+            <helix_revdial.revdial.endpoints.DialEndpoint.connect>}.
         """
         forward = connection.forward
         settings = forward.settings
-        allow = await forward.judge()
         factory = _Ready(connection.target, early=not settings.proxyProtocol)
         endpoint = self._connections.endpoint(
             settings.runner, settings.target, about={"forward": forward.id}, allow=allow
         )
-        await endpoint.connect(factory)
+        return endpoint.connect(factory)
 
 
 class _Ready(Factory):
@@ -449,12 +452,24 @@ class _Connection:
         self.accepted, self.target = forwards.pair(self._ended)
         self._isOver = False
         self._forwards = forwards
-        self._dialling: Deferred[None] | None = None
+        self._dialling: Deferred[Any] | None = None
 
     def start(self) -> None:
         """Dial."""
-        self._dialling = dialling = Deferred.fromCoroutine(self._forwards.dial(self))
+        dialling: Deferred[Any]
+        try:
+            allow = self.forward.judge()
+            if callable(allow):
+                dialling = self._forwards.dial(self, allow)
+            else:
+                dialling = Deferred.fromCoroutine(self._afterJudging(allow))
+        except Exception:
+            dialling = fail(Failure())
+        self._dialling = dialling
         dialling.addCallbacks(self._connected, self._failed)
+
+    async def _afterJudging(self, judging: Awaitable[Allow]) -> None:
+        await self._forwards.dial(self, await judging)
 
     def cut(self) -> None:
         """End it, in whatever state it is."""
@@ -462,7 +477,7 @@ class _Connection:
             self._dialling.cancel()
         self.accepted.abandon()
 
-    def _connected(self, _: None) -> None:
+    def _connected(self, _: object) -> None:
         self._dialling = None
         caller: Any = self.accepted.transport
         if self.forward.settings.proxyProtocol:

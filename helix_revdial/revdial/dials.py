@@ -55,13 +55,14 @@ class Dial:
     @ivar deadline: When the caller's time is up, by the table's clock.
     @ivar generation: Which control connection has been asked, if any.
     @ivar features: What that control connection can do.
-    @ivar ticket: Picks it up, where C{tickets} is agreed.
     @ivar dialer: The old wire's id of the control connection.
     @ivar request: The old wire's id of this asking.
     """
 
     __slots__ = (
         "deadline",
+        "_askings",
+        "_ticket",
         "dialer",
         "features",
         "generation",
@@ -70,7 +71,6 @@ class Dial:
         "request",
         "state",
         "target",
-        "ticket",
     )
 
     def __init__(self, key: str, target: str | None, deadline: float) -> None:
@@ -81,12 +81,24 @@ class Dial:
         self.state = DialState.WAITING
         self.generation: int | None = None
         self.features: frozenset[str] = frozenset()
-        self.ticket: str | None = None
+        self._ticket: str | None = None
+        self._askings: Askings | None = None
         self.dialer: str | None = None
         self.request: str | None = None
 
     def __repr__(self) -> str:
         return f"<Dial {self.id} to {self.key!r} target={self.target!r} {self.state.name}>"
+
+    @property
+    def ticket(self) -> str | None:
+        """
+        Picks it up, where C{tickets} is agreed.  It is made when it is looked at first:
+        a dial that finds a parked connection has none.
+        """
+        if self._ticket is None and self._askings is not None and self.dialer is None:
+            self._ticket = token_urlsafe(24)
+            self._askings.add(self)
+        return self._ticket
 
     def connReady(self) -> ConnReady:
         """
@@ -101,21 +113,28 @@ class Dial:
         path = f"{PATH}?revdial.dialer={self.dialer}&revdial.req={self.request}"
         return ConnReady(path, self.id if TARGETS in self.features else None, None, self.target)
 
-    def ask(self, generation: int, features: frozenset[str], dialer: str) -> None:
-        """Make what picks the dial up on this generation.  For the table."""
+    def ask(self, generation: int, features: frozenset[str], dialer: str, askings: Askings) -> None:
+        """
+        Let there be what picks the dial up on this generation.  For the table.
+
+        @param askings: Where it is found by that.
+        """
         self.state = DialState.ASKED
         self.generation = generation
         self.features = features
-        if TICKETS in features:
-            self.ticket = token_urlsafe(24)
-        else:
+        self._askings = askings
+        if TICKETS not in features:
             self.dialer = dialer
             self.request = token_hex(16)
+            askings.add(self)
 
     def forgetAsking(self, state: DialState) -> None:
         """Make what picked the dial up worthless.  For the table."""
         self.state = state
-        self.ticket = self.dialer = self.request = None
+        askings, self._askings = self._askings, None
+        if askings is not None and (self._ticket is not None or self.dialer is not None):
+            askings.remove(self)
+        self._ticket = self.dialer = self.request = None
 
 
 class Askings:
@@ -128,7 +147,7 @@ class Askings:
         return len(self._dials)
 
     def add(self, dial: Dial) -> None:
-        """Let C{dial}, just asked for, be found."""
+        """Let C{dial}, which is asked for, be found."""
         self._dials[sha256(_nameOf(dial)).digest()] = dial
 
     def remove(self, dial: Dial) -> None:

@@ -50,6 +50,14 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REASON = re.compile(r"[a-z][a-z-]{0,31}")
 _PATH = re.compile(r"/(?!/)[!-\"$-\[\]-~]*")
+_SIMPLE = re.compile(
+    rb'\{"command":"(?:'
+    rb'dial","dial":"([A-Za-z0-9_-]{1,128})"(?:,"target":"([A-Za-z0-9][A-Za-z0-9._-]{0,127})")?'
+    rb'|connected","dial":"([A-Za-z0-9_-]{1,128})","seconds":([0-9]{1,9}\.[0-9]{1,9})'
+    rb")\}"
+)
+"""The lines of a dial on a parked connection, as both of our ends write them."""
+
 _CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
 # Go's encoder writes these as escapes; the agents of 2025 have seen no other form.
 _GO_ESCAPES = str.maketrans(
@@ -243,8 +251,14 @@ def encode(message: Message) -> bytes:
         case Park(ticket):
             return _line({"command": "park", "ticket": ticket})
         case Assign(dial, target):
+            if _TOKEN.fullmatch(dial) and target is None:
+                # One for each dial, of which nothing needs an escape.
+                return b'{"command":"dial","dial":"%b"}\n' % dial.encode()
             return _line({"command": "dial", "dial": dial, "target": target})
         case Connected(dial, seconds):
+            if _TOKEN.fullmatch(dial) and type(seconds) is float and 0 <= seconds < math.inf:
+                found = b'{"command":"connected","dial":"%b","seconds":%b}\n'
+                return found % (dial.encode(), repr(seconds).encode())
             return _line({"command": "connected", "dial": dial, "seconds": seconds})
         case Goodbye(delay):
             return _line({"command": "goodbye", "delay": delay})
@@ -318,6 +332,13 @@ def decode(line: bytes) -> Message:
     @raise ControlError: The line is no JSON object in UTF-8, or a field that its
         command needs is missing or has the wrong form.
     """
+    simple = _SIMPLE.fullmatch(line)
+    if simple is not None:
+        # What we write ourselves for each dial; the rest says the same of it.
+        dialled, target, connected, seconds = simple.groups()
+        if connected is None:
+            return Assign(dialled.decode(), None if target is None else target.decode())
+        return Connected(connected.decode(), min(float(seconds), MAX_DELAY))
     fields = _jsonObject(line)
     command = _text(fields, "command") or ""
     match command:

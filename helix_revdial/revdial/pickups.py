@@ -159,7 +159,8 @@ class Call:
 
     def ended(self, reason: Failure) -> None:
         """The carrier is gone."""
-        self.fail(Failure(TunnelBroke()))
+        if not self._fired:
+            self.fail(Failure(TunnelBroke()))
         self.finish(self.stream.reason or _word(reason))
 
     def _cancel(self, _: Deferred[IProtocol]) -> None:

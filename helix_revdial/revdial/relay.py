@@ -396,7 +396,7 @@ class RelayProtocol(Protocol):
         self._early = []
         pair, other = self._pair, self.other
         pair.ending(self)
-        orderly = reason.check(error.ConnectionDone) is not None
+        orderly = isinstance(reason.value, error.ConnectionDone)
         if not pair.joined or pair.why == LINGERED:
             pair.settle(ABANDONED, reason)
             other.drop()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import error
 from twisted.internet.interfaces import IDelayedCall, IReadWriteDescriptor
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -162,9 +163,9 @@ class Side:
             except Exception:
                 self._log.failure("a connection could not be used again")
             return
-        reason = error.ConnectionDone() if orderly else error.ConnectionAborted(text)
+        reason = connectionDone if orderly else Failure(error.ConnectionAborted(text))
         try:
-            self.stream.transport.connectionLost(Failure(reason))
+            self.stream.transport.connectionLost(reason)
         except Exception:
             self._log.failure("a protocol failed at the end of its stream")
 
@@ -489,7 +490,8 @@ class Side:
         framing = self._framing
         if framing is None:
             self._writeEnded = True
-            self._shutdown()
+            if not (self._readEnded and self.other.isFinishing):
+                self._shutdown()
         elif framing.eof:
             self._markSent = True
             self._sendControl(BINARY, b"")
@@ -514,6 +516,20 @@ class Side:
     def _closeTimedOut(self) -> None:
         self._closeTimer = None
         self.guard(self._bothDone)
+
+    @property
+    def isFinishing(self) -> bool:
+        """
+        Whether both directions have ended and nothing else is to be done: with its
+        other side, the relay is over, which closes that one's socket.
+        """
+        return (
+            self._readEnded
+            and self._writeEnded
+            and not self.outbox.waits
+            and not self._draining
+            and (self._framing is None or self._isFree)
+        )
 
     @property
     def _isFree(self) -> bool:
@@ -544,5 +560,6 @@ class Side:
             self._close()
         elif framing is None or not self._draining:
             self.isOver = True
-            self.updateReading()
             self.relay.checkDone()
+            # Last: where the connection goes back to its transport, that reads on.
+            self.updateReading()

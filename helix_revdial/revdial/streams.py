@@ -428,6 +428,6 @@ class Prepared(Factory):
 
 
 def _describe(reason: Failure) -> str:
-    if reason.check(ConnectionDone):
+    if isinstance(reason.value, ConnectionDone):
         return "closed"
     return reason.getErrorMessage() or reason.value.__class__.__name__

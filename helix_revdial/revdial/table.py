@@ -449,14 +449,11 @@ class ConnectionTable:
         return dial.target is None or TARGETS in runner.features
 
     def _ask(self, dial: Dial, runner: Runner) -> None:
-        dial.ask(runner.generation, runner.features, runner.dialer)
-        self._askings.add(dial)
+        dial.ask(runner.generation, runner.features, runner.dialer, self._askings)
         limit = min(dial.deadline, self._clock.seconds() + self._dialTimeout)
         self._deadlines.schedule(dial, limit)
 
     def _stopAsking(self, dial: Dial, state: DialState) -> None:
-        if dial.state is DialState.ASKED:
-            self._askings.remove(dial)
         dial.forgetAsking(state)
 
     def _forget(self, dial: Dial, runner: Runner, state: DialState) -> None:

@@ -46,7 +46,7 @@ class ForwardsCase(SynchronousTestCase):
 
     taken = False
 
-    def listen(self, port: int, factory: Any, interface: str) -> Port:
+    def listen(self, port: int, factory: Any, backlog: int, interface: str) -> Port:
         if self.taken:
             raise CannotListenError(interface, port, OSError(98, "Address already in use"))
         self.ports.append(Port(port, factory, interface))

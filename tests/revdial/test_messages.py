@@ -13,7 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from helix_revdial.revdial.messages import (
     MAX_DELAY,
     MAX_LINE,
+    Assign,
     Closing,
+    Connected,
     ConnReady,
     ControlError,
     Echo,
@@ -53,6 +55,33 @@ _messages: st.SearchStrategy[Message] = st.one_of(
 
 def readAll(data: bytes, limit: int = MAX_LINE) -> list[Message]:
     return list(MessageReader(limit).feed(data))
+
+
+class DialLineTests(SynchronousTestCase):
+    """The two lines that each pooled dial has are written and read in a shorter way."""
+
+    @settings(deadline=None, max_examples=200)
+    @given(
+        st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True),
+        st.none() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+        st.none() | st.floats(0, MAX_DELAY),
+    )
+    def test_theSameAsAnyJSON(self, dial: str, target: str | None, seconds: float | None) -> None:
+        """What is written is what the encoder would write; what is read is what it says."""
+        fields: dict[str, object] = {"command": "dial", "dial": dial, "target": target}
+        for message, said in (
+            (Assign(dial, target), fields),
+            (
+                Connected(dial, seconds),
+                {"command": "connected", "dial": dial, "seconds": seconds},
+            ),
+        ):
+            present = {name: value for name, value in said.items() if value is not None}
+            line = json.dumps(present, separators=(",", ":")).encode()
+            self.assertEqual(encode(message), line + b"\n")
+            self.assertEqual(decode(line), message)
+            # Not the form that is known: the long way says the same.
+            self.assertEqual(decode(line.replace(b":", b": ", 1)), message)
 
 
 class EncodeTests(SynchronousTestCase):

@@ -462,7 +462,8 @@ class TableMachine(RuleBasedStateMachine):
     def bounded(self) -> None:
         assert len(self.table._runners) <= RUNNERS
         assert len(self.table._memory) <= RUNNERS
-        assert len(self.table._askings) == sum(d.askedUntil is not None for d in self.dials)
+        # What picks a dial up is made when it is looked at.
+        assert len(self.table._askings) <= sum(d.askedUntil is not None for d in self.dials)
         assert self.table._deadlines.held <= 2 * (RUNNERS + RUNNERS * PENDING) + 65
 
 
