@@ -58,6 +58,10 @@ class Machine(RuleBasedStateMachine):
                 case CheckSlot(slot):
                     assert slot in self.idle, "checked what is not idle"
 
+    def order(self, slot: Slot) -> int:
+        """What a choice among slots goes by: the same in every run."""
+        return list(self.born).index(slot)
+
     @rule(generation=GENERATIONS)
     def begin(self, generation: int) -> None:
         if generation not in self.ever:
@@ -88,7 +92,7 @@ class Machine(RuleBasedStateMachine):
         if not self.tickets:
             assert self.parked.claim("unheard-of") is None
             return
-        ticket = data.draw(st.sampled_from(sorted(self.tickets)))
+        ticket = data.draw(st.sampled_from(list(self.tickets)))
         generation, asked = self.tickets.pop(ticket)
         slot = self.parked.claim(ticket)
         late = self.clock.seconds() >= asked + ASK_LIMIT
@@ -106,7 +110,7 @@ class Machine(RuleBasedStateMachine):
     def giveBack(self, data: st.DataObject) -> None:
         if not self.lent:
             return
-        slot = data.draw(st.sampled_from(sorted(self.lent, key=id)))
+        slot = data.draw(st.sampled_from(sorted(self.lent, key=self.order)))
         effects = self.parked.returned(slot)
         if not effects:
             assert slot.generation in self.live, "parked for a generation that is over"
@@ -116,7 +120,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        known = sorted(self.lent | self.idle, key=id)
+        known = sorted(self.lent | self.idle, key=self.order)
         if not known:
             return
         slot = data.draw(st.sampled_from(known))
