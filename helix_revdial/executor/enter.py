@@ -110,8 +110,10 @@ def enter(terms: dict[str, Any]) -> None:
         raise OSError(ctypes.get_errno(), "no_new_privs")
     os.umask(terms.get("umask", 0o022))
     # The interpreter ignores these two; a program expects them to end it.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    # What is ignored stays ignored in a new program: by Python (SIGPIPE, SIGXFSZ), by
+    # nohup, by a shell that put us in the background.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
     if terms.get("directory") is not None:
         os.chdir(terms["directory"])
         os.environ["PWD"] = terms["directory"]

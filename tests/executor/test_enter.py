@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,11 @@ class EnterTests(SynchronousTestCase):
         """A pipe that nobody reads ends a program, as it does in a shell."""
         done = self.enter({}, "sh", "-c", "(sleep 0.2; yes; echo $? >&2) | true")
         self.assertNotIn("141\n1\n", done.stderr)
+
+    def test_ignoredSignals(self) -> None:
+        """No program ignores what whoever started the executor had ignored."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         self.assertIn(
             "SigIgn:\t0000000000000000", self.enter({}, "cat", "/proc/self/status").stdout
         )
