@@ -83,7 +83,10 @@ from helix_revdial.sessions.git_refs import ENVIRONMENT as GIT_ENVIRONMENT
 from helix_revdial.sessions.git_refs import GitRefs
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.sessions.synthetic import SyntheticExecutor
+from helix_revdial.sessions.webhook_calls import Calls
+from helix_revdial.sessions.webhooks import Webhooks
 from helix_revdial.settings import (
+    callSettings,
     certificateGrants,
     declaredAgents,
     doorSettings,
@@ -95,6 +98,7 @@ from helix_revdial.settings import (
     rateSettings,
     tunnelLimits,
     uploadSettings,
+    webhookSettings,
 )
 from helix_revdial.storage.database import (
     Database,
@@ -191,6 +195,7 @@ class ControlPlane(LoggingService):
             forwardSettings(config.forwards)
             declaredAgents(config.agents)
             gitAccess(config.git)
+            callSettings(config.webhooks)
         except ConfigError as error:
             raise CannotStart(str(error)) from None
         self._reload = Reload(
@@ -297,6 +302,7 @@ class ControlPlane(LoggingService):
             )
             self.services.executors.add("synthetic", self._synthetic)
         self.services.executors.start()
+        self._webhooks.begin()
         self.services.driver.begin()
         self.services.patchCopies.begin()
 
@@ -413,6 +419,14 @@ class ControlPlane(LoggingService):
                 lambda key: connections.endpoint(key, TARGET, about={"request": "executor"}),
                 self._tenantOf,
             )
+        )
+        self._webhooks = Webhooks(
+            database,
+            clock,
+            self._wallClock,
+            services.events,
+            Calls(self._reactor, self._reactor.nameResolver, callSettings(config.webhooks)),
+            webhookSettings(config.webhooks),
         )
         services.idempotency.start()
         services.jwts.setIssuers(self._issuers)
@@ -544,9 +558,12 @@ class ControlPlane(LoggingService):
 
     async def _prepareAgents(self, config: ServerConfig) -> Callable[[], None]:
         agents, access = declaredAgents(config.agents), gitAccess(config.git)
+        calls = callSettings(config.webhooks)
 
         def put() -> None:
             self.services.agents = agents
+            self._webhooks.callAs(calls)
+            self._webhooks.settings = webhookSettings(config.webhooks)
             if self.services.gitRefs is not None:
                 self.services.gitRefs.access = access
 
@@ -662,6 +679,7 @@ class ControlPlane(LoggingService):
             lambda: Deferred.fromCoroutine(services.driver.stop()),
             *([] if self._synthetic is None else [self._synthetic.stop]),
             lambda: Deferred.fromCoroutine(services.events.flush()),
+            lambda: Deferred.fromCoroutine(self._webhooks.stop()),
             self._git.stop,
             services.idempotency.stop,
             services.jwts.stop,

@@ -11,8 +11,11 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict
 
+from OpenSSL import SSL
+from twisted.internet.ssl import trustRootFromCertificates
+
 from helix_revdial.access.certificates import CertificateGrants, GrantError, grant
-from helix_revdial.access.jwks import KeySet, httpsFetch
+from helix_revdial.access.jwks import KeySet, certificatesIn, httpsFetch
 from helix_revdial.access.jwt import Issuer
 from helix_revdial.access.principals import isPattern
 from helix_revdial.access.rate_limits import Rate, RateSettings, Scope
@@ -34,6 +37,7 @@ from helix_revdial.config import (
     TLSSection,
     TunnelSection,
     UploadsSection,
+    WebhooksSection,
 )
 from helix_revdial.gateways.tcp_forward import Bounds, ForwardRefused, ForwardSettings
 from helix_revdial.http.limits import HTTPLimits
@@ -52,7 +56,10 @@ from helix_revdial.sessions.agents import (
     Agents,
 )
 from helix_revdial.sessions.git_refs import GitAccess
+from helix_revdial.sessions.public_addresses import Network
 from helix_revdial.sessions.uploads import UploadSettings
+from helix_revdial.sessions.webhook_calls import CallSettings
+from helix_revdial.sessions.webhooks import WebhookSettings
 from helix_revdial.storage.database import parseURL
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -75,6 +82,7 @@ def check(config: ServerConfig) -> None:
         gitAccess(config.git)
         rateSettings(config.rateLimits)
         issuers(config.access, None)
+        callSettings(config.webhooks)
     except ListenError as error:
         raise ConfigError(str(error)) from None
     try:
@@ -181,6 +189,38 @@ def gitAccess(section: GitSection) -> GitAccess:
     except ValueError as error:
         raise ConfigError(f"git.allow: {error}") from None
     return GitAccess(allowed, section.sshKey, section.knownHosts, section.caFile)
+
+
+def webhookNetworks(section: WebhooksSection) -> tuple[Network, ...]:
+    """
+    Where webhooks may go although it is not public.
+
+    @raise ConfigError: A network that is none.
+    """
+    try:
+        return tuple(ipaddress.ip_network(one) for one in section.allow)
+    except ValueError as error:
+        raise ConfigError(f"webhooks.allow: {error}") from None
+
+
+def callSettings(section: WebhooksSection) -> CallSettings:
+    """
+    How the C{[webhooks]} section has other servers called.
+
+    @raise ConfigError: A network, or certificates, that are none.
+    """
+    trust = None
+    if section.caFile is not None:
+        try:
+            trust = trustRootFromCertificates(certificatesIn(Path(section.caFile).read_bytes()))
+        except (OSError, ValueError, SSL.Error) as error:
+            raise ConfigError(f"webhooks.ca_file: {section.caFile}: {error}") from None
+    return CallSettings(webhookNetworks(section), section.timeout, trust)
+
+
+def webhookSettings(section: WebhooksSection) -> WebhookSettings:
+    """How much the C{[webhooks]} section allows at one time."""
+    return WebhookSettings(section.giveUpAfter, section.atOnce, section.perTarget)
 
 
 def uploadSettings(section: UploadsSection) -> UploadSettings:

@@ -230,7 +230,7 @@ def httpsFetch(reactor: Any, url: str, trust: bytes | None) -> Callable[[], Awai
     policy = BrowserLikePolicyForHTTPS()
     if trust is not None:
         policy = BrowserLikePolicyForHTTPS(
-            trustRoot=trustRootFromCertificates(_certificates(trust))
+            trustRoot=trustRootFromCertificates(certificatesIn(trust))
         )
     client = HTTPClient(Agent(reactor, policy, connectTimeout=TIMEOUT))
 
@@ -262,7 +262,12 @@ def httpsFetch(reactor: Any, url: str, trust: bytes | None) -> Callable[[], Awai
     return fetch
 
 
-def _certificates(pem: bytes) -> list[Certificate]:
+def certificatesIn(pem: bytes) -> list[Certificate]:
+    """
+    The certificates of a PEM file.
+
+    @raise ValueError: There is none.
+    """
     end = b"-----END CERTIFICATE-----"
     found = [Certificate.loadPEM(part + end) for part in pem.split(end)[:-1]]
     if not found:
@@ -279,6 +284,7 @@ __all__ = [
     "MIN_INTERVAL",
     "KeySet",
     "KeysUnavailable",
+    "certificatesIn",
     "httpsFetch",
     "parseKeys",
 ]

@@ -27,6 +27,7 @@ from helix_revdial.api import (
     tokens,
     tunnel,
     uploads,
+    webhooks,
     workspaces,
 )
 from helix_revdial.api.authority import Authority
@@ -80,6 +81,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *tasks.operations(services),
             *drafts.operations(services),
             *uploads.operations(services),
+            *webhooks.operations(services),
             *sessions.operations(services),
             *session_events.operations(services),
             *timeline.operations(services),

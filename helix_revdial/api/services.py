@@ -15,6 +15,7 @@ from helix_revdial.access.policy import runnerFor, sessionOwner
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.rate_limits import RateExceeded, RateLimits
 from helix_revdial.access.tokens import Tokens
+from helix_revdial.api.event_document import documentOf
 from helix_revdial.api.kept_forwards import KeptForwards
 from helix_revdial.api.launching import Launching
 from helix_revdial.api.load import Load
@@ -43,6 +44,8 @@ from helix_revdial.sessions.redaction import secretProperties
 from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.sessions.timeline import Timeline
 from helix_revdial.sessions.uploads import Uploads
+from helix_revdial.sessions.webhook_secrets import WebhookSecrets
+from helix_revdial.sessions.webhooks import Outbox
 from helix_revdial.settings import declaredAgents, forwardBounds, rateSettings, uploadSettings
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.ids import newId
@@ -84,6 +87,8 @@ class Services:
     @ivar fileWorkers: Read and write the files of uploads.
     @ivar drafts: Tasks that are not handed in yet.
     @ivar uploads: Archives for tasks.
+    @ivar webhookSecrets: What tenants' webhooks are signed with.
+    @ivar outbox: What webhooks are to be told.
     @ivar wallClock: Seconds since 1970.
     @ivar ready: Why the server should get no requests now; empty when it should.
     """
@@ -114,6 +119,8 @@ class Services:
     catalogue: Catalogue = field(init=False)
     drafts: Drafts = field(init=False)
     uploads: Uploads = field(init=False)
+    webhookSecrets: WebhookSecrets = field(init=False)
+    outbox: Outbox = field(init=False)
     streams: StreamGateway = field(init=False)
     proxy: HTTPProxy = field(init=False)
     forwards: Forwards = field(init=False)
@@ -133,6 +140,8 @@ class Services:
         self.events.secretSettings = self.secretSettings
         self.timeline = Timeline(self.database, self.events, self.wallClock)
         self.executors = Executors(self.clock, self.wallClock, heartbeat=section.heartbeat)
+        self.webhookSecrets = WebhookSecrets(self.database, self.wallClock)
+        self.outbox = Outbox(self.database, self.wallClock, self.events, documentOf)
         self.uploads = Uploads(
             self.database,
             self.wallClock,

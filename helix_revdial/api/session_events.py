@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from helix_revdial.api.event_document import documentOf
 from helix_revdial.api.event_streams import EventsQuery, openEvents
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import PATH
@@ -240,20 +241,6 @@ class Frames:
         if self._last is None or self._last[0] is not event:
             self._last = (event, frameOf(event))
         return self._last[1]
-
-
-def documentOf(event: Event) -> dict[str, Any]:
-    """An event as JSON."""
-    return {
-        "type": event.type,
-        "ts": timestamp(event.at),
-        "seq": event.seq,
-        "sessionId": event.session,
-        **{name: value for name, value in event.data.items() if name not in _OWN},
-    }
-
-
-_OWN = frozenset({"type", "ts", "seq", "sessionId"})
 
 
 def frameOf(event: Event) -> bytes:

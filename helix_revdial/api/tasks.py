@@ -25,6 +25,8 @@ from helix_revdial.sessions.tasks import (
     validateTask,
 )
 from helix_revdial.sessions.uploads import UploadUnusable
+from helix_revdial.sessions.webhook_calls import problemOf as webhookProblem
+from helix_revdial.settings import webhookNetworks
 
 MAX_TASK = 512 * 1024
 """Bytes of a task as JSON."""
@@ -127,6 +129,7 @@ def checkTask(services: Services, request: TaskRequest, tenant: str) -> None:
         disabledRuntime=services.config.sessions.allowDisabledRuntime,
         agentFaults=lambda agent: services.agents.faults(agent.type, agent.version, agent.settings),
         hasExecutor=hasExecutor,
+        webhookURL=lambda url: webhookProblem(url, webhookNetworks(services.config.webhooks)),
     )
     try:
         validateTask(request, policy)
