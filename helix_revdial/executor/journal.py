@@ -194,7 +194,9 @@ class Journal:
 
     @property
     def ahead(self) -> int:
-        """Bytes of reports that were not fetched, to within L{MARK} bytes."""
+        """Bytes of reports that were not fetched, to within L{MARK} bytes; 0 where all were."""
+        if self._fetched >= self.lastSeq:
+            return 0
         while len(self._marks) > 1 and self._marks[1][0] <= self._fetched:
             self._marks.popleft()
         return self._total - self._marks[0][1]
