@@ -123,6 +123,21 @@ def becomeSubreaper() -> bool:
     return bool(ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
+def reapOrphans(besides: Collection[int]) -> None:
+    """
+    Look after the dead that fell to us as a subreaper.
+
+    @param besides: Those that somebody else looks after.
+    """
+    own = os.getpid()
+    for process in processTable().values():
+        if process.dead and process.parent == own and process.pid not in besides:
+            try:
+                os.waitpid(process.pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+
+
 def signalUser(user: int, number: int) -> None:
     """
     Signal every process of a user at once, those too that are being made: what

@@ -2,18 +2,18 @@
 """
 One session from its launch to its end.
 
-A L{Supervisor} owns the session's journal while it lives, the task's process and its
-companions, and is alone in doing so.  It outlives the executor that started it, and
-asks it for nothing: what it is told comes by L{Supervisor.command}, what it has to say
-goes into the journal, and C{notify} says that there is more.
+A L{Supervisor} owns the session's journal while it lives
+(L{Reporting <helix_revdial.executor.reporting.Reporting>} writes it), the task's process
+(L{Task <helix_revdial.executor.task.Task>}) and its companions, and is alone in doing so.
+It outlives the executor that started it, and asks it for nothing: what it is told comes by
+L{Supervisor.command}, what it has to say goes into the journal, and C{notify} says that
+there is more.
 
   - Everything that happens is one report, in the order in which it happened.  The last
     one is C{exit}; by then nothing of the session runs, and what it delivers is there.
   - A verb is refused where the state forbids it, and does nothing where it is done or
     under way.
-  - Output is held back, by not reading it, while the journal is too far ahead of who
-    fetches it, or cannot be written.  What is held back is never dropped, but by
-    C{cancel}.
+  - Output that is held back is never dropped, but by C{cancel}.
 """
 
 from __future__ import annotations
@@ -21,30 +21,27 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
+from twisted.internet import process
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from helix_revdial.sessions.executor import HostState, Level, SnapshotMade, WorkspaceFacts
+from helix_revdial.sessions.executor import HostState, SnapshotMade, WorkspaceFacts
 
-from .command_line import ArgumentTooLong, fillIn, takesPrompt
+from .command_line import ArgumentTooLong
 from .commands import CommandFailed, Commands
 from .companions import Companions
 from .control_groups import GroupUnusable
-from .enter import CANNOT_ENTER
 from .journal import Journal
 from .layout import Layout
-from .output import OutputLines
-from .process_table import processTable
+from .process_table import reapOrphans
 from .record import Record
+from .reporting import RETRY, Reporting
+from .task import Task
 from .workspace import PatchMade, Workspace, WorkspaceFailed
 
 POLL = 0.02
@@ -56,61 +53,12 @@ FREEZE_SECONDS = 10.0
 KILL_SECONDS = 20.0
 """How long it may take until what was killed is gone."""
 
-DRAIN_SECONDS = 5.0
-"""How long what is left of the output may take, once nobody can write any more."""
-
-PARTIAL_SECONDS = 2.0
-"""How long a line may be without its end before it is reported."""
-
 TEND_SECONDS = 1.0
 """Between two looks at what has no event of its own."""
-
-MAX_PROMPT = 64 * 1024
-"""Bytes of a prompt."""
-
-MAX_PROMPTS_WAITING = 256 * 1024
-"""Bytes of prompts that the agent has not read."""
-
-RETRY = 1.0
-"""Seconds until the journal is written again, where it could not be."""
-
-_LEVELS: dict[str, Level] = {"stdout": "info", "stderr": "warn", "system": "info"}
 
 
 class Refused(Exception):
     """What was asked for cannot be; the text says why."""
-
-
-class _Task(ProcessProtocol):
-    """The agent's process."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self.lines = {1: OutputLines(), 2: OutputLines()}
-        self.exited: Deferred[None] = Deferred()
-        self.reason: Failure | None = None
-        self.drained: Deferred[None] = Deferred()
-        self.unread = 0
-
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        stream = "stdout" if childFD == 1 else "stderr"
-        self._supervisor.output(stream, self.lines[childFD].feed(data))
-
-    def flush(self) -> None:
-        """Report what there is of lines that have no end."""
-        for descriptor, lines in self.lines.items():
-            stream = "stdout" if descriptor == 1 else "stderr"
-            self._supervisor.output(stream, lines.flush())
-
-    def processExited(self, reason: Failure) -> None:
-        if not self.exited.called:
-            # A value and not its failure: it is no exception how a task ends.
-            self.reason = reason
-            self.exited.callback(None)
-
-    def processEnded(self, reason: Failure) -> None:
-        self.flush()
-        self.drained.callback(None)
 
 
 class Supervisor:
@@ -140,100 +88,45 @@ class Supervisor:
         self._spec = record.spec
         self._layout = layout
         self._wallClock = wallClock
-        self._notify = notify
         self.state: HostState = "provisioning"
         self.journal = Journal(layout.journal)
+        self._reporting = Reporting(
+            reactor,
+            self.journal,
+            wallClock,
+            notify,
+            outputAhead=record.terms.outputAhead,
+            logBytes=record.spec.limits.logBytes,
+        )
         self._confinement = record.confinement(layout, os.getpid())
         self._commands = Commands(reactor, self._confinement, layout, record.tunnelUser)
         self._workspace = Workspace(reactor, record, self._commands)
         self._companions = Companions(
-            reactor, record, layout, self._confinement, lambda text: self._say(text, "warn")
+            reactor,
+            record,
+            layout,
+            self._confinement,
+            lambda text: self._reporting.say(text, "warn"),
         )
-        self._task: _Task | None = None
+        self._task: Task | None = None
         self._goal: Literal["stop", "cancel"] | None = None
         self._failure: str | None = None
-        self._pending: deque[tuple[float, str, dict[str, Any]]] = deque()
-        self._retry: IDelayedCall | None = None
         self._kill: IDelayedCall | None = None
-        self._held = False
-        self._logged = 0
-        self._prompts = 0
         self._busy = False
         self._tending = LoopingCall(self._tend)
         self._tending.clock = reactor
-        self._partialSince: float | None = None
-
-    # What is reported
-
-    def _report(self, kind: str, **fields: Any) -> None:
-        """Write a report, now or as soon as it can be written."""
-        self._pending.append((self._wallClock(), kind, fields))
-        self._write()
-
-    def _write(self) -> None:
-        if self._retry is not None:
-            return
-        while self._pending:
-            at, kind, fields = self._pending[0]
-            try:
-                self.journal.append(at, kind, **fields)
-            except OSError as error:
-                self._log.error("the journal cannot be written: {error}", error=error)
-                self._retry = self._reactor.callLater(RETRY, self._writeAgain)
-                break
-            self._pending.popleft()
-        self._notify()
-        self._hold()
-
-    def _writeAgain(self) -> None:
-        self._retry = None
-        self._write()
-
-    def _say(self, message: str, level: Level = "info") -> None:
-        """A line of the log that is the host's own."""
-        self._report("log", level=level, stream="system", message=message)
-
-    def output(self, stream: str, messages: list[str]) -> None:
-        """The task has said something."""
-        limit = self._spec.limits.logBytes
-        for message in messages:
-            if self._logged > limit:
-                return
-            self._logged += len(message.encode())
-            if self._logged > limit:
-                self._say(f"the output is longer than {limit} bytes: the rest is left out", "warn")
-                return
-            self._report("log", level=_LEVELS[stream], stream=stream, message=message)
 
     def _change(self, state: HostState) -> None:
         self.state = state
-        self._report("state", state=state)
+        self._reporting.report("state", state=state)
 
     def acknowledge(self, seq: int) -> None:
         """Reports up to C{seq} have been fetched, for good."""
-        self.journal.acknowledge(seq)
-        self._hold()
+        self._reporting.acknowledge(seq)
 
     def fetched(self, seq: int) -> None:
         """Reports up to C{seq} were sent to whoever asked for them."""
-        self.journal.fetched(seq)
-        self._hold()
-
-    def _hold(self) -> None:
-        """Read the task's output, or leave it where it is."""
-        task = self._task
-        if task is None or task.transport is None:
-            return
-        ahead = self.journal.ahead
-        most = self._record.terms.outputAhead
-        wanted = bool(self._pending) or ahead > (most * 3 // 4 if self._held else most)
-        if wanted != self._held and not task.drained.called:
-            self._held = wanted
-            transport: Any = task.transport
-            if wanted:
-                transport.pauseProducing()
-            else:
-                transport.resumeProducing()
+        self._reporting.fetched(seq)
 
     # Its life
 
@@ -266,8 +159,8 @@ class Supervisor:
             self._kill.cancel()
         self._tending.stop()
         self.state = "ended"
-        self._report("exit", **result)
-        while self._pending:
+        self._reporting.report("exit", **result)
+        while not self._reporting.complete:
             await deferLater(self._reactor, RETRY)
 
     async def _live(self) -> dict[str, Any]:
@@ -277,7 +170,7 @@ class Supervisor:
         except GroupUnusable as error:
             raise WorkspaceFailed(f"the host cannot hold the session: {error}") from None
         await self._workspace.prepare()
-        self._report("workspace", workspace=self.facts)
+        self._reporting.report("workspace", workspace=self.facts)
         if self._goal is None:
             await self._companions.start()
         if self._goal is not None:
@@ -289,9 +182,8 @@ class Supervisor:
         if overdue is not None and overdue.active():
             overdue.cancel()
         await self._killed()
-        await self._drain(task)
-        assert task.reason is not None
-        result = self._ending(task.reason)
+        await task.drain(lambda: self._goal == "cancel")
+        result = task.ending
         if self._goal is None and result.get("exitCode") == 0:
             await self._deliver()
         return result
@@ -302,63 +194,14 @@ class Supervisor:
         path = str(self._layout.workspace)
         return WorkspaceFacts(self._workspace.provider.name, path, os.uname().nodename, path)
 
-    def _start(self) -> _Task:
-        layout, spec = self._layout, self._spec
-        prompt = layout.temporary / "prompt"
-        prompts = layout.home / "prompts"
-        self._give(prompt, spec.prompt)
-        prompts.mkdir(exist_ok=True)
-        if self._record.user is not None:
-            os.chown(prompts, self._record.user, self._record.user)
-        workspace = str(layout.workspace)
-        values = {
-            "prompt": spec.prompt,
-            "promptFile": str(prompt),
-            "workspace": workspace,
-            "session": spec.session,
-            "version": spec.agent.version,
-            "python": self._record.terms.python,
-        }
+    def _start(self) -> Task:
+        task = Task(self._reactor, self._record, self._layout, self._reporting.output)
         try:
-            command = fillIn(spec.agent.command, values, spec.agent.settings)
+            task.start(self._confinement, self._companions.environment)
         except ArgumentTooLong as error:
             raise WorkspaceFailed(str(error)) from None
-        environment = self._confinement.environment(
-            str(layout.home),
-            str(layout.temporary),
-            {
-                **self._record.terms.environment,
-                **spec.agent.env,
-                **self._companions.environment,
-                "HELIX_WORKSPACE": workspace,
-                "HELIX_PROMPT_FILE": str(prompt),
-                "HELIX_PROMPTS": str(prompts),
-            },
-        )
-        argv = self._confinement.argv(command, "task", workspace, newSession=True)
-        task = self._task = _Task(self)
-        transport = self._reactor.spawnProcess(
-            task,
-            argv[0],
-            argv,
-            env=environment,
-            path="/",
-            childFDs={0: "w", 1: "r", 2: "r"},
-        )
-        if not takesPrompt(spec.agent.command):
-            transport.write(spec.prompt.encode("utf-8", "replace") + b"\n")
-        if spec.agent.prompts != "input":
-            transport.closeStdin()
+        self._task = self._reporting.source = task
         return task
-
-    def _give(self, path: Any, text: str) -> None:
-        """Write a file of the session's, whatever is there."""
-        path.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with open(os.open(path, flags, 0o600), "w", errors="replace") as file:
-            file.write(text)
-            if self._record.user is not None:
-                os.fchown(file.fileno(), self._record.user, self._record.user)
 
     def _limitRun(self) -> IDelayedCall | None:
         seconds = self._spec.limits.runSeconds
@@ -367,46 +210,11 @@ class Supervisor:
 
         def over() -> None:
             self._failure = f"it ran longer than {seconds:g} seconds"
-            self._say(self._failure, "error")
+            self._reporting.say(self._failure, "error")
             self._stop(self._spec.limits.stopSeconds)
 
         later: IDelayedCall = self._reactor.callLater(seconds, over)
         return later
-
-    @staticmethod
-    def _ending(reason: Failure) -> dict[str, Any]:
-        if reason.check(ProcessDone):
-            return {"exitCode": 0}
-        number = getattr(reason.value, "signal", None)
-        if number is not None:
-            try:
-                return {"signal": signal.Signals(number).name}
-            except ValueError:
-                return {"signal": f"SIG{number}"}
-        code = getattr(reason.value, "exitCode", None)
-        if code == CANNOT_ENTER:
-            return {"exitCode": code, "error": "the host could not confine the agent"}
-        return {"exitCode": code}
-
-    async def _drain(self, task: _Task) -> None:
-        """What was written before the end is read to its end."""
-        end: float | None = None
-        while not task.drained.called:
-            if self._goal == "cancel":
-                self._abandon(task)
-            if self._held:
-                # It waits for who fetches the reports, however long.
-                end = None
-            elif end is None:
-                end = self._reactor.seconds() + DRAIN_SECONDS
-            elif self._reactor.seconds() > end:
-                self._abandon(task)
-            await deferLater(self._reactor, POLL)
-
-    @staticmethod
-    def _abandon(task: _Task) -> None:
-        if task.transport is not None:
-            task.transport.loseConnection()
 
     async def _deliver(self) -> None:
         delivery = self._spec.delivery
@@ -415,14 +223,14 @@ class Supervisor:
         try:
             if delivery.mode == "patch":
                 made = await self._workspace.patch()
-                self._report("delivery", mode="patch", size=made.size, sha256=made.sha256)
+                self._reporting.report("delivery", mode="patch", size=made.size, sha256=made.sha256)
                 return
             url = await self._workspace.push(
                 self._spec.session, delivery.targetBranch, delivery.mode == "pr"
             )
-            self._report("delivery", mode=delivery.mode, url=url)
+            self._reporting.report("delivery", mode=delivery.mode, url=url)
         except WorkspaceFailed as error:
-            self._say(str(error), "error")
+            self._reporting.say(str(error), "error")
             self._failure = str(error)
 
     async def _killed(self, *, everything: bool = False) -> None:
@@ -431,7 +239,8 @@ class Supervisor:
         part: Literal["task"] | None = None if everything else "task"
         while True:
             # Before it has joined its group it is not found there.
-            self._signalTask("KILL")
+            if self._task is not None:
+                self._task.signal("KILL")
             besides = () if everything else self._companions.processes
             if self._confinement.kill(part, besides) and self._exited:
                 break
@@ -445,15 +254,6 @@ class Supervisor:
     @property
     def _exited(self) -> bool:
         return self._task is None or self._task.exited.called
-
-    def _signalTask(self, name: str) -> None:
-        """Signal the process that we started, if it lives."""
-        if self._task is None or self._task.transport is None or self._exited:
-            return
-        try:
-            self._task.transport.signalProcess(name)
-        except ProcessExitedAlready:
-            return
 
     # What it is told
 
@@ -553,7 +353,7 @@ class Supervisor:
         if self._task is None:
             self._force()
             return
-        self._signalTask("TERM")
+        self._task.signal("TERM")
         self._confinement.signal(signal.SIGTERM, "task", self._companions.processes)
         self._thaw()
 
@@ -583,42 +383,15 @@ class Supervisor:
 
     def _prompt(self, text: str) -> None:
         """Hand the agent more to do, in the way that it was declared to take it."""
-        encoded = text.encode("utf-8", "replace")
-        why = None
         if self._task is None or self.state not in ("running", "paused"):
-            why = "the agent does not run"
-        elif not text.strip():
-            why = "the prompt is empty"
-        elif len(encoded) > MAX_PROMPT:
-            why = f"the prompt is longer than {MAX_PROMPT} bytes"
-        elif self._spec.agent.prompts == "input":
-            why = self._promptByInput(encoded)
-        elif self._spec.agent.prompts == "files":
-            self._prompts += 1
-            path = self._layout.home / "prompts" / f"{self._prompts:04}"
-            try:
-                self._give(path, text)
-            except OSError as error:
-                why = f"the prompt cannot be written: {error.strerror}"
+            why: str | None = "the agent does not run"
         else:
-            why = "this agent takes no more prompts while it runs"
+            why = self._task.prompt(text)
         if why is None:
-            self._report("prompt", accepted=True)
+            self._reporting.report("prompt", accepted=True)
         else:
-            self._report("prompt", accepted=False, message=why)
+            self._reporting.report("prompt", accepted=False, message=why)
             raise Refused(why)
-
-    def _promptByInput(self, encoded: bytes) -> str | None:
-        assert self._task is not None
-        transport: Any = self._task.transport
-        writer = transport.pipes.get(0) if transport is not None else None
-        if writer is None:
-            return "the agent has closed its standard input"
-        waiting = len(writer.dataBuffer) - writer.offset + writer._tempDataLen
-        if waiting > MAX_PROMPTS_WAITING:
-            return "the agent has not read the prompts of before"
-        transport.write(encoded + b"\n")
-        return None
 
     async def _snapshot(self, label: str) -> SnapshotMade:
         if self.state == "provisioning":
@@ -638,7 +411,9 @@ class Supervisor:
         provider = self._workspace.provider.name
         if self.state != "ended":
             # Who asked for it may not hear of it: he does by this.
-            self._report("snapshot", label=label, provider=provider, snapshot=name, mount=mount)
+            self._reporting.report(
+                "snapshot", label=label, provider=provider, snapshot=name, mount=mount
+            )
         return SnapshotMade(name, provider, at, mount)
 
     async def _patch(self) -> PatchMade:
@@ -652,40 +427,17 @@ class Supervisor:
     def _tend(self) -> None:
         self._companions.tend()
         self._reap()
-        if not self._pending:
+        if self._reporting.complete:
             self.journal.sync()
-        task = self._task
-        if task is None or task.drained.called:
-            return
-        if not any(lines.waiting for lines in task.lines.values()):
-            self._partialSince = None
-        elif self._partialSince is None:
-            self._partialSince = self._reactor.seconds()
-        elif self._reactor.seconds() - self._partialSince >= PARTIAL_SECONDS:
-            task.flush()
-            self._partialSince = None
+        if self._task is not None:
+            self._task.tend()
 
     def _reap(self) -> None:
         """Look after the dead that fell to us, being the parent of whoever lost his."""
         known = set(self._companions.processes)
-        if self._task is not None and self._task.transport is not None:
-            known.add(self._task.transport.pid)
-        own = os.getpid()
-        for process in processTable().values():
-            if process.dead and process.parent == own and process.pid not in known:
-                reaper = _reapers().get(process.pid)
-                if reaper is None:
-                    try:
-                        os.waitpid(process.pid, os.WNOHANG)
-                    except ChildProcessError:
-                        continue
-
-
-def _reapers() -> dict[int, Any]:
-    """The processes that the reactor looks after itself."""
-    from twisted.internet import process
-
-    return process.reapProcessHandlers
+        if self._task is not None and self._task.process is not None:
+            known.add(self._task.process)
+        reapOrphans(known | set(process.reapProcessHandlers))
 
 
 __all__ = ["Refused", "Supervisor"]
