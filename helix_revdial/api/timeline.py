@@ -9,6 +9,7 @@ is a moment as RFC 3339 writes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
@@ -186,6 +187,8 @@ class BranchMade(msgspec.Struct, omit_defaults=True):
 
 _log = Logger()
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 def operations(services: Services) -> list[Operation]:
     """The timeline's."""
@@ -236,6 +239,7 @@ def operations(services: Services) -> list[Operation]:
         session = _begun(call)
         begin, _ = timeline.bounds(session)
         asked: NewMoment = call.body
+        _plain(asked.label, "label")
         at = None if asked.ts is None else _instant(asked.ts, begin, "ts")
         return _made(_moment(await timeline.mark(session, asked.label, at), begin))
 
@@ -254,6 +258,7 @@ def operations(services: Services) -> list[Operation]:
             raise Problem(410, "The session's workspace has been removed.", code="session-over")
         begin, _ = timeline.bounds(session)
         label = call.body.label or f"snapshot of {session.id}"
+        _plain(label, "label")
 
         def answer(snapshot: Snapshot, moment: Moment | None) -> Response:
             return _made(_snapshot(snapshot, begin, [] if moment is None else [moment]))
@@ -272,19 +277,19 @@ def operations(services: Services) -> list[Operation]:
         session = _begun(call)
         begin, _ = timeline.bounds(session)
         asked: Seek = call.body
+        snapshot: Snapshot | None = None
         if asked.fsSnapshotId is not None:
             _oneOf(asked.ts, "ts")
-            found = await _known(session, asked.fsSnapshotId)
-            point = await timeline.pointAt(session, found.at)
-            at, moment, snapshot = found.at, point.moment, found
+            snapshot = await _known(session, asked.fsSnapshotId)
+            point = await timeline.pointAt(session, snapshot.at)
         elif asked.ts is not None:
             point = await timeline.pointAt(session, _instant(asked.ts, begin, "ts"))
-            at, moment, snapshot = point.at, point.moment, point.snapshot  # type: ignore[assignment]
+            snapshot = point.snapshot
         else:
             raise validationProblem({"ts": ["is required, or fsSnapshotId"]})
-        document = SeekDocument(session.id, timestamp(at), _offset(at, begin))
-        if moment is not None:
-            document.moment = _moment(moment, begin)
+        document = SeekDocument(session.id, timestamp(point.at), _offset(point.at, begin))
+        if point.moment is not None:
+            document.moment = _moment(point.moment, begin)
         if snapshot is not None:
             document.fsSnapshot = _snapshot(snapshot, begin, [])
             document.view = _view(session, snapshot)
@@ -295,6 +300,7 @@ def operations(services: Services) -> list[Operation]:
         principal = asking(call)
         assert principal.user is not None
         asked: NewBranch = call.body
+        _plain(asked.name, "name")
         snapshot = await _branchingPoint(session, asked)
         if session.forgotten is not None:
             raise Problem(410, "The session's workspace has been removed.", code="session-over")
@@ -510,6 +516,12 @@ def _instant(given: float | str, begin: float, field: str) -> float:
     return found
 
 
+def _plain(text: str, field: str) -> None:
+    """Text that is shown in a line, and kept in any database."""
+    if _CONTROL.search(text) is not None:
+        raise validationProblem({field: ["has control characters"]})
+
+
 def _oneOf(other: object, field: str) -> None:
     if other is not None:
         raise validationProblem({field: ["is not given together with fsSnapshotId"]})
@@ -520,6 +532,10 @@ def _branched(session: Session, asked: NewBranch) -> TaskRequest:
     request = session.request
     if asked.injectedMessage is not None:
         request.prompt = f"{request.prompt}\n\n{asked.injectedMessage}"
+    delivery = request.delivery
+    if delivery is not None and delivery.mode == "branch":
+        # What the first session pushed, or will, is not what this one builds on.
+        delivery.targetBranch = None
     workspace = request.workspace or TaskWorkspace()
     workspace.executionHostId = session.executor
     request.workspace = workspace

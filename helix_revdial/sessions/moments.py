@@ -31,7 +31,8 @@ MAX_LABEL: Final = 200
 
 MAX_MOMENTS: Final = 1000
 
-MAX_SNAPSHOTS: Final = 200
+MAX_SNAPSHOTS: Final = 50
+"""Each may be a copy of all the files."""
 
 MomentKind = Literal["auto", "manual"]
 

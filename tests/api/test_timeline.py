@@ -123,6 +123,7 @@ class TimelineTests(TimelineTestCase):
             ({}, {"label"}),
             ({"label": ""}, {"label"}),
             ({"label": "x" * 201}, {"label"}),
+            ({"label": "x\x00y"}, {"label"}),
             ({"label": "x", "ts": "yesterday"}, {"ts"}),
             ({"label": "x", "ts": "2026-01-02T03:04:05"}, {"ts"}),
             ({"label": "x", "ts": -1}, {"ts"}),
@@ -298,6 +299,17 @@ class TimelineTests(TimelineTestCase):
         self.assertEqual((known["sessionId"], known["name"]), (branch["id"], "otherwise"))
         self.assertEqual(known["fsSnapshotId"], made["id"])
 
+    def test_branchThatPushes(self) -> None:
+        """A branch pushes to a branch of its own; a pull request is for what it was for."""
+        for mode, target in (("branch", None), ("pr", "fix")):
+            delivery = {"mode": mode, "targetBranch": "fix"}
+            session = self.task(prompt="forever", delivery=delivery)
+            self.until(session, "running")
+            made = self.made(session, "fs-snapshots", {})
+            fields = {"name": "b", "fsSnapshotId": made["id"]}
+            branch = self.made(session, "session-branch", fields)
+            self.assertEqual(self.session(branch["id"])["delivery"].get("targetBranch"), target)
+
     def test_branchOnce(self) -> None:
         """The same key makes one branch, the same is true of a snapshot."""
         session = self.task(prompt="forever")
@@ -329,6 +341,7 @@ class TimelineTests(TimelineTestCase):
         wrong: list[tuple[Any, int]] = [
             ({"fsSnapshotId": made["id"]}, 400),
             ({"name": "b"}, 400),
+            ({"name": "b\n", "fsSnapshotId": made["id"]}, 400),
             ({"name": "", "fsSnapshotId": made["id"]}, 400),
             ({"name": "b", "fsSnapshotId": made["id"], "fromTs": 1}, 400),
             ({"name": "b", "fromTs": "then"}, 400),

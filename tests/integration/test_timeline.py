@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from tests.needs import needsProgram
 
-from .executors import LIMIT, until
+from .executors import LIMIT, ExecutorCase, until
 from .fleet import freePort
 from .tunnelled_hosts import TunnelledHostCase
 
@@ -138,3 +138,21 @@ class TimelineTests(TunnelledHostCase):
             "the patches are there",
         )
         self.assertEqual([status for status, _ in kept], [200, 200])
+
+
+class LaunchTests(ExecutorCase):
+    def test_noSuchSnapshot(self) -> None:
+        """A launch from a snapshot that the host does not have is refused, and costs nothing."""
+        source = self.launch("say up")
+        self.ended(source)
+        for session, snapshot in (
+            (source, "snap-1"),
+            (source, "../workspace"),
+            ("ses_nobody", "snap-1"),
+            ("../private", "snap-1"),
+        ):
+            origin = {"session": session, "snapshot": snapshot}
+            spec = self.spec("say up", fromSnapshot=origin)
+            status, answer = self.ask("PUT", f"/v1/sessions/{spec['session']}", spec)
+            self.assertEqual((status, answer["code"]), (409, "no-snapshot"), origin)
+        self.assertEqual(len(self.ask("GET", "/v1/sessions")[1]["items"]), 1)
