@@ -1,7 +1,7 @@
 """
 Measures this project beside other tunnels, in one run, in turn.
 
-    python -m benchmarks [--rounds N] [--seconds S] [--delay MS] [--tls] [--short] …
+    python -m benchmarks [--rounds N] [--seconds S] [--delay MS] [--tls] [--pin] [--short] …
 
 Every workload is put on every tunnel in each round, one after the other and in
 another order each round, so that what the machine does meanwhile meets them all.
@@ -13,6 +13,8 @@ share, and the processor time of both ends is the sturdier figure.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,7 +48,10 @@ TUNNELS: dict[str, Start] = {
 SHORT_TUNNELS = ("haproxy", "raw")
 SHORT_WORKLOADS = ("up1", "down1", "down50")
 SHORT_ROUNDS = 5
-SHORT_SECONDS = 0.7
+SHORT_SECONDS = 0.4
+
+ENDS, OTHERS = {0}, {1}
+"""The processors of both ends, and of load and target, where they are kept apart."""
 
 DELAY_WORKLOADS = ("dial1", "dial8", "dial32", "pp64")
 """What a delay is for; bulk would measure the delay's own window."""
@@ -61,6 +66,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.5, help="of each window")
     parser.add_argument("--delay", type=float, default=0.0, help="milliseconds, one way")
     parser.add_argument("--tls", action="store_true", help="TLS between the two ends")
+    parser.add_argument(
+        "--pin", action="store_true", help="both ends on one processor, load and target on another"
+    )
     parser.add_argument(
         "--short", action="store_true", help="what CI runs: fails where the baseline is lost"
     )
@@ -138,12 +146,20 @@ def run(chosen: dict[str, Start], workloads: list[Workload], asked: argparse.Nam
             "seconds": asked.seconds,
             "delay": asked.delay,
             "tls": asked.tls,
+            "pin": asked.pin,
             "short": asked.short,
         }
     )
+
+    def place(processors: set[int]) -> None:
+        # What is started from here on inherits it.
+        if asked.pin:
+            os.sched_setaffinity(0, processors)
+
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as made:
         directory = Path(made)
         port = freePort()
+        place(OTHERS)
         target = Program(
             "target", [sys.executable, "-m", "benchmarks.target", str(port)], directory
         )
@@ -153,7 +169,9 @@ def run(chosen: dict[str, Start], workloads: list[Workload], asked: argparse.Nam
             untilListening(port, target)
             if asked.tls:
                 around.certificate = certificate(directory)
+            place(ENDS)
             tunnels = start(chosen, around, results)
+            place(OTHERS)
             for number in range(asked.rounds):
                 for workload in workloads:
                     turn = number % len(tunnels) if tunnels else 0
@@ -210,7 +228,11 @@ def main() -> int:
     workloads = [
         each for each in WORKLOADS if each.name in names or not (names or each.name == "dial8")
     ]
-    last = lastRatios(asked.output, {"delay": asked.delay, "tls": asked.tls, "short": asked.short})
+    if asked.pin and not os.sched_getaffinity(0) >= ENDS | OTHERS:
+        say("Two processors are needed to keep the ends apart from the load.")
+        return 1
+    kind = {"delay": asked.delay, "tls": asked.tls, "pin": asked.pin, "short": asked.short}
+    last = lastRatios(asked.output, kind)
     results = run(chosen, workloads, asked)
     path = asked.output / f"{results.when}.json"
     results.write(path)
@@ -224,9 +246,15 @@ def main() -> int:
     if "haproxy" not in results.tunnels():
         say("Nothing to compare with: install haproxy (apt-get install haproxy).")
         return 1
-    import json
-
-    lost = fallen(results.ratios(), json.loads(BASELINE.read_text()))
+    baseline = json.loads(BASELINE.read_text())
+    lost = fallen(results.ratios(), baseline)
+    if lost:
+        # Something else may have had the machine meanwhile: what is slow is slow twice.
+        say("Measured once more: " + "; ".join(lost))
+        again = {name.split("/")[1] for name in baseline if any(name in line for line in lost)}
+        workloads = [each for each in workloads if each.name in again]
+        baseline = {name: value for name, value in baseline.items() if name.split("/")[1] in again}
+        lost = fallen(run(chosen, workloads, asked).ratios(), baseline)
     for line in lost:
         say(f"slower than the baseline allows: {line}")
     return 1 if lost else 0

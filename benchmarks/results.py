@@ -113,7 +113,10 @@ def lastRatios(directory: Path, settings: dict[str, Any]) -> dict[str, float]:
         try:
             document = json.loads(path.read_text())
             kept = document["settings"]
-            if all(kept.get(key) == settings.get(key) for key in ("delay", "tls", "short")):
+            kinds = ("delay", "tls", "pin", "short")
+            if all(bool(kept.get(key)) == bool(settings.get(key)) for key in kinds) and (
+                kept.get("delay") == settings.get("delay")
+            ):
                 ratios: dict[str, float] = document["ratios"]
                 return ratios
         except (OSError, ValueError, KeyError):
