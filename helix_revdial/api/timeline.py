@@ -530,6 +530,7 @@ def _oneOf(other: object, field: str) -> None:
 def _branched(session: Session, asked: NewBranch) -> TaskRequest:
     """What a branch is asked to do."""
     request = session.request
+    request.draftId = None
     if asked.injectedMessage is not None:
         request.prompt = f"{request.prompt}\n\n{asked.injectedMessage}"
     delivery = request.delivery

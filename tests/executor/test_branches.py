@@ -11,6 +11,7 @@ from helix_revdial.executor.layout import Layout
 from helix_revdial.executor.record import writeRecord
 from helix_revdial.executor.workspace import Workspace, WorkspaceFailed
 from helix_revdial.sessions.executor import RepoSpec, SnapshotSource
+from tests.integration.executors import commonPython
 from tests.needs import needsProgram
 
 from .workspaces import WorkspaceCase, reactor
@@ -128,6 +129,28 @@ class BranchTests(WorkspaceCase):
         self.assertIn("+++ b/a\n", text)
         self.assertIn("+++ b/c\n", text)
         self.assertNotIn("+++ b/b\n", text)
+
+    async def test_upload(self) -> None:
+        """From an archive: the patch is against what was in that."""
+        uploads = self.directory / "uploads"
+        uploads.mkdir()
+        self.sh("echo a > a; tar -cf uploads/u a; chmod 755 uploads; rm a")
+        python = commonPython(self.directory)
+        if not python:
+            raise SkipTest("no Python that the sessions' users can run")
+        repo = RepoSpec("upload", uploadPath="u")
+        source = self.workspace(repo=repo, uploads=str(uploads), python=python)
+        await source.prepare()
+        await self.inside("echo early >> a")
+        await source.provider.snapshot("snap-1")
+        await self.inside("echo late >> a")
+        branch = self.branch(source, "snap-1")
+        await branch.prepare()
+        await self.within("echo mine > mine")
+        text = (await branch.patch()).path.read_text()
+        self.assertIn("@@ -1 +1,2 @@\n a\n+early\n", text)
+        self.assertIn("+++ b/mine\n", text)
+        self.assertNotIn("late", text)
 
     async def test_gone(self) -> None:
         """What is not there any more is said; nothing of it is made up."""
