@@ -73,6 +73,11 @@ def plain(text: str) -> str:
     return line if len(line) <= MAX_SEEN else line[: MAX_SEEN - 1] + "…"
 
 
+def milliseconds(seconds: float) -> str:
+    """A time as a finding says it."""
+    return f"{seconds * 1000:.0f} ms"
+
+
 @dataclass(frozen=True, slots=True)
 class Heard:
     """
@@ -300,5 +305,6 @@ __all__ = [
     "judgeToken",
     "judgeUpgrade",
     "judgeVersion",
+    "milliseconds",
     "plain",
 ]

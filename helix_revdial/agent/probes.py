@@ -13,7 +13,9 @@ from ipaddress import ip_address
 from typing import Any, cast
 
 from OpenSSL import SSL, crypto
+from twisted.internet import error
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import (
     IHandshakeListener,
     IHostResolution,
@@ -37,10 +39,14 @@ from ..revdial.exchange import (
     UpgradeRefused,
     requestHead,
 )
-from .findings import Heard
+from .failures import connectReason
+from .findings import Finding, Heard, plain
 
 ANSWER = 10.0
 """Seconds for an answer to HTTP, as an agent waits."""
+
+STEP = 5.0
+"""Seconds for a step: a name, a connection, an answer."""
 
 
 async def getPage(
@@ -195,12 +201,45 @@ class Addresses:
             self.done.callback(self._found)
 
 
+def noAnswer(what: str, failed: Exception) -> Finding:
+    """
+    Why there was no answer at all, though the port is open.
+
+    @param what: What was asked for.
+    """
+    if isinstance(failed, MalformedAnswer):
+        return Finding(
+            what,
+            "failed",
+            f"what answers does not speak HTTP: {failed}",
+            "see that host and port are the API's; a port for TLS needs https://",
+        )
+    if isinstance(failed, error.TimeoutError | DeferredTimeoutError):
+        return Finding(
+            what,
+            "failed",
+            f"connected, but no answer within {ANSWER:g} s",
+            "the server hangs, or something in between swallows what it does not know: ask "
+            "from another network, or over https",
+        )
+    reason = plain(connectReason(failed) or str(failed) or type(failed).__name__)
+    return Finding(
+        what,
+        "failed",
+        f"connected, then: {reason}",
+        "something closes the connection instead of answering: a port for TLS needs https://; "
+        "else a firewall or proxy in between does not let this through",
+    )
+
+
 __all__ = [
     "ANSWER",
+    "STEP",
     "Addresses",
     "Handshake",
     "Leaving",
     "Unverified",
     "getPage",
+    "noAnswer",
     "quiet",
 ]
