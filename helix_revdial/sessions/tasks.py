@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from helix_revdial.sessions.lifecycle import STATES
 from helix_revdial.sessions.redaction import MARK
 
 MAX_PROMPT: Final = 64 * 1024
@@ -25,6 +26,15 @@ MAX_PROMPT: Final = 64 * 1024
 MAX_LABELS: Final = 64
 
 MAX_WEBHOOKS: Final = 10
+
+WEBHOOK_EVENTS: Final = (
+    "*",
+    "session.*",
+    *(f"session.{state}" for state in STATES),
+    "session.delivery",
+    "session.moment",
+)
+"""What webhooks may be told of."""
 
 SNAPSHOT_PROVIDERS: Final = ("zfs", "btrfs", "overlay", "copy", "git", "agentfs")
 
@@ -264,7 +274,6 @@ _SCP = re.compile(r"(?:[A-Za-z0-9_.][\w.\-]*@)?[A-Za-z0-9][A-Za-z0-9.\-]*:(?!-)[
 _BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]|\.\.|@\{|//")
 _COMMIT = re.compile(r"[0-9a-fA-F]{4,64}")
 _USERINFO = re.compile(r"^([a-z][a-z0-9+.\-]*://)([^/@]*)@", re.IGNORECASE)
-_EVENT = re.compile(r"session\.(?:\*|[a-z]{2,20})|\*")
 
 _Wrong = Callable[[str, str], None]
 
@@ -317,8 +326,8 @@ def _checkWebhooks(webhooks: list[TaskWebhook], policy: TaskPolicy, wrong: _Wron
         wrong("webhooks", f"are more than {MAX_WEBHOOKS}")
         return
     for index, webhook in enumerate(webhooks):
-        if _EVENT.fullmatch(webhook.event) is None:
-            wrong(f"webhooks[{index}].event", "is no event such as session.completed")
+        if webhook.event not in WEBHOOK_EVENTS:
+            wrong(f"webhooks[{index}].event", f"is none of {', '.join(WEBHOOK_EVENTS)}")
         try:
             parts = urlsplit(webhook.url)
             plain = parts.scheme in ("http", "https") and bool(parts.hostname)

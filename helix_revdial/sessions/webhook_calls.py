@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.sessions.test_webhook_calls -*-
+# -*- test-case-name: tests.sessions.test_webhook_calls,tests.integration.test_webhook_calls -*-
 """
 One POST to a server that a user named.
 
@@ -28,7 +28,7 @@ from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, ConnectionClosed
+from twisted.internet.error import ConnectError, ConnectionClosed, ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IHostnameResolver, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import VerificationError, optionsForClientTLS, platformTrust
@@ -49,6 +49,9 @@ MAX_ANSWER: Final = 64 * 1024
 """Bytes of an answer that are taken, in all."""
 
 MAX_URL: Final = 2048
+
+MAX_HOST: Final = 253
+"""Characters of a host's name (RFC 1035, 3.1)."""
 
 CLOSE: Final = 2.0
 """Seconds for the other end to close, before the connection is dropped."""
@@ -117,13 +120,16 @@ def parseURL(url: str) -> Target:
     """
     if len(url) > MAX_URL or not all(0x21 <= ord(c) <= 0x7E for c in url):
         raise ValueError(f"is no URL: up to {MAX_URL} visible ASCII characters")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is no URL") from None
     scheme = parts.scheme.lower()
     if scheme not in ("http", "https"):
         raise ValueError("is no http or https address")
     if parts.username is not None or parts.password is not None:
         raise ValueError("has a user or a password")
-    if not parts.hostname:
+    if not parts.hostname or len(parts.hostname) > MAX_HOST:
         raise ValueError("has no host")
     try:
         port = parts.port
@@ -152,11 +158,13 @@ def problemOf(url: str, allowed: Sequence[Network]) -> str:
     try:
         address = ipaddress.ip_address(target.host)
     except ValueError:
-        # A number that some resolvers take for an address, and "localhost" in all forms.
         last = target.host.rstrip(".").rpartition(".")[2]
         if last.isdigit() or last.startswith("0x"):
+            # A number that some resolvers take for an address.
             return "has no host"
-        return "" if last != "localhost" or allowed else "is at an address that is not public"
+        if last != "localhost":
+            return ""
+        address = ipaddress.IPv4Address("127.0.0.1")
     return "" if isPublic(address, allowed) else "is at an address that is not public"
 
 
@@ -274,22 +282,23 @@ class _Exchange(Protocol):
                 if isinstance(event, h11.Response):
                     self._answer = Answer(event.status_code, _retryAfter(event))
                 elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-                    self._end("the connection was closed without an answer")
+                    self._end("there was no answer")
         except h11.RemoteProtocolError:
-            self._end("the answer is no HTTP, or broke off")
+            self._end(
+                "the answer is no HTTP, or broke off" if self._taken else "there was no answer"
+            )
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         if self._closing is not None and self._closing.active():
             self._closing.cancel()
-        if not self._over:
-            try:
-                self._framing.receive_data(b"")
-            except RuntimeError:
-                # It has ended in good order before.
-                pass
+        if self._over:
+            return
+        if reason.check(ConnectionDone) is not None:
+            # A body without a length ends so.
+            self._framing.receive_data(b"")
             self._read()
-            self._end(f"the connection broke: {_why(reason.value)}")
+        self._end(f"the connection broke: {_why(reason.value)}")
 
     def _cancelled(self, deferred: Deferred[Answer]) -> None:
         self._over = True
