@@ -8,11 +8,12 @@ from unittest.mock import patch
 
 from helix_revdial.config import ServerConfig, SessionsSection
 from helix_revdial.sessions import moments
-from helix_revdial.storage.database import Database
+from helix_revdial.sessions.executor import SnapshotMade
+from helix_revdial.storage.database import Database, DatabaseUnavailable
 from tests.api.harness import Answer, Server, await_, request
 from tests.api.test_session_events import Client
 from tests.api.test_tasks import CONFIG, TaskTestCase
-from tests.storage.databases import newDatabase
+from tests.storage.databases import BreakableThread, newDatabase
 from tests.storage.postgresql import OnPostgreSQL
 
 
@@ -63,7 +64,8 @@ class TimelineTests(TimelineTestCase):
         self.addCleanup(lambda: await_(self.server.services.driver.stop()))
 
     def database(self) -> Database:
-        return newDatabase(self)
+        self.workers = BreakableThread()
+        return newDatabase(self, self.workers)
 
     def test_whole(self) -> None:
         """All that happened has its place in the session's time."""
@@ -162,6 +164,25 @@ class TimelineTests(TimelineTestCase):
         self.assertEqual([one["id"] for one in told].count(made["id"]), 1)
         (note,) = [one for one in self.events(session, "moment") if one["id"] == moment["id"]]
         self.assertEqual(note["snapshotId"], made["id"])
+
+    def test_snapshotThatIsNotNoted(self) -> None:
+        """What the host made when the database was lost is there by the host's report."""
+        session = self.task(prompt="forever")
+        self.until(session, "running")
+        real = self.runner.snapshot
+
+        async def losing(session: str, label: str) -> SnapshotMade:
+            made = await real(session, label)
+            self.workers.lost = DatabaseUnavailable("it is lost")
+            return made
+
+        with patch.object(self.runner, "snapshot", losing):
+            answer = self.do_(session, "fs-snapshots", {"label": "lost"})
+        self.assertEqual((answer.status, answer.json()["code"]), (503, "database-unavailable"))
+        self.workers.lost = None
+        self.server.clock.pump([1.0] * 20)
+        labels = [one["label"] for one in self.seen(session, "fs-snapshots")["items"]]
+        self.assertEqual(labels.count("lost"), 1)
 
     def test_afterTheEnd(self) -> None:
         """What has ended can be kept and named as long as its host has it."""
