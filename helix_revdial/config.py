@@ -180,7 +180,7 @@ class PoolSection(_Section, frozen=True, rename=_snake):
     spare: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 2
     """Idle ones kept to a runner that was dialled in the last ten minutes."""
 
-    perRunner: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 64
+    perRunner: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 128
     """To one runner, those that carry a short stream included; 0 parks none."""
 
     total: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 2000

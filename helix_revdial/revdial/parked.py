@@ -75,7 +75,7 @@ class PoolLimits:
     """
 
     spare: int = 2
-    most: int = 64
+    most: int = 128
     total: int = 2000
     refresh: float = 240.0
 
