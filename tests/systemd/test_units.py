@@ -31,6 +31,13 @@ EXECUTOR = "helix-revdial-executor.service"
 EXPOSURE = 20
 """What C{systemd-analyze security} may find at most, in tenths: 20 is its "OK"."""
 
+EXPOSURES = {EXECUTOR: 60}
+"""
+Of those that cannot be shut off as far.  The executor gives each session a user, mounts and a
+control group of its own, which only root can; and what tasks may do (namespaces, debuggers, the
+network, programs that make programs) it may do itself.  docs/executors.md says so to operators.
+"""
+
 
 def values(unit: str, key: str) -> list[str]:
     """Every value of C{key} in a unit."""
@@ -183,14 +190,14 @@ class UnitTests(SynchronousTestCase):
     def test_security(self) -> None:
         """systemd's own judgement of how far a unit is shut off."""
         for name, path in self.copies().items():
-            if not name.endswith(".service") or name == EXECUTOR:
+            if not name.endswith(".service"):
                 continue
             done = subprocess.run(
                 [
                     "systemd-analyze",
                     "security",
                     "--offline=yes",
-                    f"--threshold={EXPOSURE}",
+                    f"--threshold={EXPOSURES.get(name, EXPOSURE)}",
                     "--no-pager",
                     str(path),
                 ],
