@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.cli.test_completing -*-
+# -*- test-case-name: tests.integration.test_task_cli -*-
 """
 What a shell offers for ids and names that the server knows.
 

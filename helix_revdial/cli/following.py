@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.cli.test_following -*-
+# -*- test-case-name: tests.cli.test_task,tests.integration.test_task_cli -*-
 """
 Following a session to its end, and what an interrupt means meanwhile.
 

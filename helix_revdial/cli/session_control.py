@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.cli.test_session_control -*-
+# -*- test-case-name: tests.cli.test_session -*-
 """
 C{helix session pause}, C{resume}, C{stop}, C{cancel} and C{prompt}: what is done to a session.
 """

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.cli.test_session_watching -*-
+# -*- test-case-name: tests.cli.test_session -*-
 """
 C{helix session logs}, C{events} and C{attach}: what a session says, and what happens to it.
 """

@@ -201,7 +201,7 @@ def task(
     checked = partial(taskRequest, prompt="-", agent="-", settings={}, **common)
     repository = repositoryOf(repo, Path.cwd())
     checked(repository=repository)
-    interactive = not nonInteractive and not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    interactive = not nonInteractive and not yes and _interactive() and sys.stderr.isatty()
     if repository.unseen and base is None:
         _unseen(output, repository.unseen, interactive)
     count = sum(number for _, number in wanted)
@@ -351,7 +351,7 @@ def _prompt(prompt: str | None, file: str | None, mayAsk: bool) -> str:
     if prompt is None:
         if file is not None and file != "-":
             prompt = _file(file)
-        elif file == "-" or not sys.stdin.isatty():
+        elif file == "-" or not _interactive():
             prompt = _standardInput()
             if not prompt.strip() and file is None:
                 raise InteractionNeeded("no prompt: give --prompt, --prompt-file or standard input")
@@ -364,6 +364,11 @@ def _prompt(prompt: str | None, file: str | None, mayAsk: bool) -> str:
     if len(prompt) > MAX_PROMPT:
         raise click.UsageError(f"the prompt has more than {MAX_PROMPT:,} characters")
     return prompt
+
+
+def _interactive() -> bool:
+    """Whether somebody is there."""
+    return sys.stdin.isatty()
 
 
 def _file(name: str) -> str:

@@ -29,8 +29,25 @@ class MainTests(CommandTestCase):
             "db": ("upgrade",),
             "desktop": ("serve",),
             "revdial": ("status",),
+            "remote": ("agents", "runtimes", "runners", "repos", "workspaces", "projects", "refs"),
+            "session": (
+                "list",
+                "get",
+                "logs",
+                "events",
+                "attach",
+                "pause",
+                "resume",
+                "stop",
+                "cancel",
+                "prompt",
+                "workspace",
+                "patch",
+                "open",
+            ),
             "sessions": ("create", "list", "delete"),
             "spectask": ("revdial", "screenshot", "list"),
+            "task": (),
             "tokens": ("create", "rotate", "list", "revoke", "import"),
             "version": (),
         }.items():
@@ -46,7 +63,8 @@ class MainTests(CommandTestCase):
         """Help starts fast: neither Twisted nor treq nor rich nor SQLAlchemy is imported."""
         code = (
             "import sys\nfrom helix_revdial.cli.main import run\n"
-            "for argv in (['--help'], ['spectask', 'revdial', '--help'], ['version']):\n"
+            "for argv in (['--help'], ['spectask', 'revdial', '--help'], ['version'],\n"
+            "             ['task', '-h'], ['session', 'logs', '-h'], ['remote', '-h']):\n"
             "    assert run(argv) == 0\n"
             "slow = {'twisted', 'treq', 'rich', 'sqlalchemy', 'msgspec'} & set(sys.modules)\n"
             "sys.exit(f'imported: {slow}' if slow else 0)\n"

@@ -115,6 +115,75 @@ class ResolveTests(SynchronousTestCase):
         self.write('api_key = "hl-secret"\n')
         self.assertEqual(self.resolve(HELIX_URL="http://e.example").apiKey, "hl-secret")
 
+    def test_otherNamesOfTheServer(self) -> None:
+        """Flags are one setting; of the variables HELIX_URL goes first, then AW_REST_BASE."""
+        self.write('url = "http://p.example"\n[[server]]\nname = "b"\nurl = "http://b.example"\n')
+        every = {
+            "HELIX_URL": "http://h.example",
+            "AW_REST_BASE": "http://a.example/api/v1",
+            "AGENTS_WORKFLOW_REMOTE_SERVER": "b",
+        }
+        for name, url in (
+            ("HELIX_URL", "http://h.example"),
+            ("AW_REST_BASE", "http://a.example"),
+            ("AGENTS_WORKFLOW_REMOTE_SERVER", "http://b.example"),
+        ):
+            self.assertEqual(str(self.resolve(None, **every).url), url)
+            del every[name]
+        self.assertEqual(str(self.resolve().url), "http://p.example")
+        for flags in (
+            Flags(restBase="http://f.example"),
+            Flags(remoteServer="http://f.example/api/v1/"),
+            Flags(url="http://f.example", restBase="http://f.example/"),
+        ):
+            self.assertEqual(
+                str(self.resolve(flags, HELIX_URL="http://h.example").url), "http://f.example"
+            )
+        self.refused(
+            "--url and --remote-server",
+            "give one",
+            flags=Flags(url="http://f.example", remoteServer="b"),
+        )
+
+    def test_namedServers(self) -> None:
+        """A server by its name has its own key, which goes nowhere else."""
+        (self.profile.parent / "key").write_text("hl-secret-c\n")
+        self.write(
+            'url = "http://p.example"\napi_key = "hl-secret"\n'
+            '[[server]]\nname = "b"\nurl = "http://b.example"\napi_key = "hl-secret-b"\n'
+            '[[server]]\nname = "c"\nurl = "http://c.example"\ntoken_file = "key"\n'
+            '[[server]]\nname = "d"\nurl = "http://d.example"\ntoken_file = "missing"\n'
+            '[[server]]\nname = "e"\nurl = "http://e.example"\n'
+        )
+        for name, key in (("b", "hl-secret-b"), ("c", "hl-secret-c"), ("e", None)):
+            settings = self.resolve(Flags(remoteServer=name))
+            self.assertEqual((str(settings.url), settings.apiKey), (f"http://{name}.example", key))
+        settings = self.resolve(Flags(remoteServer="b"), HELIX_API_KEY="hl-env")
+        self.assertEqual(settings.apiKey, "hl-secret-b")
+        settings = self.resolve(Flags(remoteServer="e"), HELIX_API_KEY="hl-env")
+        self.assertEqual(settings.apiKey, "hl-env")
+        self.assertEqual(self.resolve(Flags(url="http://b.example")).apiKey, None)
+        self.refused("[[server]] d", "missing", flags=Flags(remoteServer="d"))
+        self.refused("no [[server]]", "b, c, d, e", flags=Flags(remoteServer="x"))
+
+    def test_badServers(self) -> None:
+        """What is wrong with a server's entry is said."""
+        for text, part in (
+            ("server = 1", "[[server]]"),
+            ('[[server]]\nurl = "http://x"', "name must be"),
+            ('[[server]]\nname = "http://x"\nurl = "http://x"', "name must be"),
+            ('[[server]]\nname = "a"\n[[server]]\nname = "a"', "two of that name"),
+        ):
+            self.write(text)
+            self.refused(part)
+        for text, part in (
+            ('[[server]]\nname = "a"', "has no url"),
+            ('[[server]]\nname = "a"\nurl = "x"', "expected http"),
+            ('[[server]]\nname = "a"\nurl = "http://x"\nbogus = "1"', "bogus"),
+        ):
+            self.write(text)
+            self.refused(part, flags=Flags(remoteServer="a"))
+
     def test_profileOfOthersIsRefused(self) -> None:
         """A profile that others can read or write is refused, with the remedy."""
         for mode in (0o644, 0o640, 0o602, 0o610):
