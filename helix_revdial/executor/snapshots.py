@@ -33,6 +33,9 @@ COPY_SECONDS = 600.0
 """How long a copy may take."""
 
 
+_VIEW = "view-"
+
+
 class NoSuchSnapshot(Exception):
     """There is no snapshot of that name."""
 
@@ -117,7 +120,13 @@ class _Files:
         """Nothing to do: it was there."""
 
     async def remove(self) -> None:
-        """Nothing to do: it is all plain files."""
+        """
+        It is all plain files, but for views of other sessions' snapshots: who was killed
+        while he looked at one has left it.
+        """
+        for view in self.commands.scratch.glob(f"{_VIEW}*"):
+            while view.is_mount():
+                await self.commands.run(["umount", str(view)], by="host")
 
 
 class CopyProvider(_Files):
@@ -174,6 +183,7 @@ class BtrfsProvider(_Files):
         await self._btrfs("delete", str(before))
 
     async def remove(self) -> None:
+        await super().remove()
         places = [self.layout.workspace, self.layout.root / "workspace.before"]
         if self.layout.snapshots.is_dir():
             places += sorted(self.layout.snapshots.iterdir())
@@ -263,7 +273,7 @@ class OverlayProvider(_Files):
 
     def _view(self, name: str) -> Path:
         # Outside of the source's own directory, which may be removed at any time.
-        return self.commands.scratch / f"view-{name}"
+        return self.commands.scratch / f"{_VIEW}{name}"
 
     async def _copy(self, source: Path, place: Path) -> None:
         # As the host: what stands for a file that was removed is a device.
@@ -271,6 +281,7 @@ class OverlayProvider(_Files):
         await self.commands.run(argv, by="host", deadline=COPY_SECONDS)
 
     async def remove(self) -> None:
+        await super().remove()
         await self.detach()
 
 

@@ -57,6 +57,10 @@ class Point:
     snapshot: Snapshot | None
 
 
+Also = Callable[[Connection, Snapshot, Moment | None], None]
+"""What is done in the transaction that notes a snapshot."""
+
+
 class Timeline:
     """
     The timelines of every session.
@@ -167,7 +171,7 @@ class Timeline:
         return await self._events.write(session.id, write)
 
     async def keep(
-        self, session: Session, executor: Executor, label: str, also: Any = None
+        self, session: Session, executor: Executor, label: str, also: Also | None = None
     ) -> tuple[Snapshot, Moment | None]:
         """
         Have the session's host keep its files as they are.

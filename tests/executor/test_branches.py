@@ -9,6 +9,7 @@ from helix_revdial.executor.commands import Commands
 from helix_revdial.executor.filesystems import canMountOverlay
 from helix_revdial.executor.layout import Layout
 from helix_revdial.executor.record import writeRecord
+from helix_revdial.executor.snapshots import providerOf
 from helix_revdial.executor.workspace import Workspace, WorkspaceFailed
 from helix_revdial.sessions.executor import RepoSpec, SnapshotSource
 from tests.integration.executors import commonPython
@@ -114,6 +115,28 @@ class BranchTests(WorkspaceCase):
         if not canMountOverlay(self.directory):
             raise SkipTest("no overlay can be mounted here")
         await self.runThrough("overlay", "overlay")
+
+    async def test_oneUser(self) -> None:
+        """Where sessions have no users of their own."""
+        self.user = None
+        await self.runThrough("copy")
+
+    async def test_viewThatIsLeft(self) -> None:
+        """What a branch that was killed has mounted is gone with it; the source's files stay."""
+        if not canMountOverlay(self.directory):
+            raise SkipTest("no overlay can be mounted here")
+        source = self.workspace("overlay", repo=self.origin())
+        await source.prepare()
+        self.addCleanup(source.provider.remove)
+        await source.provider.snapshot("snap-1")
+        branch = self.branch(source, "snap-1", "overlay")
+        reading = self.otherCommands.reading(self.layout, self.user)
+        view = await providerOf("overlay", reading).show("snap-1")
+        self.assertTrue(view.is_mount())
+        self.assertEqual(view.parent, self.other.root)
+        await branch.provider.remove()
+        self.assertFalse(view.is_mount())
+        self.assertEqual(await self.inside("cat f"), "one\n")
 
     async def test_nothing(self) -> None:
         """Without a repository the patch has all that there is."""
