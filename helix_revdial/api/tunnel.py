@@ -29,9 +29,10 @@ from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import ConnectionGone, Request
 from helix_revdial.http.response import HandedOver
 from helix_revdial.revdial import features as words
+from helix_revdial.revdial.data_websocket import dataServer
 from helix_revdial.revdial.errors import DialError
-from helix_revdial.revdial.parking import switchHead
 from helix_revdial.revdial.requests import Classified, RequestKind, classify
+from helix_revdial.revdial.switching import switchHead
 from helix_revdial.revdial.upgrade import hijackServer, rawServer
 from helix_revdial.revdial.websocket import webSocketServer
 
@@ -113,14 +114,15 @@ def requireUpgradable(request: Request, *, webSocket: bool) -> None:
         raise Problem(400, "A request that changes the protocol carries no body.")
     if not webSocket:
         return
-    if headers.get(b"Sec-WebSocket-Version") != b"13":
+    if headers.getAll(b"Sec-WebSocket-Version") != [b"13"]:
         raise Problem(
             426,
             "WebSocket version 13 is spoken here.",
             headers=[(b"Sec-WebSocket-Version", b"13"), *UPGRADES],
         )
+    keys = headers.getAll(b"Sec-WebSocket-Key")
     try:
-        key = b64decode(headers.get(b"Sec-WebSocket-Key") or b"", validate=True)
+        key = b64decode(keys[0], validate=True) if len(keys) == 1 else b""
     except ValueError:
         key = b""
     if len(key) != 16:
@@ -339,10 +341,20 @@ def _handOver(
             onFailure=failed,
         )
         return request.handOver(carrier)
+    if asked.kind is RequestKind.DATA_WEBSOCKET:
+        carrier = dataServer(
+            protocol,
+            key=request.headers.get(b"Sec-WebSocket-Key") or b"",
+            eof=words.EOF in agreed,
+            responseHeaders=headers,
+            clock=services.clock,
+            onFailure=failed,
+        )
+        return request.handOver(carrier)
     carrier = webSocketServer(
         protocol,
         # On a control connection an empty message is nothing, whatever is agreed.
-        eof=asked.kind in _DATA and words.EOF in agreed,
+        eof=False,
         responseHeaders=headers,
         clock=services.clock,
         onFailure=failed,

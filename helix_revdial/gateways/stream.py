@@ -32,6 +32,7 @@ from helix_revdial.access.shares import Shares
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver
 from helix_revdial.revdial.connections import Connections
+from helix_revdial.revdial.data_websocket import dataServer
 from helix_revdial.revdial.errors import TooManyPendingDials
 from helix_revdial.revdial.features import EOF, FEATURES_HEADER, formatFeatures, parseFeatures
 from helix_revdial.revdial.keepalive import DATA_WATCH, watchPath
@@ -39,7 +40,6 @@ from helix_revdial.revdial.offered import Expose
 from helix_revdial.revdial.relay import RelayEnd, RelayProtocol, relayPair
 from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.revdial.upgrade import rawServer
-from helix_revdial.revdial.websocket import webSocketServer
 
 
 class Ended(Exception):
@@ -191,12 +191,17 @@ class StreamGateway:
             left.abandon()
 
         if webSocket:
-            carrier = webSocketServer(
-                left, eof=eof, responseHeaders=fields, clock=self._clock, onFailure=failed
+            carrier = dataServer(
+                left,
+                key=request.headers.get(b"Sec-WebSocket-Key") or b"",
+                eof=eof,
+                responseHeaders=fields,
+                clock=self._clock,
+                onFailure=failed,
             )
         else:
             carrier = rawServer(left, responseHeaders=fields, clock=self._clock, onFailure=failed)
-        handedOver = request.handOver(carrier, replayHead=webSocket)
+        handedOver = request.handOver(carrier)
         if left.transport is not None:
             # A stream has no heartbeat of its own, and may be idle for hours.
             watchPath(left.transport, DATA_WATCH)

@@ -46,6 +46,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .agent_control import AgentControl, Closed
+from .data_websocket import DataWebSocketEndpoint
 from .errors import NotAllowed, UnknownDial
 from .exchange import (
     Answer,
@@ -78,7 +79,8 @@ from .refusals import Refused, refusal
 from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
 from .server_url import ServerURL
 from .socket_connect import SocketEndpoint
-from .upgrade import RawUpgradeEndpoint, rawHead
+from .switching import askHead, withFields
+from .upgrade import RawUpgradeEndpoint
 from .websocket import WebSocketEndpoint
 
 RAW_AGAIN = 3600.0
@@ -171,7 +173,7 @@ class ServerPath:
         self._dataPath = ""
         self._dataURL = serverURL.carrierURL("")
         self._dataToken: str | None = None
-        self._dataHead = b""
+        self._dataHeads: dict[bool, bytes] = {}
 
     def forget(self) -> None:
         """
@@ -301,15 +303,19 @@ class ServerPath:
         headers = [] if connReady.ticket is None else _ticket(connReady.ticket)
         return _DataEndpoint(self, self._dataURL, token, headers, features, ready)
 
-    def _rawHead(self, token: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        """The head of a raw data connection; what all have in common is made once."""
+    def _head(
+        self, token: str, headers: Sequence[tuple[bytes, bytes]], *, webSocket: bool
+    ) -> bytes:
+        """The head of a data connection; what all have in common is made once."""
         if token != self._dataToken:
-            self._dataHead = rawHead(self._dataURL, checkedHeaders([_authorization(token)]))
+            self._dataHeads.clear()
             self._dataToken = token
-        if not headers:
-            return self._dataHead
-        lines = b"".join(b"%s: %s\r\n" % field for field in headers)
-        return b"%s%s\r\n" % (self._dataHead[:-2], lines)
+        head = self._dataHeads.get(webSocket)
+        if head is None:
+            fields = checkedHeaders([_authorization(token)])
+            head = askHead(self._dataURL, fields, webSocket=webSocket)
+            self._dataHeads[webSocket] = head
+        return withFields(head, headers)
 
     def wantsRawData(self, features: frozenset[str]) -> bool:
         """
@@ -382,7 +388,7 @@ class ServerPath:
             url,
             timeout=self._timeout,
             ready=ready,
-            head=self._rawHead(token, headers),
+            head=self._head(token, headers, webSocket=False),
         )
 
     def webSocketData(
@@ -394,15 +400,16 @@ class ServerPath:
         features: frozenset[str],
     ) -> IStreamClientEndpoint:
         """The WebSocket data connection, for L{dataEndpoint}."""
-        return WebSocketEndpoint(
+        return DataWebSocketEndpoint(
             self._reactor,
             self._serverEndpoint(),
             url,
-            [_authorization(token), *headers],
             eof=EOF in features,
             zeroKey=ZERO_KEY in features,
+            keys=self._keys,
             timeout=self._timeout,
             ready=ready,
+            head=self._head(token, headers, webSocket=True),
         )
 
     def _serverEndpoint(self) -> IStreamClientEndpoint:

@@ -49,11 +49,13 @@ class FrameError(Exception):
     The peer broke the protocol.
 
     @ivar code: What a close frame is to say.
+    @ivar before: What was found before that, where the reader met it.
     """
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
+        self.before: list[Found] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +149,22 @@ class FrameReader:
         @param received: Writable; payload in it is unmasked where it lies.
         @return: In order: ranges of C{received} that are payload, whole control
             frames, end marks.
-        @raise FrameError: The peer broke the protocol; what came before in
-            C{received} is lost, as the stream is.
+        @raise FrameError: The peer broke the protocol; it has what came before.
         """
         found: list[Found] = []
+        try:
+            self._read(received, found)
+        except FrameError as broken:
+            broken.before = found
+            raise
+        return found
+
+    def _read(self, received: memoryview, found: list[Found]) -> None:
         at, end = 0, len(received)
         while True:
             if self._left:
                 if at == end:
-                    return found
+                    return
                 stop = min(end, at + self._left)
                 piece = received[at:stop]
                 self._left -= stop - at
@@ -169,7 +178,7 @@ class FrameReader:
             if self._open and not self._left:
                 self._frameEnd(found)
             if at == end:
-                return found
+                return
             at = self._readHead(received, at, end)
 
     def _readHead(self, received: memoryview, at: int, end: int) -> int:

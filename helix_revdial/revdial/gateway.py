@@ -36,6 +36,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from zope.interface import implementer
 
+from .data_websocket import DataWebSocketEndpoint
 from .errors import (
     DialError,
     DialTimeout,
@@ -58,7 +59,6 @@ from .exchange import (
 from .features import EOF, FEATURES_HEADER, parseFeatures
 from .keepalive import DATA_WATCH, watchPath
 from .server_url import API_PATH, ServerURL
-from .websocket import WebSocketEndpoint
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for the connection to the server."""
@@ -173,7 +173,7 @@ class GatewayEndpoint:
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         wait = max(1, math.ceil(self._timeout))
-        dialling = WebSocketEndpoint(
+        dialling = DataWebSocketEndpoint(
             self._reactor,
             self._way,
             self._url,

@@ -40,7 +40,6 @@ from zope.interface import implementer
 
 from helix_revdial.revdial.carrier import CarrierTransport, ClosedByPeer, canHalfClose, isTLS
 from helix_revdial.revdial.exchange import (
-    USER_AGENT,
     Answer,
     CarrierForm,
     CarrierURL,
@@ -50,11 +49,11 @@ from helix_revdial.revdial.exchange import (
     checkedHeaders,
     endpointFor,
     firstHeader,
-    requestHead,
 )
-from helix_revdial.revdial.features import FEATURES_HEADER, TIMING_HEADER
+from helix_revdial.revdial.features import FEATURES_HEADER
 from helix_revdial.revdial.socket_streams import SocketStream
 from helix_revdial.revdial.sockets import SocketRelay
+from helix_revdial.revdial.switching import SwitchForm, askHead, switchHead
 
 HIJACK_PAUSE = 0.25
 """
@@ -295,9 +294,7 @@ def rawServer(
         head.
     @raise ValueError: A header field that is not fit for a head.
     """
-    lines = [b"HTTP/1.1 101 Switching Protocols", b"Upgrade: revdial", b"Connection: Upgrade"]
-    lines.extend(name + b": " + value for name, value in checkedHeaders(responseHeaders))
-    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    head = switchHead(None, responseHeaders)
     return _RawServer(protocol, clock, "raw", onFailure, head=head)
 
 
@@ -329,26 +326,16 @@ def hijackServer(
     return _HijackServer(protocol, clock, "hijack", onFailure, head=head, pause=pause)
 
 
-class _RawForm:
+class _RawForm(SwitchForm):
     """How the raw form is asked for, and what counts as a yes."""
 
     def __init__(self, clock: IReactorTime, head: bytes, acceptHijack: bool) -> None:
-        self.head = head
+        super().__init__(head, webSocket=False)
         self._clock = clock
         self._acceptHijack = acceptHijack
 
-    def begin(self, transport: Any, head: bytes, seconds: float | None) -> None:
-        if seconds is not None:
-            head = b"%s%s: %s\r\n\r\n" % (head[:-2], TIMING_HEADER, timing(seconds))
-        transport.write(head)
-
     def accepts(self, answer: Answer) -> bool:
-        if answer.status == 101:
-            upgrade = firstHeader(answer.headers, b"upgrade") or b""
-            if upgrade.strip().lower() != b"revdial":
-                raise MalformedAnswer("the server switched to another protocol than revdial")
-            return True
-        return self._acceptHijack and isHijack(answer)
+        return super().accepts(answer) or (self._acceptHijack and isHijack(answer))
 
     def open(self, transport: Any, answer: Answer, protocol: IProtocol) -> IProtocol:
         carrier = RawCarrier(
@@ -378,27 +365,6 @@ def isHijack(answer: Answer) -> bool:
     )
 
 
-def rawHead(url: CarrierURL, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """
-    The head that asks for the raw form.
-
-    @param headers: Fields beside those that make it one, checked already.
-    """
-    fields = [
-        (b"Host", url.hostHeader()),
-        (b"User-Agent", USER_AGENT),
-        (b"Connection", b"Upgrade"),
-        (b"Upgrade", b"revdial"),
-        *headers,
-    ]
-    return requestHead(b"GET", url.path, fields)
-
-
-def timing(seconds: float) -> bytes:
-    """What the timing header says of a target that took so long."""
-    return b"target=%.6f" % seconds
-
-
 class RawUpgradeEndpoint(UpgradeEndpoint):
     """
     Dials a raw carrier; see L{UpgradeEndpoint}.
@@ -412,7 +378,8 @@ class RawUpgradeEndpoint(UpgradeEndpoint):
         the connection is opened meanwhile.  Its failure becomes C{connect}'s.  A
         number that it fires with is the seconds that the target took, and is said.
     @param acceptHijack: Whether an old server's hijack is taken for a carrier.
-    @param head: The whole request, where it is known: L{rawHead} of the other two.
+    @param head: The whole request, where it is known
+        (L{askHead <helix_revdial.revdial.switching.askHead>}).
     @raise ValueError: A header field that is not fit for a head.
     """
 
@@ -430,7 +397,7 @@ class RawUpgradeEndpoint(UpgradeEndpoint):
     ) -> None:
         super().__init__(reactor, endpoint, timeout=timeout, ready=ready)
         self._acceptHijack = acceptHijack
-        self._head = rawHead(url, checkedHeaders(headers)) if head is None else head
+        self._head = askHead(url, checkedHeaders(headers)) if head is None else head
 
     def _form(self) -> CarrierForm:
         return _RawForm(self._clock, self._head, self._acceptHijack)
@@ -447,7 +414,5 @@ __all__ = [
     "hijackServer",
     "isHijack",
     "isTLS",
-    "rawHead",
     "rawServer",
-    "timing",
 ]

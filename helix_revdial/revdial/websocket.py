@@ -51,7 +51,7 @@ from helix_revdial.revdial.exchange import (
     checkedHeaders,
 )
 from helix_revdial.revdial.features import TIMING_HEADER
-from helix_revdial.revdial.upgrade import timing
+from helix_revdial.revdial.switching import timing
 from helix_revdial.revdial.websocket_stream import AutobahnStream
 
 MAX_FRAME = 16 * 1024 * 1024

@@ -176,13 +176,16 @@ class AutobahnStream:
         return self.state == autobahnProtocol.WebSocketProtocol.STATE_OPEN
 
     def isWhole(self) -> bool:
-        return self.isBetweenMessages() and not self.data
-
-    def isBetweenMessages(self) -> bool:
-        return self.current_frame is None and not self.inside_message
+        return self.current_frame is None and not self.inside_message and not self.data
 
     def hasUnparsed(self) -> bool:
         return bool(self.data)
+
+    def reader(self) -> None:
+        """Autobahn's parser is its own; control connections are not taken over."""
+
+    def parsed(self) -> bytes:
+        return b""
 
     def unparsed(self) -> bytes:
         return self.data

@@ -67,13 +67,9 @@ _ORDERLY = frozenset({1000, 1001})
 
 
 class Frames(Shape):
-    """What the transport asks of Autobahn."""
+    """What the transport asks of whoever reads and writes frames."""
 
     isServer: bool
-    maxFramePayloadSize: int
-
-    def isBetweenMessages(self) -> bool:
-        """Whether no frame and no message is half parsed."""
 
     def isOpen(self) -> bool:
         """Whether messages may be sent."""
@@ -83,6 +79,12 @@ class Frames(Shape):
 
     def hasUnparsed(self) -> bool:
         """Whether bytes wait in the parser."""
+
+    def reader(self) -> FrameReader | None:
+        """What parses; C{None} where, or while, nobody else can go on with it."""
+
+    def parsed(self) -> bytes:
+        """Payload that is parsed, and not passed on."""
 
     def unparsed(self) -> bytes:
         """What waits in the parser."""
@@ -181,18 +183,18 @@ class WebSocketTransport(CarrierTransport):
     # Sockets that somebody else moves the bytes of.
 
     def socketStream(self) -> SocketStream | None:
-        # A parser that is inside a message cannot be handed over.
         if not self._frames.isOpen() or self._pings or self._pong is not None or self._endSent:
             return None
-        if not self._frames.isBetweenMessages():
+        reader = self._frames.reader()
+        if reader is None:
             return None
         stream = super().socketStream()
         if stream is not None:
-            server = self._frames.isServer
-            reader = FrameReader(masked=server, maxFrame=self._frames.maxFramePayloadSize)
+            client = not self._frames.isServer
             stream.framing = Framing(
-                reader, client=not server, eof=self.halfClose, zeroKey=self._zeroKey
+                reader, client=client, eof=self.halfClose, zeroKey=self._zeroKey
             )
+            stream.payload = self._frames.parsed()
             stream.early = self._frames.unparsed()
             stream.onEnd.append(self._wasEnded)
         return stream

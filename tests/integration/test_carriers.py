@@ -31,11 +31,11 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
+from helix_revdial.revdial.data_websocket import DataWebSocketEndpoint
 from helix_revdial.revdial.exchange import CarrierURL, endpointFor
 from helix_revdial.revdial.relay import RelayEnd, relayPair
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, rawServer
-from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
-from tests.revdial.wire import HalfRecorder, HeadThen, Recorder
+from tests.revdial.wire import HalfRecorder, HeadThen, Recorder, dataHead
 
 MEGABYTE = 1024 * 1024
 
@@ -125,15 +125,18 @@ class CarrierCase(TestCase):
         def build() -> Any:
             if "raw" in words:
                 return rawServer(server, clock=self.reactor)
-            return webSocketServer(server, eof=eof, clock=self.reactor)
+            return dataHead(server, eof=eof, clock=self.reactor)
 
-        factory = Factory.forProtocol(lambda: HeadThen(build, replayHead="websocket" in words))
+        def accept() -> Any:
+            return HeadThen(build, replayHead=False) if "raw" in words else build()
+
+        factory = Factory.forProtocol(accept)
         url, endpoint = await self.listen(words, factory)
         dial: Any
         if "raw" in words:
             dial = RawUpgradeEndpoint(self.reactor, endpoint, url)
         else:
-            dial = WebSocketEndpoint(self.reactor, endpoint, url, eof=eof)
+            dial = DataWebSocketEndpoint(self.reactor, endpoint, url, eof=eof)
         await dial.connect(Factory.forProtocol(lambda: client))
 
     async def listen(self, words: list[str], factory: Any) -> tuple[CarrierURL, Any]:
@@ -309,11 +312,7 @@ class AutobahnPeerTests(CarrierCase):
     async def test_ourServer(self) -> None:
         """A stock client sends fragments and a large message, and closes."""
         server = Hashing()
-        factory = Factory.forProtocol(
-            lambda: HeadThen(
-                lambda: webSocketServer(server, eof=False, clock=self.reactor), replayHead=True
-            )
-        )
+        factory = Factory.forProtocol(lambda: dataHead(server, eof=False, clock=self.reactor))
         url, _ = await self.listen([], factory)
         body = os.urandom(3 * MEGABYTE)
 
@@ -343,7 +342,7 @@ class AutobahnPeerTests(CarrierCase):
         stock.setProtocolOptions(openHandshakeTimeout=0, closeHandshakeTimeout=0)
         url, endpoint = await self.listen([], stock)
         client = Hashing()
-        await WebSocketEndpoint(self.reactor, endpoint, url, eof=False).connect(
+        await DataWebSocketEndpoint(self.reactor, endpoint, url, eof=False).connect(
             Factory.forProtocol(lambda: client)
         )
         body = os.urandom(MEGABYTE)

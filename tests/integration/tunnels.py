@@ -25,6 +25,7 @@ from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver
 from helix_revdial.revdial.client import ControlSession, ServerPath, ServerURL
 from helix_revdial.revdial.connections import Connections
+from helix_revdial.revdial.data_websocket import DataWebSocketEndpoint, dataServer
 from helix_revdial.revdial.errors import DialError
 from helix_revdial.revdial.exchange import CarrierURL, endpointFor
 from helix_revdial.revdial.features import (
@@ -39,10 +40,10 @@ from helix_revdial.revdial.framed import FramedConnection
 from helix_revdial.revdial.interfaces import ITarget
 from helix_revdial.revdial.listener import Listener
 from helix_revdial.revdial.parked import PoolLimits
-from helix_revdial.revdial.parking import switchHead
 from helix_revdial.revdial.requests import Classified, RequestKind, classify
+from helix_revdial.revdial.switching import switchHead
 from helix_revdial.revdial.upgrade import hijackServer, rawServer
-from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
+from helix_revdial.revdial.websocket import webSocketServer
 
 reactor: Any = _reactor
 
@@ -148,8 +149,19 @@ class Server:
             return request.handOver(hijackServer(protocol, clock=reactor))
         if kind in (RequestKind.CONTROL_RAW, RequestKind.DATA_RAW):
             return request.handOver(rawServer(protocol, responseHeaders=headers, clock=reactor))
+        if kind is RequestKind.DATA_WEBSOCKET:
+            key = request.headers.get(b"Sec-WebSocket-Key") or b""
+            return request.handOver(
+                dataServer(
+                    protocol,
+                    key=key,
+                    eof=EOF in features,
+                    responseHeaders=headers,
+                    clock=reactor,
+                )
+            )
         return request.handOver(
-            webSocketServer(protocol, eof=EOF in features, responseHeaders=headers, clock=reactor),
+            webSocketServer(protocol, eof=False, responseHeaders=headers, clock=reactor),
             replayHead=True,
         )
 
@@ -225,7 +237,7 @@ class AgentOf2025(Protocol):
         url = CarrierURL(
             "127.0.0.1", port, False, connPath.replace("/revdial", "/api/v1/revdial", 1)
         )
-        WebSocketEndpoint(
+        DataWebSocketEndpoint(
             reactor,
             endpointFor(reactor, "127.0.0.1", port, False),
             url,

@@ -15,7 +15,7 @@ from helix_revdial.revdial import websocket
 from helix_revdial.revdial.exchange import CarrierURL
 from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
 from helix_revdial.revdial.websocket_transport import FAIL_TIMEOUT
-from tests.revdial.wire import HalfRecorder, HeadThen, Recorder, Wire, WireEndpoint
+from tests.revdial.wire import HalfRecorder, HeadThen, Recorder, Wire, WireEndpoint, dataHead
 
 URL = CarrierURL("cp.example", 8080, False, "/api/v1/revdial?runnerid=wolf-1")
 
@@ -84,8 +84,24 @@ class WireCase(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
+def serverHead(server: Any, clock: Clock, *, eof: bool = False, **more: Any) -> HeadThen:
+    return HeadThen(lambda: webSocketServer(server, eof=eof, clock=clock, **more), replayHead=True)
+
+
+def dataServerHead(server: Any, clock: Clock, *, eof: bool = False, **more: Any) -> HeadThen:
+    return dataHead(server, eof=eof, clock=clock, **more)
+
+
 class PairCase(WireCase):
-    """Our client and our server, over a WebSocket in memory."""
+    """
+    Our client and our server, over a WebSocket in memory.
+
+    @cvar dialling: The client's endpoint.
+    @cvar serverHead: Makes the server's end.
+    """
+
+    dialling: Any = WebSocketEndpoint
+    serverHead: Any = staticmethod(serverHead)
 
     def pair(
         self,
@@ -101,18 +117,15 @@ class PairCase(WireCase):
         self.client = client or HalfRecorder()
         self.server = server or HalfRecorder()
         self.endpoint = WireEndpoint(
-            lambda: HeadThen(
-                lambda: webSocketServer(
-                    self.server,
-                    eof=eof,
-                    responseHeaders=responseHeaders,
-                    clock=self.clock,
-                    onFailure=self.failures.append,
-                ),
-                replayHead=True,
+            lambda: self.serverHead(
+                self.server,
+                self.clock,
+                eof=eof,
+                responseHeaders=responseHeaders,
+                onFailure=self.failures.append,
             )
         )
-        endpoint = WebSocketEndpoint(self.clock, self.endpoint, URL, headers, eof=eof)
+        endpoint = self.dialling(self.clock, self.endpoint, URL, headers, eof=eof)
         self.connected = endpoint.connect(Factory.forProtocol(lambda: self.client))
         self.wire = self.endpoint.wires[0]
         if settle:
@@ -148,10 +161,6 @@ def same(client: Recorder) -> Recorder:
     return client
 
 
-def serverHead(server: Any, clock: Clock, *, eof: bool = False, **more: Any) -> HeadThen:
-    return HeadThen(lambda: webSocketServer(server, eof=eof, clock=clock, **more), replayHead=True)
-
-
 def answerTo(request: bytes) -> bytes:
     wire = Wire(Recorder(), serverHead(Recorder(), Clock())).connect()
     wire.right.protocol.dataReceived(request)
@@ -165,13 +174,15 @@ def acceptOf(answer: bytes) -> bytes:
 class RawCase(SynchronousTestCase):
     """Our server against bytes by hand."""
 
+    serverHead: Any = staticmethod(serverHead)
+
     def serve(self, *, eof: bool = False, maxFrame: int = websocket.MAX_FRAME) -> None:
         """Do the handshake; C{self.wire.right} is the server's transport."""
         self.clock = Clock()
         self.server = HalfRecorder()
         self.peer = Recorder()
         self.wire = Wire(
-            self.peer, serverHead(self.server, self.clock, eof=eof, maxFrame=maxFrame)
+            self.peer, self.serverHead(self.server, self.clock, eof=eof, maxFrame=maxFrame)
         ).connect()
         self.wire.left.write(REQUEST)
         self.wire.settle()

@@ -26,12 +26,12 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from helix_revdial.revdial.data_websocket import DataWebSocketEndpoint
 from helix_revdial.revdial.exchange import CarrierURL
 from helix_revdial.revdial.relay import RelayEnd, relayPair
 from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, rawServer
-from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
-from tests.revdial.wire import HeadThen
+from tests.revdial.wire import HeadThen, dataHead
 
 LIMIT = 20.0
 
@@ -114,9 +114,7 @@ class Bench:
         def carrier(protocol: Any) -> Any:
             if form == "raw":
                 return HeadThen(lambda: rawServer(protocol, clock=clock), replayHead=False)
-            return HeadThen(
-                lambda: webSocketServer(protocol, eof=eof, clock=clock), replayHead=True
-            )
+            return dataHead(protocol, eof=eof, clock=clock)
 
         accepting, dialling = (left, self.far) if position == "server" else (self.far, left)
         port = self._listen("tcp", lambda: carrier(accepting))
@@ -125,7 +123,7 @@ class Bench:
         upgrade: Any = (
             RawUpgradeEndpoint(self.reactor, endpoint, url)
             if form == "raw"
-            else WebSocketEndpoint(
+            else DataWebSocketEndpoint(
                 self.reactor, endpoint, url, eof=eof, zeroKey=form.endswith("+zero")
             )
         )

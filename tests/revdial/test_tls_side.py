@@ -16,17 +16,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.agent.trust import Trust, TrustPolicy
 from helix_revdial.listening.tls import ServerTLS, TLSSettings, load
+from helix_revdial.revdial.data_websocket import DataWebSocketEndpoint
 from helix_revdial.revdial.exchange import CarrierURL
 from helix_revdial.revdial.socket_side import Side
 from helix_revdial.revdial.tls_endpoints import TLSClientEndpoint, TLSServerEndpoint
 from helix_revdial.revdial.tls_side import TLSSide
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, rawServer
-from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
 from tests.directories import shortDirectory
 from tests.listening.pems import authorityFile, leaf, whole, write
 from tests.revdial import test_sockets
 from tests.revdial.test_sockets import Bench, One
-from tests.revdial.wire import HeadThen
+from tests.revdial.wire import HeadThen, dataHead
 
 HALF_CLOSE = tuple(
     f"websocket+eof/{position}/{way}"
@@ -68,9 +68,7 @@ class TLSBench(Bench):
         def carrier(protocol: Any) -> Any:
             if form == "raw":
                 return HeadThen(lambda: rawServer(protocol, clock=clock), replayHead=False)
-            return HeadThen(
-                lambda: webSocketServer(protocol, eof=eof, clock=clock), replayHead=True
-            )
+            return dataHead(protocol, eof=eof, clock=clock)
 
         isServer = position == "server"
         accepting, dialling = (left, self.far) if isServer else (self.far, left)
@@ -90,7 +88,7 @@ class TLSBench(Bench):
         upgrade: Any = (
             RawUpgradeEndpoint(clock, endpoint, url)
             if form == "raw"
-            else WebSocketEndpoint(clock, endpoint, url, eof=eof)
+            else DataWebSocketEndpoint(clock, endpoint, url, eof=eof)
         )
         self.now(upgrade.connect(One(lambda: dialling)))
 

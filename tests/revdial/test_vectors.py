@@ -21,6 +21,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from helix_revdial.revdial.data_websocket import dataServer
 from helix_revdial.revdial.errors import DialError
 from helix_revdial.revdial.features import formatFeatures, parseFeatures
 from helix_revdial.revdial.messages import (
@@ -249,11 +250,18 @@ class ServerTransport(StringTransport):
 class FrameTests(SynchronousTestCase):
     """C{frames.json}."""
 
-    def run_(self, vector: dict[str, Any], chunks: list[bytes]) -> tuple[str, bool, int | None]:
+    def run_(
+        self, vector: dict[str, Any], chunks: list[bytes], byHand: bool
+    ) -> tuple[str, bool, int | None]:
         sink, transport = Sink(), ServerTransport()
-        server = webSocketServer(sink, eof=vector["eof"], clock=Clock())
-        server.makeConnection(transport)
-        server.dataReceived(_HEAD)
+        server: Any
+        if byHand:
+            server = dataServer(sink, key=b"key", eof=vector["eof"], clock=Clock())
+            server.makeConnection(transport)
+        else:
+            server = webSocketServer(sink, eof=vector["eof"], clock=Clock())
+            server.makeConnection(transport)
+            server.dataReceived(_HEAD)
         transport.clear()
         for chunk in chunks:
             server.dataReceived(chunk)
@@ -268,9 +276,11 @@ class FrameTests(SynchronousTestCase):
         for vector in vectors("frames"):
             data = bytes.fromhex("".join(vector["frames"]))
             expected = (vector["payload"], vector["ended"], vector["closeCode"])
-            self.assertEqual(self.run_(vector, [data]), expected, vector["name"])
             single = [bytes([byte]) for byte in data]
-            self.assertEqual(self.run_(vector, single), expected, f"{vector['name']}, by byte")
+            for byHand in (False, True):
+                name = f"{vector['name']}, {'by hand' if byHand else 'Autobahn'}"
+                self.assertEqual(self.run_(vector, [data], byHand), expected, name)
+                self.assertEqual(self.run_(vector, single, byHand), expected, f"{name}, by byte")
 
 
 def deframe(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -18,13 +18,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from helix_revdial.listening.proxied import ProxiedFactory, ProxiedTransport
 from helix_revdial.listening.proxy_header import ProxyHeader
 from helix_revdial.listening.sources import ProxySources
+from helix_revdial.revdial.data_websocket import DataWebSocketEndpoint
 from helix_revdial.revdial.exchange import CarrierURL
 from helix_revdial.revdial.socket_streams import plainStream, streamOf
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, rawServer
-from helix_revdial.revdial.websocket import WebSocketEndpoint, webSocketServer
 from tests.listening.test_proxied import LINE, PROXY, Places
 from tests.revdial.test_sockets import Bench, One
-from tests.revdial.wire import HeadThen
+from tests.revdial.wire import HeadThen, dataHead
 
 FORMS = ("plain", "raw", "websocket")
 
@@ -60,9 +60,7 @@ class ProxiedBench(Bench):
             if form == "raw":
                 return HeadThen(lambda: rawServer(left, clock=clock), replayHead=False)
             if form == "websocket":
-                return HeadThen(
-                    lambda: webSocketServer(left, eof=True, clock=clock), replayHead=True
-                )
+                return dataHead(left, eof=True, clock=clock)
             return left
 
         door = ProxiedFactory(
@@ -75,7 +73,7 @@ class ProxiedBench(Bench):
         if form == "raw":
             endpoint = RawUpgradeEndpoint(clock, endpoint, url)
         elif form == "websocket":
-            endpoint = WebSocketEndpoint(clock, endpoint, url, eof=True)
+            endpoint = DataWebSocketEndpoint(clock, endpoint, url, eof=True)
         self.now(endpoint.connect(One(lambda: self.far)))
 
 

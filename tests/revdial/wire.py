@@ -24,6 +24,8 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from helix_revdial.revdial.data_websocket import dataServer
+
 
 @implementer(ITransport, IConsumer, IPushProducer)
 class WireEnd:
@@ -322,3 +324,15 @@ class HeadThen(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.successor is not None:
             self.successor.connectionLost(reason)
+
+
+def dataHead(protocol: Any, **options: Any) -> HeadThen:
+    """Takes a request's head, then is the accepting end of a stream over WebSocket."""
+
+    def build() -> Any:
+        key = head.head.lower().split(b"sec-websocket-key: ")[1].split(b"\r\n")[0]
+        at = head.head.lower().index(key)
+        return dataServer(protocol, key=head.head[at : at + len(key)], **options)
+
+    head = HeadThen(build, replayHead=False)
+    return head
