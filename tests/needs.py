@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from twisted.trial.unittest import SkipTest
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -32,3 +34,15 @@ def needsProgram(
         return decorated
 
     return mark
+
+
+def missing(what: str, *, package: str) -> NoReturn:
+    """
+    End a test that finds out only while it runs that something of the system is missing.
+
+    @raise SkipTest: always, but for CI, where it is a failure.
+    """
+    message = f"needs {what}: apt-get install {package}"
+    if os.environ.get("CI"):
+        raise RuntimeError(message)
+    raise SkipTest(message)

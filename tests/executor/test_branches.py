@@ -13,7 +13,7 @@ from helix_revdial.executor.snapshots import providerOf
 from helix_revdial.executor.workspace import Workspace, WorkspaceFailed
 from helix_revdial.sessions.executor import RepoSpec, SnapshotSource
 from tests.integration.executors import commonPython
-from tests.needs import needsProgram
+from tests.needs import missing, needsProgram
 
 from .workspaces import WorkspaceCase, reactor
 
@@ -160,7 +160,7 @@ class BranchTests(WorkspaceCase):
         self.sh("echo a > a; tar -cf uploads/u a; chmod 755 uploads; rm a")
         python = commonPython(self.directory)
         if not python:
-            raise SkipTest("no Python that the sessions' users can run")
+            missing("a Python of this version that every user may run", package="python3")
         repo = RepoSpec("upload", uploadPath="u")
         source = self.workspace(repo=repo, uploads=str(uploads), python=python)
         await source.prepare()

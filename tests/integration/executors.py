@@ -28,6 +28,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 import helix_revdial
 from helix_revdial.executor import demonstration
 from helix_revdial.executor.process_table import ofUser, processTable
+from tests.needs import missing
 
 ROOT = Path(helix_revdial.__file__).parent.parent
 TWISTD = str(Path(sys.executable).with_name("twistd"))
@@ -190,6 +191,11 @@ class ExecutorCase(SynchronousTestCase):
             if str(self.state).encode() in command and not table[pid].dead:
                 found.add(pid)
         return found
+
+    def needPython(self) -> None:
+        """What follows is not to be had without a Python that every user may run."""
+        if not self.python:
+            missing("a Python of this version that every user may run", package="python3")
 
     def needRoot(self) -> None:
         """What follows is not to be had without users of one's own."""

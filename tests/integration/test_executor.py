@@ -470,8 +470,7 @@ class ScreenTests(ExecutorCase):
         """
         A session has a display of its own, its desktop service shows it, and both end with it.
         """
-        if not self.python:
-            self.skipTest("no Python that the sessions' users can run")
+        self.needPython()
         script = 'test -n "$DISPLAY" && echo "display $DISPLAY"; echo up; sleep 600'
         session = self.launch(
             "",

@@ -24,7 +24,7 @@ class TunnelTests(TunnelledHostCase):
         A task runs on the host, its picture comes through its own tunnel while it is paused,
         it goes on, and its patch is what it did; nothing is left after DELETE.
         """
-        self.daemonPython()
+        self.needPython()
         session = self.task("write made.txt by a task\ncount 8 0.4", delivery={"mode": "patch"})
         self.reaches(session, "running")
         self.api("POST", f"/sessions/{session}/pause", {})
@@ -47,7 +47,7 @@ class TunnelTests(TunnelledHostCase):
 
     def test_deleted(self) -> None:
         """DELETE of a running task leaves no process and no directory on the host."""
-        self.daemonPython()
+        self.needPython()
         session = self.task("daemon 600\nsay up\nsleep 600")
         self.reaches(session, "running")
         until(lambda: self.left(), "it runs")
@@ -61,7 +61,7 @@ class TunnelTests(TunnelledHostCase):
         Executor, server and agent are killed while a task runs; it goes on, and when all
         are back each line of it is an event, once and in order.
         """
-        self.daemonPython()
+        self.needPython()
         session = self.task("count 120 0.1\nexit 5")
         self.reaches(session, "running")
         self.kill()

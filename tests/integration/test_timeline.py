@@ -67,7 +67,7 @@ class TimelineTests(TunnelledHostCase):
         A snapshot in the middle; a branch from it has what was before, and not what came
         later; the patch of each applies, and is there when the host has neither any more.
         """
-        self.daemonPython()
+        self.needPython()
         task: dict[str, Any] = {
             "repo": {"mode": "git", "url": self.served()},
             "delivery": {"mode": "patch"},

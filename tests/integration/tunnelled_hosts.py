@@ -158,7 +158,3 @@ class TunnelledHostCase(ExecutorCase):
             for each in self.events(session)
             if each["type"] == "log" and each.get("stream", "stdout") == "stdout"
         ]
-
-    def daemonPython(self) -> None:
-        if not self.python:
-            self.skipTest("no Python that the sessions' users can run")
