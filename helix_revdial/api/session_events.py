@@ -80,6 +80,7 @@ class LogPage(msgspec.Struct, omit_defaults=True):
 def operations(services: Services) -> list[Operation]:
     """Events and logs."""
     frames = Frames()
+    services.events.afterwards(frames.flush)
 
     async def events(call: Call) -> Response:
         session: Session = call.resource
@@ -220,7 +221,8 @@ class Reader:
             self._stream.finish()
             return
         self.seq = event.seq
-        self._stream.push(self._frames.of(event))
+        self._stream.push(self._frames.of(event), more=True)
+        self._frames.sent.append(self._stream)
         if event.ends:
             self._finish()
 
@@ -231,10 +233,21 @@ class Reader:
 
 
 class Frames:
-    """Has the frame of the newest event, which every reader of its session is given."""
+    """
+    Has the frame of the newest event, which every reader of its session is given.
+
+    @ivar sent: The streams that were given frames since the last L{flush}.
+    """
 
     def __init__(self) -> None:
+        self.sent: list[EventStream] = []
         self._last: tuple[Event, bytes] | None = None
+
+    def flush(self) -> None:
+        """Send them: what was stored at one time is one piece on the wire."""
+        sent, self.sent = self.sent, []
+        for stream in sent:
+            stream.flush()
 
     def of(self, event: Event) -> bytes:
         """The event's frame."""

@@ -159,11 +159,13 @@ class EventStream:
         self.closed = False
         self.queued = 0
 
-    def push(self, frame: bytes) -> bool:
+    def push(self, frame: bytes, *, more: bool = False) -> bool:
         """
         Send a frame, or have it wait.
 
         @param frame: What L{eventFrame} made, once for all whom it goes to.
+        @param more: Whether it may wait for others that are pushed in the same turn;
+            then L{flush} sends them.
         @return: Whether it was taken.  If not, the stream is over or ends now, since
             more would wait than may.
         """
@@ -176,8 +178,13 @@ class EventStream:
             self._queue = deque()
         self._queue.append(frame)
         self.queued += len(frame)
-        self._wake()
+        if not more:
+            self._wake()
         return True
+
+    def flush(self) -> None:
+        """Send what was pushed."""
+        self._wake()
 
     def finish(self) -> None:
         """End cleanly, after what waits."""

@@ -8,6 +8,7 @@ hear of three.  So where decoding fails, each field is tried by itself.
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ def decodeQuery(pairs: Sequence[tuple[str, str]], type_: type[T]) -> T:
 
     @raise Problem: (400) with C{errors} per parameter.
     """
-    fields = {field.encode_name: field for field in msgspec.structs.fields(cast(Any, type_))}
+    fields = _parametersOf(cast(Any, type_))
     values: dict[str, Any] = {}
     problems: dict[str, list[str]] = {}
     for name, value in pairs:
@@ -73,6 +74,12 @@ def decodeQuery(pairs: Sequence[tuple[str, str]], type_: type[T]) -> T:
             _collect(values, type_, "", problems, strict=False)
             problems = problems or _single(error)
     raise validationProblem(problems)
+
+
+@functools.cache
+def _parametersOf(type_: Any) -> dict[str, Any]:
+    """The fields of a struct by their names; msgspec evaluates annotations at each look."""
+    return {field.encode_name: field for field in msgspec.structs.fields(type_)}
 
 
 def _collect(

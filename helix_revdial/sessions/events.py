@@ -226,6 +226,7 @@ class EventLog:
         self._idle: list[Deferred[None]] = []
         self._subscribers: dict[str, list[Subscriber]] = {}
         self._subscribersOfAll: list[Subscriber] = []
+        self._afterwards: list[Callable[[], None]] = []
         self._witnesses: list[Witness] = []
         self._redactors: OrderedDict[str, Redactor] = OrderedDict()
 
@@ -336,6 +337,11 @@ class EventLog:
                 write.told.errback(result)
             else:
                 write.told.callback(result)
+        for callback in self._afterwards:
+            try:
+                callback()
+            except Exception:
+                self._log.failure("What was told could not be passed on")
 
     def _one(
         self, connection: Connection, write: _Write[Any], now: float
@@ -530,6 +536,13 @@ class EventLog:
                 self._subscribersOfAll.remove(callback)
 
         return unsubscribe
+
+    def afterwards(self, callback: Callable[[], None]) -> None:
+        """
+        Have C{callback} called when all that was stored at one time has been told: for
+        whoever passes many events on and would rather do it once.
+        """
+        self._afterwards.append(callback)
 
     def _publish(self, event: Event) -> None:
         own = self._subscribers.get(event.session)

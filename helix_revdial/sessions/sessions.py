@@ -14,10 +14,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, Final
 
 import msgspec
-from sqlalchemy import Connection, case, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    update,
+)
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -64,6 +76,8 @@ _OF_A_NEW_TASK: Final = (
     "labels",
     "branchOf",
 )
+
+_INSERT: Final = insert(sessions)
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 
@@ -218,7 +232,7 @@ class Sessions:
             columns = {name: getattr(session, name) for name in _OF_A_NEW_TASK}
             if branchSnapshot is not None:
                 columns["branchSnapshot"] = branchSnapshot
-            connection.execute(insert(sessions).values(**columnsOf(columns)))
+            connection.execute(_INSERT, columnsOf(columns))
             noteUse(
                 connection,
                 tenant=tenant,
@@ -383,32 +397,21 @@ class Sessions:
         for one in status:
             if one not in LISTED:
                 raise SessionError("status", f"is one of {', '.join(LISTED)}")
-        where = [sessions.c.tenant == tenant, sessions.c.deleted.is_(None)]
-        if owner is not None:
-            where.append(sessions.c.owner == owner)
-        if visibleTo is not None:
-            where.append((sessions.c.kind == "task") | (sessions.c.owner == visibleTo))
-        if status:
-            where.append(sessions.c.status.in_(status))
-        if agent is not None:
-            where.append(sessions.c.agent_type == agent)
-        if project is not None:
-            where.append(sessions.c.project == project)
-        if ran:
-            where += [sessions.c.started.is_not(None), sessions.c.forgotten.is_(None)]
-        query = (
-            select(sessions)
-            .where(*where)
-            .order_by(sessions.c.created.desc(), sessions.c.id.desc())
-            .limit(perPage)
-            .offset((page - 1) * perPage)
-        )
+        given = {
+            "of_tenant": tenant,
+            "of_owner": owner,
+            "of_viewer": visibleTo,
+            "of_status": sorted(status) or None,
+            "of_agent": agent,
+            "of_project": project,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        count, query = _listing(frozenset(given), ran)
 
         def fetch(connection: Connection) -> SessionPage:
-            total = connection.execute(
-                select(func.count()).select_from(sessions).where(*where)
-            ).scalar_one()
-            items = [fromRow(row) for row in connection.execute(query)]
+            total = connection.execute(count, given).scalar_one()
+            place = {"per_page": perPage, "before": (page - 1) * perPage}
+            items = [fromRow(row) for row in connection.execute(query, {**given, **place})]
             return SessionPage(items, total, page + 1 if page * perPage < total else None)
 
         return await self._database.read(fetch)
@@ -485,3 +488,31 @@ class Sessions:
 
 
 __all__ = ["Session", "SessionError", "SessionPage", "Sessions", "Subscriber"]
+
+
+# Made once for each set of filters: to make a statement costs as much as to run it.
+@cache
+def _listing(given: frozenset[str], ran: bool) -> tuple[Select[Any], Select[Any]]:
+    """
+    @param given: the parameters that there are.
+    @return: what counts the sessions that are meant, and what reads a page of them.
+    """
+    filters: dict[str, ColumnElement[bool]] = {
+        "of_owner": sessions.c.owner == bindparam("of_owner"),
+        "of_viewer": (sessions.c.kind == "task") | (sessions.c.owner == bindparam("of_viewer")),
+        "of_status": sessions.c.status.in_(bindparam("of_status", expanding=True)),
+        "of_agent": sessions.c.agent_type == bindparam("of_agent"),
+        "of_project": sessions.c.project == bindparam("of_project"),
+    }
+    where = [sessions.c.tenant == bindparam("of_tenant"), sessions.c.deleted.is_(None)]
+    where += [condition for name, condition in filters.items() if name in given]
+    if ran:
+        where += [sessions.c.started.is_not(None), sessions.c.forgotten.is_(None)]
+    page = (
+        select(sessions)
+        .where(*where)
+        .order_by(sessions.c.created.desc(), sessions.c.id.desc())
+        .limit(bindparam("per_page", type_=Integer))
+        .offset(bindparam("before", type_=Integer))
+    )
+    return select(func.count()).select_from(sessions).where(*where), page

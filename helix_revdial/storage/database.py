@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -39,10 +40,14 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool, StaticPool
 from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
 from helix_revdial.storage.threads import ReactorThreads, Workers
 
 T = TypeVar("T")
+
+GROUP: Final = 200
+"""Writes that share a transaction at most."""
 
 LOCK_WAIT: Final = 5.0
 """Seconds that a transaction waits for a lock, or a call for a connection."""
@@ -118,6 +123,10 @@ class Database:
         self._workers = workers
         self._maxWaiting = maxWaiting
         self._running = 0
+        # SQLite has one writer at a time: what waits for its turn shares a commit.
+        self._groups = parsed.drivername == "sqlite" and not isMemory(parsed)
+        self._writes: deque[tuple[Callable[[Connection], Any], Deferred[Any]]] = deque()
+        self._writing = False
         self._closed: Deferred[None] | None = None
         self._closing = False
 
@@ -131,10 +140,26 @@ class Database:
 
         Cancelling gives up the answer, not the transaction.
 
+        With SQLite, writes that wait for each other share a transaction: each is
+        whole or not at all by itself, and told when it is committed.
+
         @raise DatabaseUnavailable: (as a failure) when the database is locked
             for too long, lost, or has too much to do.
         """
-        return self._call(lambda: self._transaction(function, writing=True))
+        if not self._groups:
+            return self._call(lambda: self._transaction(function, writing=True))
+        refused = self._refusal()
+        if refused is not None:
+            return fail(refused)
+        self._running += 1
+        told: Deferred[T] = Deferred()
+        result: Deferred[T] = Deferred()
+        told.addBoth(self._ended).chainDeferred(result)
+        self._writes.append((function, told))
+        if not self._writing:
+            self._writing = True
+            self._writeSome()
+        return result
 
     def read(self, function: Callable[[Connection], T]) -> Deferred[T]:
         """
@@ -185,11 +210,56 @@ class Database:
             finally:
                 self._workers.stop()
 
-    def _call(self, function: Callable[[], T]) -> Deferred[T]:
+    def _refusal(self) -> DatabaseUnavailable | None:
+        """Why nothing more is taken on now."""
         if self._closing:
-            return fail(DatabaseUnavailable("the database has been closed"))
+            return DatabaseUnavailable("the database has been closed")
         if self._running >= self._maxWaiting:
-            return fail(DatabaseUnavailable("too many queries are waiting for the database"))
+            return DatabaseUnavailable("too many queries are waiting for the database")
+        return None
+
+    def _writeSome(self) -> None:
+        """Write what waits, as far as one transaction may go."""
+        count = min(len(self._writes), GROUP)
+        group = [self._writes.popleft() for _ in range(count)]
+
+        def wrote(results: list[Any] | Failure) -> None:
+            # The next ones are under way while these are told.
+            self._writing = bool(self._writes)
+            if self._writing:
+                self._writeSome()
+            for index, (_, told) in enumerate(group):
+                if isinstance(results, Failure):
+                    # Each its own: whoever is told adds to it.
+                    told.errback(results if len(group) == 1 else Failure(results.value))
+                elif isinstance(results[index], Failure):
+                    told.errback(results[index])
+                else:
+                    told.callback(results[index])
+
+        self._workers.call(lambda: self._writeAll([each for each, _ in group])).addBoth(wrote)
+
+    def _writeAll(self, group: list[Callable[[Connection], Any]]) -> list[Any]:
+        """@return: what each returned, or the L{Failure} of one that was undone."""
+        if len(group) == 1:
+            return [self._transaction(group[0], writing=True)]
+        done: list[Any] = []
+        with transaction(self.engine, writing=True) as connection:
+            for function in group:
+                try:
+                    with connection.begin_nested():
+                        done.append(_values(function(connection)))
+                except Exception as error:
+                    if isinstance(error, SQLAlchemyError) and unavailable(error) is not None:
+                        # It takes the others with it: nothing of them is there.
+                        raise
+                    done.append(Failure(error))
+        return done
+
+    def _call(self, function: Callable[[], T]) -> Deferred[T]:
+        refused = self._refusal()
+        if refused is not None:
+            return fail(refused)
         self._running += 1
         # Who gives up waiting does not end the work: it counts until it ends.
         result: Deferred[T] = Deferred()
@@ -205,10 +275,13 @@ class Database:
 
     def _transaction(self, function: Callable[[Connection], T], *, writing: bool) -> T:
         with transaction(self.engine, writing=writing) as connection:
-            result = function(connection)
-            if isinstance(result, CursorResult):
-                raise TypeError("a transaction returns values: its cursors end with it")
-            return result
+            return _values(function(connection))
+
+
+def _values(result: T) -> T:
+    if isinstance(result, CursorResult):
+        raise TypeError("a transaction returns values: its cursors end with it")
+    return result
 
 
 def openDatabase(url: str, reactor: Any, *, threads: int = 4) -> Database:
@@ -386,12 +459,12 @@ def _setUpSQLite(connection: sqlite3.Connection, record: Any) -> None:
 
 
 def _beginSQLite(connection: Connection) -> None:
-    if connection.get_execution_options().get(_WRITING, True):
-        connection.exec_driver_sql("PRAGMA query_only=OFF")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        connection.exec_driver_sql("PRAGMA query_only=ON")
-        connection.exec_driver_sql("BEGIN")
+    writing = connection.get_execution_options().get(_WRITING, True)
+    if connection.info.get(_WRITING) is not writing:
+        # A connection keeps to what it was last used for.
+        connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writing else 'ON'}")
+        connection.info[_WRITING] = writing
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
 def _refusesToWrite(error: SQLAlchemyError) -> bool:

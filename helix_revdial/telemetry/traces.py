@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import randbytes
 from typing import Any, Protocol
 
 _PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
@@ -49,7 +50,7 @@ class TraceContext:
     state: bytes = b""
     parentId: str | None = None
 
-    def child(self, random: Callable[[int], bytes] = os.urandom) -> TraceContext:
+    def child(self, random: Callable[[int], bytes] = randbytes) -> TraceContext:
         """A piece of work that is part of this one."""
         return TraceContext(self.traceId, _spanId(random), self.sampled, self.state, self.spanId)
 
@@ -91,7 +92,7 @@ def received(parent: Sequence[bytes], state: Sequence[bytes] = ()) -> TraceConte
     )
 
 
-def began(random: Callable[[int], bytes] = os.urandom) -> TraceContext:
+def began(random: Callable[[int], bytes] = randbytes) -> TraceContext:
     """The first piece of work of a trace that nobody records but our logs."""
     while True:
         traceId = random(16).hex()
@@ -102,7 +103,7 @@ def began(random: Callable[[int], bytes] = os.urandom) -> TraceContext:
 def serving(
     parent: Sequence[bytes],
     state: Sequence[bytes] = (),
-    random: Callable[[int], bytes] = os.urandom,
+    random: Callable[[int], bytes] = randbytes,
 ) -> TraceContext:
     """The context of a request that is being served: part of the caller's trace, or a new one."""
     caller = received(parent, state)
