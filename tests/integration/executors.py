@@ -7,6 +7,8 @@ users of its own; otherwise all is one user, and what needs more is skipped.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import http.client
 import json
 import os
@@ -61,28 +63,53 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+@functools.cache
+def copiedPackages() -> str:
+    """
+    The packages where every user reads them, for a checkout in somebody's home: copied
+    once for all tests of a process, without those that no program of ours imports.
+    """
+    target = Path(tempfile.mkdtemp(prefix="hx-packages-"))
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    left = ("__pycache__", "*mypy*", "pip*", "ruff*", "schemathesis*", "hypothesis*", "pygments*")
+    ignore = shutil.ignore_patterns(*left, "jsonschema_rs*", "pytest*", "test", "tests")
+    shutil.copytree(packages, target, ignore=ignore, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "helix_revdial", target / "helix_revdial", dirs_exist_ok=True)
+    shutil.copytree(
+        ROOT / "twisted" / "plugins", target / "twisted" / "plugins", dirs_exist_ok=True
+    )
+    subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True, timeout=LIMIT)
+    return str(target)
+
+
 def commonPython(directory: Path) -> str:
     """
     A Python that every user of the host can run: this one, or, where it is in somebody's
     home, the host's own of the same version, with the same packages.
     """
     nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-    found = [sys.executable]
-    other = shutil.which(f"python3.{sys.version_info[1]}", path="/usr/bin:/usr/local/bin")
-    if other is not None:
-        wrapper = directory / "python"
-        packages = next(path for path in sys.path if path.endswith("site-packages"))
-        wrapper.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}:{packages}" exec {other} "$@"\n')
-        wrapper.chmod(0o755)
-        found.append(str(wrapper))
-    for python in found:
+
+    def runs(python: str) -> bool:
         argv = [python, "-c", "import helix_revdial, twisted, msgspec"]
         try:
             done = subprocess.run(argv, cwd="/", capture_output=True, timeout=LIMIT, **nobody)  # type: ignore[call-overload]
         except OSError:
-            continue
-        if done.returncode == 0:
-            return python
+            return False
+        return bool(done.returncode == 0)
+
+    if runs(sys.executable):
+        return sys.executable
+    other = shutil.which(f"python3.{sys.version_info[1]}", path="/usr/bin:/usr/local/bin")
+    if other is None:
+        return ""
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    wrapper = directory / "python"
+    for where in (lambda: f"{ROOT}:{packages}", copiedPackages):
+        wrapper.write_text(f'#!/bin/sh\nPYTHONPATH="{where()}" exec {other} "$@"\n')
+        wrapper.chmod(0o755)
+        if runs(str(wrapper)):
+            return str(wrapper)
     return ""
 
 
