@@ -142,6 +142,33 @@ class FrameReader:
         if not self._left:
             self._open = False
 
+    def single(self, received: memoryview) -> int:
+        """
+        Look whether what was received is one message in one frame, and nothing else,
+        without a mask: what a small message is.
+
+        @return: The size of its head, behind which is the payload, and the frame is
+            read; 0 for everything else, of which nothing is read.
+        """
+        size = len(received)
+        if (
+            self._masked
+            or self._left
+            or self._inMessage
+            or self._open
+            or self._head
+            or size < 3
+            or received[0] != 0x80 | BINARY
+        ):
+            return 0
+        length = received[1]
+        if length < 126:
+            return 2 if size == length + 2 else 0
+        if length == 126 and size > 4:
+            length = received[2] << 8 | received[3]
+            return 4 if length >= 126 and size == length + 4 and length <= self._maxFrame else 0
+        return 0
+
     def read(self, received: memoryview) -> list[Found]:
         """
         Go over bytes that were received.

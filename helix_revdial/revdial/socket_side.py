@@ -264,6 +264,12 @@ class Side:
             told(size)
 
     def _unframe(self, framing: Framing, view: memoryview) -> None:
+        head = framing.reader.single(view)
+        if head and not self._readEnded:
+            size = len(view) - head
+            self._count(size)
+            self.other.send([view[head:]], size)
+            return
         pieces: list[memoryview] = []
         size = 0
         found = framing.reader.read(view)

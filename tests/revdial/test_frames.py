@@ -260,6 +260,38 @@ class PropertyTests(SynchronousTestCase):
             self.assertFalse(reader.whole, cut)
 
 
+class SingleTests(SynchronousTestCase):
+    """L{FrameReader.single}."""
+
+    @settings(deadline=None, max_examples=200)
+    @given(
+        st.sampled_from((0, 1, 125, 126, 127, 65535, 65536)) | st.integers(0, 300),
+        st.sampled_from((0x82, 0x02, 0x81, 0x80, 0x89, 0xC2)),
+        st.integers(-1, 1),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_theSameAsRead(
+        self, length: int, first: int, more: int, masked: bool, begun: bool
+    ) -> None:
+        """It is used where L{FrameReader.read} would find one range of payload."""
+        wire = bytearray(frame(bytes(length), bytes(4) if masked else None))
+        wire[0] = first
+        wire = wire[:more] if more < 0 else wire + bytes(more)
+        reader, other = FrameReader(masked=masked), FrameReader(masked=masked)
+        if begun:
+            for each in (reader, other):
+                each.read(
+                    memoryview(bytearray(frame(b"abc", None if not masked else bytes(4)))[:3])
+                )
+        head = reader.single(memoryview(wire))
+        if head:
+            self.assertEqual(other.read(memoryview(wire)), [memoryview(wire)[head:]])
+            self.assertTrue(reader.whole)
+        elif not (begun or masked) and first == 0x82 and not more and 0 < length < 65536:
+            self.fail("it is one message in one frame")
+
+
 class CloseTests(SynchronousTestCase):
     """Close frames."""
 
