@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -23,7 +25,7 @@ from treq.client import HTTPClient
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from helix_revdial.cli.edge import CommandError, plain
-from helix_revdial.cli.exchange import DEFAULT_TIMEOUT, Answer, Exchange
+from helix_revdial.cli.exchange import DEFAULT_TIMEOUT, MAX_JSON, Answer, Exchange
 from helix_revdial.cli.failures import BadAnswer
 from helix_revdial.cli.images import MEDIA_TYPES, imageKind
 from helix_revdial.cli.profile import Settings
@@ -292,30 +294,50 @@ class Client:
         return self.record(await self._exchange.request("GET", "/version"))
 
     async def pages(
-        self, path: str, query: list[tuple[str, str]], *, enough: int | None = None
+        self,
+        path: str,
+        query: list[tuple[str, str]],
+        *,
+        enough: int | None = None,
+        limit: int = MAX_JSON,
     ) -> list[Record]:
         """
         The items of a list, of all its pages.
 
         @param enough: How many are wanted; no further page is asked for then.
+        @param limit: Bytes that a page may have.
         @raise BadAnswer: It is no list, or one without an end.
         """
         items: list[Record] = []
+        async with aclosing(self.eachPage(path, query, limit=limit)) as every:
+            async for part in every:
+                items += part
+                if enough is not None and len(items) >= enough:
+                    return items[:enough]
+        return items
+
+    async def eachPage(
+        self, path: str, query: list[tuple[str, str]], *, limit: int = MAX_JSON
+    ) -> AsyncGenerator[list[Record], None]:
+        """
+        The pages of a list, each asked for when it is wanted.
+
+        @param limit: Bytes that a page may have.
+        @raise BadAnswer: It is no list, or one without an end.
+        """
         page: str | None = None
         for _ in range(MAX_PAGES):
             answer = await self._exchange.request(
-                "GET", path, query=query if page is None else [*query, ("page", page)]
+                "GET", path, query=query if page is None else [*query, ("page", page)], limit=limit
             )
             wrapper = self.record(answer)
             part = wrapper.get("items")
             if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
                 raise self._unexpected("no list of items")
-            items += part
+            yield part
             following = wrapper.get("nextPage")
-            if enough is not None and len(items) >= enough:
-                return items[:enough]
             if following is None or following == "":
-                return items
+                return
             if str(following) == page:
                 raise self._unexpected("a page that names itself as the next")
             page = str(following)

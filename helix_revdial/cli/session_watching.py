@@ -78,21 +78,22 @@ def logsCommand(
             else LineView(output, logsOnly=True, level=level, raw=raw)
         )
         last = (await api.session(found)).get("lastSeq") if follow else None
-        lines = await api.logs(found, query, tail)
-        for line in lines:
-            view.log(line)
+        # What had happened before the log was asked for is in it, or was not wanted.
+        after = last if isinstance(last, int) else 0
+        async with aclosing(api.logs(found, query, tail)) as pages:
+            async for page in pages:
+                for line in page:
+                    view.log(line)
+                    after = max(after, line["seq"] if isinstance(line.get("seq"), int) else 0)
         if not follow:
             return PASSED
-        seqs = [line["seq"] for line in lines if isinstance(line.get("seq"), int)]
-        seqs += [last] if isinstance(last, int) else []
         return await followSession(
             reactor,
             api,
             output,
             found,
             view,
-            # What had happened before the log was asked for is in it, or was not wanted.
-            after=max(seqs, default=0),
+            after=after,
             patience=patience,
             cancelOnInterrupt=cancelOnInterrupt,
         )

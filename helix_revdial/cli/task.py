@@ -228,16 +228,15 @@ def task(
             for agent, number in known
             for _ in range(number)
         ]
-        made = [
-            await _made(api, request, _key(key, index, len(requests)))
-            for index, request in enumerate(requests)
-        ]
+        made: list[Record] = []
+        try:
+            for index, request in enumerate(requests):
+                made.append(await _made(api, output, request, _key(key, index, len(requests))))
+        finally:
+            # Those that were made are told, whatever became of the rest.
+            if not follow or len(made) < len(requests):
+                _tell(output, made, asJSON, len(requests))
         if not follow:
-            if asJSON:
-                output.json(made[0] if len(made) == 1 else made)
-            else:
-                for one in made:
-                    output.line(plain(one.get("id"), 64))
             return PASSED
         return await _follow(
             reactor, api, output, made, asJSON, noColor, patience, cancelOnInterrupt
@@ -246,16 +245,32 @@ def task(
     return invocation.ask(command)
 
 
-async def _made(api: TaskAPI, request: Record, key: str) -> Record:
+def _tell(output: Output, made: list[Record], asJSON: bool, wanted: int) -> None:
+    """Print the tasks that were made."""
+    if asJSON and made:
+        output.json(made[0] if wanted == 1 else made)
+    elif not asJSON:
+        for one in made:
+            output.line(plain(one.get("id"), 64))
+
+
+async def _made(api: TaskAPI, output: Output, request: Record, key: str) -> Record:
     """
     One task.
 
     @raise CommandError: None; where it may have been made all the same, how to find out.
     """
+    from twisted.internet.defer import CancelledError
+
     from helix_revdial.cli.failures import TimedOut, Unreachable
 
     try:
         return await api.createTask(request, key)
+    except CancelledError:
+        output.notice(
+            f"helix: the task may have been made: --idempotency-key {key} asks for the same one"
+        )
+        raise
     except (TimedOut, Unreachable) as error:
         if isinstance(error, Unreachable) and not error.sent:
             raise

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 SESSIONS = "/api/v1/sessions"
 
-PER_PAGE = 200
-"""Items of a list that are asked for at once: the most that there are."""
+PER_PAGE = 100
+"""Sessions that are asked for at once; each has its prompt, which can be long."""
 
-LOG_LINES = 1000
+LOG_LINES = 200
 """Lines of a log that are asked for at once."""
+
+MAX_PAGE = 64 * 1024 * 1024
+"""Bytes that a page of sessions or of a log may have."""
 
 SILENCE = 60.0
 """Seconds that a patch may pause on its way."""
@@ -65,21 +68,19 @@ class TaskAPI:
         """C{GET /api/v1/sessions}, the newest first."""
         perPage = PER_PAGE if enough is None else min(enough, PER_PAGE)
         return await self.client.pages(
-            SESSIONS, [*filters, ("perPage", str(max(1, perPage)))], enough=enough
+            SESSIONS, [*filters, ("perPage", str(max(1, perPage)))], enough=enough, limit=MAX_PAGE
         )
 
     async def session(self, session: str) -> Record:
         """C{GET /api/v1/sessions/{session}}."""
         return self.client.record(await self._exchange.request("GET", _path(session)))
 
-    async def logs(
+    def logs(
         self, session: str, query: list[tuple[str, str]], tail: int | None
-    ) -> list[Record]:
-        """C{GET /api/v1/sessions/{session}/logs}: all lines, or the last."""
-        path = _path(session) + "/logs"
-        if tail is None:
-            return await self.client.pages(path, [*query, ("perPage", str(LOG_LINES))])
-        return await self.client.pages(path, [*query, ("tail", str(tail))])
+    ) -> AsyncGenerator[list[Record], None]:
+        """C{GET /api/v1/sessions/{session}/logs}: all lines, page by page, or the last."""
+        more = ("perPage", str(LOG_LINES)) if tail is None else ("tail", str(tail))
+        return self.client.eachPage(_path(session) + "/logs", [*query, more], limit=MAX_PAGE)
 
     async def workspace(self, session: str) -> Record:
         """C{GET /api/v1/sessions/{session}/workspace}."""

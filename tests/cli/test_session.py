@@ -124,6 +124,18 @@ class WatchingTests(SessionTestCase):
             self.assertEqual(self.helix("session", "logs", ID, "--since", since).code, 7)
         self.assertEqual(len(self.api.asked), asked)
 
+    def test_pagesOfTheLog(self) -> None:
+        """A long log comes page by page, in order."""
+        self.api.on(
+            "GET",
+            f"{PATH}/logs",
+            Given({"items": LINES[:1], "nextPage": "2"}),
+            Given({"items": LINES[1:]}),
+        )
+        ran = self.helix("session", "logs", ID, "--raw")
+        self.assertEqual(ran.out, "Reading\nOh\n")
+        self.assertEqual([one.query.get("page") for one in self.api.asked], [None, "2"])
+
     def test_logsFollowed(self) -> None:
         """What the log had is not told twice; the session's end is the exit code."""
         self.session["lastSeq"] = 3

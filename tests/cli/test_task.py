@@ -15,7 +15,7 @@ from twisted.python.filepath import FilePath
 from helix_revdial.cli import task
 from helix_revdial.cli.task import MAX_PROMPT
 from tests.cli.events import EVENTS, ID, NO_MORE, STORY, stream
-from tests.cli.fake import CommandTestCase, Given, problem
+from tests.cli.fake import HANG, CommandTestCase, Given, problem
 
 TASKS = "/api/v1/tasks"
 
@@ -163,6 +163,24 @@ class TaskTests(CommandTestCase):
         self.assertEqual((ran.code, ran.out), (0, f"{ID}\n"))
         self.assertEqual([one.headers["idempotency-key"] for one in self.api.asked], ["mine"] * 3)
         self.assertEqual(ran.err.count("; trying again\n"), 2)
+
+    def test_someMade(self) -> None:
+        """Those that were made are told, although one of them could not be."""
+        self.api.on("POST", TASKS, self.accept, self.accept, problem(429, "enough"))
+        words = ("task", "-p", "x", "--agent", "mock", "--instances", "3")
+        ran = self.helix(*words)
+        self.assertEqual((ran.code, ran.out), (6, f"{ID}\nses_2\n"))
+        self.api.on("POST", TASKS, self.accept, problem(400, "no"))
+        ran = self.helix(*words, "--json", "--follow")
+        self.assertEqual((ran.code, len(json.loads(ran.out))), (7, 1))
+
+    def test_interruptedWhileItIsMade(self) -> None:
+        """Whether there is a task is not known; how to find out is said."""
+        self.api.on("POST", TASKS, HANG)
+        self.cancelAfter = 1
+        ran = self.helix("task", "-p", "x", "--agent", "mock", "--idempotency-key", "mine")
+        self.assertIn("may have been made: --idempotency-key mine asks", ran.err)
+        self.assertEqual(ran.out, "")
 
     def test_follow(self) -> None:
         """Lines to a pipe, and the session's end as the exit code; the id stands aside."""
