@@ -81,6 +81,7 @@ from helix_revdial.revdial.watching import Watchers
 from helix_revdial.runner_hosts import TARGET, RunnerHosts
 from helix_revdial.sessions.git_refs import ENVIRONMENT as GIT_ENVIRONMENT
 from helix_revdial.sessions.git_refs import GitRefs
+from helix_revdial.sessions.retention import Retention
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.sessions.synthetic import SyntheticExecutor
 from helix_revdial.sessions.webhook_calls import Calls
@@ -96,6 +97,7 @@ from helix_revdial.settings import (
     issuers,
     liveness,
     rateSettings,
+    retentionSettings,
     tunnelLimits,
     uploadSettings,
     webhookSettings,
@@ -303,6 +305,7 @@ class ControlPlane(LoggingService):
             self.services.executors.add("synthetic", self._synthetic)
         self.services.executors.start()
         self._webhooks.begin()
+        self._retention.begin()
         self.services.driver.begin()
         self.services.patchCopies.begin()
 
@@ -427,6 +430,15 @@ class ControlPlane(LoggingService):
             services.events,
             Calls(self._reactor, self._reactor.nameResolver, callSettings(config.webhooks)),
             webhookSettings(config.webhooks),
+        )
+        self._retention = Retention(
+            database,
+            clock,
+            self._wallClock,
+            services.events,
+            services.driver.delete,
+            services.uploads.sweep,
+            retentionSettings(config.retention),
         )
         services.idempotency.start()
         services.jwts.setIssuers(self._issuers)
@@ -564,6 +576,7 @@ class ControlPlane(LoggingService):
             self.services.agents = agents
             self._webhooks.callAs(calls)
             self._webhooks.settings = webhookSettings(config.webhooks)
+            self._retention.setSettings(retentionSettings(config.retention))
             if self.services.gitRefs is not None:
                 self.services.gitRefs.access = access
 
@@ -674,6 +687,7 @@ class ControlPlane(LoggingService):
         services = self.services
         return [
             self._watch.stop,
+            self._retention.stop,
             services.executors.stop,
             lambda: Deferred.fromCoroutine(services.patchCopies.stop()),
             lambda: Deferred.fromCoroutine(services.driver.stop()),

@@ -33,6 +33,7 @@ from helix_revdial.config import (
     LivenessSection,
     PoolSection,
     RateLimitsSection,
+    RetentionSection,
     ServerConfig,
     TLSSection,
     TunnelSection,
@@ -57,10 +58,14 @@ from helix_revdial.sessions.agents import (
 )
 from helix_revdial.sessions.git_refs import GitAccess
 from helix_revdial.sessions.public_addresses import Network
+from helix_revdial.sessions.retention import RetentionSettings
 from helix_revdial.sessions.uploads import UploadSettings
 from helix_revdial.sessions.webhook_calls import CallSettings
 from helix_revdial.sessions.webhooks import WebhookSettings
 from helix_revdial.storage.database import parseURL
+
+DAY = 86_400.0
+"""Seconds."""
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -221,6 +226,17 @@ def callSettings(section: WebhooksSection) -> CallSettings:
 def webhookSettings(section: WebhooksSection) -> WebhookSettings:
     """How much the C{[webhooks]} section allows at one time."""
     return WebhookSettings(section.giveUpAfter, section.atOnce, section.perTarget)
+
+
+def retentionSettings(section: RetentionSection) -> RetentionSettings:
+    """The C{[retention]} section."""
+    return RetentionSettings(
+        section.eventDays * DAY,
+        section.eventsPerSession,
+        section.sessionDays * DAY,
+        section.deliveryDays * DAY,
+        section.interval,
+    )
 
 
 def uploadSettings(section: UploadsSection) -> UploadSettings:
