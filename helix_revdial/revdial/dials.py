@@ -60,9 +60,9 @@ class Dial:
     """
 
     __slots__ = (
-        "deadline",
         "_askings",
         "_ticket",
+        "deadline",
         "dialer",
         "features",
         "generation",
