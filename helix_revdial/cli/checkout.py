@@ -60,9 +60,7 @@ def repositoryOf(given: str | None, directory: Path) -> Checkout:
     if place.is_dir():
         found = _checkout(place)
         if found is None:
-            raise RepositoryError(
-                f"{plain(given, 200)} is no git checkout with a remote called origin"
-            )
+            raise RepositoryError(f"{plain(given, 200)} is no git checkout")
         return found
     if _SCP.fullmatch(given):
         return Checkout(given)
@@ -75,7 +73,12 @@ def repositoryOf(given: str | None, directory: Path) -> Checkout:
 def _checkout(directory: Path) -> Checkout | None:
     url = _git(directory, "remote", "get-url", "origin")
     if not url:
-        return None
+        if _git(directory, "rev-parse", "--git-dir") is None:
+            return None
+        raise RepositoryError(
+            "the checkout here has no remote called origin that a server could clone: name an "
+            "address with --repo, or --repo none"
+        )
     address = _address(url)
     branch = _git(directory, "symbolic-ref", "--short", "-q", "HEAD")
     commit = None if branch else _git(directory, "rev-parse", "-q", "--verify", "HEAD")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from helix_revdial.cli import completing
+from helix_revdial.cli import completing, task_prompt
 from helix_revdial.cli.checkout import repositoryOf
-from helix_revdial.cli.edge import PASSED, CommandError, SettingsError, plain
+from helix_revdial.cli.edge import PASSED, plain
 from helix_revdial.cli.exit_codes import AgentError, InteractionNeeded, ReasonCommand
 from helix_revdial.cli.invocation import Invocation, jsonFlag, passInvocation, serverFlags
 from helix_revdial.cli.output import Output
@@ -41,26 +41,20 @@ if TYPE_CHECKING:
     from helix_revdial.cli.client import Client, Record
     from helix_revdial.cli.task_api import TaskAPI
 
-MAX_PROMPT = 64 * 1024
-"""Characters of a prompt."""
-
 MANY = 10
 """Tasks at once that are asked about first."""
 
 AGENTS = "helix.agents"
 """Where a context keeps the agents, each with its number of instances."""
 
-_EDITED = """
-
-# What is to be done? The lines above are the agent's prompt; lines that begin with # are
-# left out. Nothing at all makes no task.
-"""
-
 
 class TaskCommand(ReasonCommand):
     """Keeps which C{--instances} stands behind which C{--agent}."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            # A shell completes what is not whole yet.
+            return super().parse_args(ctx, args)
         values, _, order = self.make_parser(ctx).parse_args(list(args))
         agents = iter(values.get("agents") or ())
         instances = iter(values.get("instances") or ())
@@ -201,7 +195,9 @@ def task(
     checked = partial(taskRequest, prompt="-", agent="-", settings={}, **common)
     repository = repositoryOf(repo, Path.cwd())
     checked(repository=repository)
-    interactive = not nonInteractive and not yes and _interactive() and sys.stderr.isatty()
+    interactive = (
+        not nonInteractive and not yes and task_prompt.interactive() and sys.stderr.isatty()
+    )
     if repository.unseen and base is None:
         _unseen(output, repository.unseen, interactive)
     count = sum(number for _, number in wanted)
@@ -211,7 +207,7 @@ def task(
         if not interactive:
             raise InteractionNeeded(f"{count} tasks at once: say --yes if that is meant")
         click.confirm(f"{count} tasks at once?", err=True, abort=True)
-    text = _prompt(prompt, promptFile, not nonInteractive)
+    text = task_prompt.promptFrom(prompt, promptFile, not nonInteractive)
 
     async def command(reactor: Any, client: Client) -> int:
         api = apiOf(client, output)
@@ -353,66 +349,6 @@ async def _follow(
             for one in ids
         ]
     )
-
-
-def _prompt(prompt: str | None, file: str | None, mayAsk: bool) -> str:
-    """
-    What is to be done.
-
-    @raise InteractionNeeded: Nothing says so, and there is nobody to ask.
-    """
-    if prompt is not None and file is not None:
-        raise click.UsageError("--prompt and --prompt-file exclude each other")
-    if prompt is None:
-        if file is not None and file != "-":
-            prompt = _file(file)
-        elif file == "-" or not _interactive():
-            prompt = _standardInput()
-            if not prompt.strip() and file is None:
-                raise InteractionNeeded("no prompt: give --prompt, --prompt-file or standard input")
-        elif mayAsk:
-            prompt = _edited()
-        else:
-            raise InteractionNeeded("no prompt: give --prompt, --prompt-file or standard input")
-    if not prompt.strip():
-        raise click.UsageError("the prompt is empty")
-    if len(prompt) > MAX_PROMPT:
-        raise click.UsageError(f"the prompt has more than {MAX_PROMPT:,} characters")
-    return prompt
-
-
-def _interactive() -> bool:
-    """Whether somebody is there."""
-    return sys.stdin.isatty()
-
-
-def _file(name: str) -> str:
-    try:
-        with open(name, "rb") as file:
-            content = file.read(4 * MAX_PROMPT + 1)
-        return content.decode("utf-8")
-    except OSError as error:
-        raise SettingsError(f"--prompt-file: {name}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"--prompt-file: {name}: not UTF-8 text") from None
-
-
-def _standardInput() -> str:
-    try:
-        return sys.stdin.read(MAX_PROMPT + 1)
-    except UnicodeDecodeError:
-        raise SettingsError("standard input: not UTF-8 text") from None
-
-
-def _edited() -> str:
-    try:
-        text = click.edit(_EDITED, extension=".md")
-    except click.ClickException as error:
-        raise CommandError(plain(error.format_message())) from None
-    lines = [line for line in (text or "").splitlines() if not line.startswith("#")]
-    if not "".join(lines).strip():
-        raise CommandError("no prompt was written: no task was made")
-    return "\n".join(lines).strip()
 
 
 def _unseen(output: Output, unseen: tuple[str, ...], interactive: bool) -> None:

@@ -90,6 +90,18 @@ class CheckoutTests(SynchronousTestCase):
         ):
             self.assertEqual(repositoryOf(given, self.directory).url, url)
 
+    def test_noOrigin(self) -> None:
+        """A checkout that nobody else can clone is not silently an empty workspace."""
+        self.git("init", "-q")
+        for given in (None, "."):
+            with self.assertRaises(RepositoryError) as raised:
+                repositoryOf(given, self.directory)
+            self.assertIn("no remote called origin", str(raised.exception))
+        self.assertEqual(repositoryOf("none", self.directory), Checkout())
+        (self.directory / ".git").rename(self.directory / "not-git")
+        with self.assertRaises(RepositoryError):
+            repositoryOf("not-git/refs", self.directory)
+
     def test_notForAServer(self) -> None:
         """An address on this machine, and what is no address, are errors of the repository."""
         self.begin("/srv/git/x.git")

@@ -12,8 +12,8 @@ from unittest.mock import patch
 import click
 from twisted.python.filepath import FilePath
 
-from helix_revdial.cli import task
-from helix_revdial.cli.task import MAX_PROMPT
+from helix_revdial.cli import task_prompt
+from helix_revdial.cli.task_prompt import MAX_PROMPT
 from tests.cli.events import EVENTS, ID, NO_MORE, STORY, stream
 from tests.cli.fake import HANG, CommandTestCase, Given, problem
 
@@ -79,12 +79,12 @@ class TaskTests(CommandTestCase):
         for written, code in (("do it\n# not this\nnow\n", 0), ("# nothing\n\n", 1), (None, 1)):
             with (
                 patch.object(click, "edit", lambda text, extension, written=written: written),
-                patch.object(task, "_interactive", lambda: True),
+                patch.object(task_prompt, "interactive", lambda: True),
             ):
                 ran = self.helix("task", "--agent", "mock")
             self.assertEqual(ran.code, code, ran.err)
         self.assertEqual([one["prompt"] for one in self.bodies()], ["do it\nnow"])
-        with patch.object(task, "_interactive", lambda: True):
+        with patch.object(task_prompt, "interactive", lambda: True):
             ran = self.helix("task", "--agent", "mock", "--non-interactive")
         self.assertEqual(ran.code, 10)
 

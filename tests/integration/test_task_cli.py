@@ -74,7 +74,9 @@ class MockServer:
             if "Listening on" in line:
                 break
         else:
-            raise AssertionError(f"the server did not start: {said}")
+            self.process.stdout.close()
+            self.process.wait(LIMIT)
+            raise AssertionError(f"the server did not start: {''.join(said[-5:])}")
         self.url = said[0].removeprefix("URL: ").strip()
         tokenFile = Path(said[1].removeprefix("Token file: ").strip())
         self.token = tokenFile.read_text().strip() if tokenFile.exists() else ""
@@ -456,7 +458,8 @@ class MockTests(TaskTestCase):
 
         self.assertIn("plain,openhands\n", offered("task", "--agent", ""))
         self.assertEqual(offered("task", "--agent", "codex@"), "plain,codex@latest\n")
-        self.assertEqual(offered("task", "--host", "syn"), "plain,synthetic\n")
+        words = ("task", "--instances", "x", "--host", "syn")
+        self.assertEqual(offered(*words), "plain,synthetic\n")
         self.assertIn(f"plain,{session}\n", offered("session", "logs", "ses_"))
         self.assertEqual(
             offered("--url", f"http://127.0.0.1:{freePort()}", "session", "logs", "ses_"), "\n"
