@@ -50,6 +50,9 @@ LAST_PAUSE: Final = 60.0
 SWEEP: Final = 3600.0
 """Seconds between two looks for what is too old."""
 
+CHUNK: Final = 500
+"""Sessions that are looked for at once."""
+
 _ENDS: Final = ("completed", "failed", "stopped")
 
 
@@ -98,7 +101,7 @@ class PatchCopies:
             self._sessions.events.subscribeAll(self._happened),
             self._sessions.onDeleted(self._deleted),
         ]
-        self._sweeping.start(SWEEP, now=False).addErrback(
+        self._sweeping.start(SWEEP, now=True).addErrback(
             lambda failure: self._log.failure("Old patches are no longer removed", failure)
         )
         pause = FIRST_PAUSE
@@ -152,10 +155,22 @@ class PatchCopies:
         return [one for one in found if _isWanted(one) and self._patches.get(one.id) is None]
 
     async def _sweep(self) -> None:
+        """Remove what is too old, and what is of sessions that are gone, whoever removed them."""
         try:
             await self._patches.sweep()
-        except OSError as error:
+            kept = self._patches.sessions
+            for start in range(0, len(kept), CHUNK):
+                chunk = kept[start : start + CHUNK]
+                for session in set(chunk) - await self._there(chunk):
+                    await self._patches.remove(session)
+        except (OSError, DatabaseUnavailable) as error:
             self._log.error("Old patches cannot be removed: {error}", error=error)
+
+    async def _there(self, sessions: list[str]) -> set[str]:
+        query = select(table.c.id).where(table.c.id.in_(sessions), table.c.deleted.is_(None))
+        return await self._database.read(
+            lambda connection: set(connection.execute(query).scalars())
+        )
 
     def _happened(self, event: Event) -> None:
         ends = event.ends and event.data.get("status") in _ENDS

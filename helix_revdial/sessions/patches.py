@@ -126,6 +126,11 @@ class Patches:
         return self._kept.get(session)
 
     @property
+    def sessions(self) -> list[str]:
+        """Whose patches are kept."""
+        return list(self._kept)
+
+    @property
     def size(self) -> int:
         """Bytes of all of them."""
         return sum(patch.size for patch in self._kept.values())

@@ -10,10 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from unittest.mock import patch
 
+from sqlalchemy import delete
+
 from helix_revdial.config import ServerConfig, ServerSection, SessionsSection
 from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable
 from helix_revdial.sessions.synthetic import PATCH
-from tests.api.harness import Answer, Server, await_
+from helix_revdial.storage.tables import sessions
+from tests.api.harness import Answer, Server, await_, now
 from tests.api.test_tasks import CONFIG, TaskTestCase
 from tests.api.test_timeline import chunks
 from tests.storage.databases import newDatabase
@@ -175,6 +178,17 @@ class PatchTests(PatchTestCase):
         self.assertEqual(self.server.delete(f"/api/v1/sessions/{session}", self.ann).status, 204)
         self.assertEqual(self.files(), [])
         self.assertEqual(self.fetch(session).status, 404)
+
+    def test_removedElsewhere(self) -> None:
+        """What somebody else removed the session of is found at the next look."""
+        session, other = self.task(), self.task()
+        self.until(session, "completed")
+        self.until(other, "completed")
+        query = delete(sessions).where(sessions.c.id == session)
+        now(self.server.database.run(lambda connection: connection.execute(query).rowcount))
+        self.assertEqual(len(self.files()), 2)
+        self.server.clock.advance(3600)
+        self.assertEqual([name.partition(".")[0] for name in self.files()], [other])
 
     def test_old(self) -> None:
         """A patch is kept for so many days."""
