@@ -9,8 +9,9 @@ Invariants:
 
   - Control and data connections go the same way: one place makes the endpoints of
     both.
-  - Names are resolved at each attempt, by the host, or by the proxy where one is
-    used.
+  - A server's name is resolved for each control connection, by the host; data
+    connections go to where that one led, and ask for the name again only where nothing
+    accepts there.  Where a proxy is used, names are its own business.
   - Every TLS connection to a server is judged by one L{Trust}, every one to a proxy
     by another.
 """
@@ -26,6 +27,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from ..revdial.client import ServerPath, ServerURL
 from ..revdial.exchange import addressEndpoint
 from ..revdial.offered import OfferedTarget
+from ..revdial.server_peer import KnownPeer
 from ..revdial.tls_endpoints import TLSClientEndpoint
 from .failures import connectReason
 from .proxies import CredentialsFile, ProxyChoice, ProxyURL
@@ -95,13 +97,17 @@ def serversOf(
         proxy = settings.proxyOf(server)
         if proxy is not None and proxy.secure and proxyTrust is None:
             proxyTrust = Trust(settings.proxyTrust)
-        endpoint = _endpoints(reactor, server, trust, proxy, settings.proxyCredentials, proxyTrust)
+        peer = KnownPeer()
+        endpoint = _endpoints(
+            reactor, server, trust, proxy, settings.proxyCredentials, proxyTrust, peer
+        )
         path = ServerPath(
             reactor,
             server,
             token,
             key=key,
             endpoint=endpoint,
+            peer=peer,
             zeroKey=settings.zeroKey,
             targets=targets,
             # Many a proxy ends a tunnel when one direction ends.
@@ -135,6 +141,7 @@ def _endpoints(
     proxy: ProxyURL | None,
     credentials: str | None,
     proxyTrust: Trust | None,
+    peer: KnownPeer | None = None,
 ) -> Callable[[], IStreamClientEndpoint]:
     """What makes an endpoint for each connection to C{server}."""
     # One for each host, so that its TLS session can be taken up again.
@@ -152,7 +159,7 @@ def _endpoints(
     def endpoint() -> IStreamClientEndpoint:
         way: IStreamClientEndpoint
         if proxy is None:
-            way = addressEndpoint(reactor, server.host, server.port)
+            way = addressEndpoint(reactor, server.host, server.port, peer)
         else:
             way = addressEndpoint(reactor, proxy.host, proxy.port)
             if toProxy is not None:

@@ -77,6 +77,7 @@ from .offered import OfferedTarget, formatTargets
 from .parking import park
 from .refusals import Refused, refusal
 from .requests import RUNNER_KEY, AnswerKind, RequestKind, judge
+from .server_peer import KnownPeer
 from .server_url import ServerURL
 from .socket_connect import SocketEndpoint
 from .switching import askHead, withFields
@@ -137,6 +138,7 @@ class ServerPath:
         targets: Sequence[OfferedTarget] = (),
         timeout: float = UPGRADE_TIMEOUT,
         endpoint: Callable[[], IStreamClientEndpoint] | None = None,
+        peer: KnownPeer | None = None,
         direct: bool = True,
     ) -> None:
         """
@@ -150,6 +152,7 @@ class ServerPath:
         @param targets: What to say of the targets, where they are offered.
         @param timeout: Seconds for a connection, and again for its answer.
         @param endpoint: Another way to the server's port than its address.
+        @param peer: What that way keeps of where the control connection led, if it does.
         @param direct: Whether that way passes the end of one direction on as such; a
             proxy may not.
         @raise ValueError: C{key} is no runner key.
@@ -166,6 +169,7 @@ class ServerPath:
         self._targets = tuple(targets)
         self._timeout = timeout
         self._endpoint = endpoint
+        self._peer = KnownPeer() if peer is None else peer
         self._keys = Keys()
         self._controlRawFrom = 0.0
         self._dataRawFrom = 0.0
@@ -196,6 +200,8 @@ class ServerPath:
             nothing listens, the certificate does not fit.
         """
         token = self._token()
+        # A control connection goes where its name leads now.
+        self._peer.forget()
         forms = [RequestKind.CONTROL_RAW, RequestKind.CONTROL_WEBSOCKET]
         if RAW not in self._features or self._clock.seconds() < self._controlRawFrom:
             del forms[0]
@@ -251,6 +257,8 @@ class ServerPath:
             )
         protocol = await endpoint.connect(listener.controlFactory(self._features))
         control = cast(AgentControl, protocol)
+        if control.transport is not None:
+            self._peer.learn(control.transport.getPeer())
 
         def withoutToken(closed: Closed) -> Closed:
             # The reason may be the server's own text.
@@ -418,7 +426,12 @@ class ServerPath:
         else:
             server = self._server
             found = endpointFor(
-                self._reactor, server.host, server.port, server.secure, self._tlsOptions
+                self._reactor,
+                server.host,
+                server.port,
+                server.secure,
+                self._tlsOptions,
+                self._peer,
             )
         # On a socket of ours nothing has to be set before its carrier is up.
         return found if isinstance(found, SocketEndpoint) else _Watched(found)

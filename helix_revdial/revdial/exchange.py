@@ -63,6 +63,7 @@ from helix_revdial.revdial.http_answer import (
     firstHeader,
     requestHead,
 )
+from helix_revdial.revdial.server_peer import KnownPeer, PeerFirst
 from helix_revdial.revdial.socket_connect import SocketEndpoint
 from helix_revdial.revdial.tls_endpoints import TLSClientEndpoint
 
@@ -147,12 +148,16 @@ class CarrierURL:
         return host.encode("ascii")
 
 
-def addressEndpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
+def addressEndpoint(
+    reactor: Any, host: str, port: int, peer: KnownPeer | None = None
+) -> IStreamClientEndpoint:
     """
     The endpoint for a name or an address.
 
     A name is resolved in a thread and tried address by address; a literal needs
     neither, and each dial would pay for both.
+
+    @param peer: Where a name has led to already, which is tried first.
     """
     if SocketEndpoint.suits(reactor, host):
         return SocketEndpoint(reactor, host, port)
@@ -160,7 +165,10 @@ def addressEndpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint
         return TCP4ClientEndpoint(reactor, host, port)
     if isIPv6Address(host):
         return TCP6ClientEndpoint(reactor, host, port)
-    return HostnameEndpoint(reactor, host, port)
+    byName = HostnameEndpoint(reactor, host, port)
+    if peer is None:
+        return byName
+    return PeerFirst(reactor, peer, lambda found: addressEndpoint(reactor, found, port), byName)
 
 
 def endpointFor(
@@ -169,14 +177,16 @@ def endpointFor(
     port: int,
     secure: bool,
     tlsOptions: IOpenSSLClientConnectionCreator | None = None,
+    peer: KnownPeer | None = None,
 ) -> IStreamClientEndpoint:
     """
     The endpoint for a server's address, with TLS verified where it is spoken.
 
     @param tlsOptions: Other trust than the platform's; it still has to verify
         C{host}.
+    @param peer: See L{addressEndpoint}.
     """
-    endpoint = addressEndpoint(reactor, host, port)
+    endpoint = addressEndpoint(reactor, host, port, peer)
     if not secure:
         return endpoint
     if tlsOptions is None:

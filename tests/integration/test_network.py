@@ -513,12 +513,13 @@ class AddressTests(NetworkTestCase):
         return number
 
     async def test_resolvedAnew(self) -> None:
-        """B4: a name is resolved at each attempt, for data connections too."""
+        """B4: a name is resolved for each control connection, and not for each dial."""
         names = Names("127.0.0.1")
         servers = self.servers(self.settings(f"http://cp.test:{self.port}"), names)
         session = await self.connect(servers)
-        await self.roundTrip()
-        self.assertEqual(names.asked, 2)
+        for _ in range(3):
+            await self.roundTrip()
+        self.assertEqual(names.asked, 1)
         port = reactor.listenTCP(self.port, self.server.factory, interface="127.0.0.2")
         self.addCleanup(port.stopListening)
         session.close()
@@ -527,6 +528,27 @@ class AddressTests(NetworkTestCase):
         session = await servers.connectControl(self.listener)
         peer = cast(Any, session.control.transport).getPeer()
         self.assertEqual(peer.host, "127.0.0.2")
+        self.assertEqual(names.asked, 2)
+
+    async def test_dataFollowsControl(self) -> None:
+        """
+        Streams go to the server that asked for them, though its name has come to lead
+        to another; where that one accepts no more, to where the name leads.
+        """
+        names = Names("127.0.0.2")
+        port = reactor.listenTCP(0, self.server.factory, interface="127.0.0.2")
+        self.addCleanup(port.stopListening)
+        number = port.getHost().port
+        servers = self.servers(self.settings(f"http://cp.test:{number}"), names)
+        await self.connect(servers)
+        names.addresses = ["127.0.0.3"]
+        await self.roundTrip()
+        self.assertEqual(names.asked, 1)
+        await port.stopListening()
+        moved = reactor.listenTCP(number, self.server.factory, interface="127.0.0.3")
+        self.addCleanup(moved.stopListening)
+        await self.roundTrip()
+        self.assertEqual(names.asked, 2)
 
 
 class ProcessTests(AgentTestCase):
