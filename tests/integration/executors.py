@@ -126,16 +126,18 @@ class ExecutorCase(SynchronousTestCase):
 
     @ivar settings: More lines of its file.
     @ivar protocols: By which it takes repositories.
+    @ivar unprivileged: Whether it runs as nobody, where the test runs as root.
     """
 
     settings: ClassVar[str] = ""
     protocols: ClassVar[tuple[str, ...]] = ("file", "https")
+    unprivileged: ClassVar[bool] = False
 
     def setUp(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="hx-"))
         self.directory.chmod(0o711)
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
-        self.asRoot = os.geteuid() == 0
+        self.asRoot = os.geteuid() == 0 and not self.unprivileged
         self.firstUser = 400_000 + os.getpid() % 20_000 * 40
         self.python = commonPython(self.directory)
         self.script = self.directory / "demonstration.py"
@@ -150,19 +152,34 @@ class ExecutorCase(SynchronousTestCase):
             f'python = "{self.python or sys.executable}"\n'
             f"first_user = {self.firstUser}\nmax_sessions = 16\n"
             f"protocols = {json.dumps(self.protocols)}\n"
-            f"{self.settings}"
+            f"{self.moreSettings()}"
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.addCleanup(self.end)
         self.start()
 
+    def moreSettings(self) -> str:
+        """The lines of L{settings}, or what is known only now."""
+        return self.settings
+
     # The program
+
+    def program(self) -> list[str]:
+        """How it is started."""
+        arguments = ["-n", "--pidfile=", "helix-revdial-executor", "-c", str(self.config)]
+        if not self.unprivileged or os.geteuid() != 0:
+            return [TWISTD, *arguments]
+        self.needPython()
+        os.chown(self.directory, 65534, 65534)
+        twistd = "from twisted.scripts.twistd import run; run()"
+        drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        return [*drop, self.python, "-c", twistd, *arguments]
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [TWISTD, "-n", "--pidfile=", "helix-revdial-executor", "-c", str(self.config)],
+                self.program(),
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,

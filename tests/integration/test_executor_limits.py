@@ -1,0 +1,44 @@
+"""Where a host ends a session on its own, and what a session may have of it."""
+
+from __future__ import annotations
+
+from .executors import ExecutorCase
+
+MEMORY = 64
+"""MiB that a task asks for."""
+
+
+class LimitTests(ExecutorCase):
+    """The limits of a specification, reached."""
+
+    def test_runSeconds(self) -> None:
+        """What runs too long is asked to end, then killed, and the last report says why."""
+        polite = self.launch("say up\nsleep 600", limits={"runSeconds": 1.5, "stopSeconds": 20})
+        stubborn = self.launch(
+            "say up\ndaemon 600\nsleep 600",
+            limits={"runSeconds": 1.5, "stopSeconds": 0.5},
+            agent={"env": {"HELIX_DEMONSTRATION_LINGER": "600"}},
+        )
+        for session, name in ((polite, "SIGTERM"), (stubborn, "SIGKILL")):
+            reports = self.reports(session)
+            last = reports[-1]
+            self.assertEqual(last["signal"], name, self.tail(session))
+            self.assertEqual(last["error"], "it ran longer than 1.5 seconds")
+            self.assertIn("it ran longer than 1.5 seconds", self.output(reports, "system"))
+            states = [each["state"] for each in reports if each["kind"] == "state"]
+            self.assertEqual(states, ["provisioning", "running", "stopping"])
+
+    def test_logBytes(self) -> None:
+        """What says too much is cut there, once, and runs to its own end all the same."""
+        session = self.launch(
+            "flood 1000000\nsay the end\nwarn and more\nexit 5", limits={"logBytes": 10_000}
+        )
+        reports = self.reports(session)
+        self.assertEqual(reports[-1]["exitCode"], 5)
+        said = self.output(reports)
+        self.assertEqual(said, [f"{number:099}" for number in range(101)])
+        self.assertEqual(self.output(reports, "stderr"), [])
+        self.assertEqual(
+            self.output(reports, "system"),
+            ["the output is longer than 10000 bytes: the rest is left out"],
+        )
