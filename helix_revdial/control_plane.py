@@ -415,6 +415,7 @@ class ControlPlane(LoggingService):
             gitRefs=self._newGitRefs(clock),
             fileWorkers=ReactorThreads(self._reactor, FILE_THREADS, "files"),
         )
+        watchers.add(services.proxy.backends)
         watchers.add(
             RunnerHosts(
                 self._reactor,

@@ -26,6 +26,8 @@ from helix_revdial.gateways.idle import Idle, Place
 from helix_revdial.revdial.connections import Connections
 from helix_revdial.revdial.errors import NotAllowed, TunnelBroke
 from helix_revdial.revdial.offered import Expose
+from helix_revdial.revdial.registrations import Registration
+from helix_revdial.revdial.watching import Watching
 
 T = TypeVar("T")
 
@@ -70,8 +72,11 @@ class Service:
     wait: float | None = None
 
 
-class Backends:
+class Backends(Watching):
     """
+    To watch the connections of runners with: what waits does not outlive what it leads
+    through.
+
     @ivar idle: Those that wait.
     """
 
@@ -125,10 +130,20 @@ class Backends:
 
     def over(self, wanted: Wanted, backend: Backend) -> None:
         """An exchange has ended: let its connection wait, if it is in order, or close it."""
-        if backend.inOrder:
+        leads = self.connections.leadsTo(wanted.runner, wanted.target)
+        isOfBefore = leads is not None and leads[0] != backend.generation
+        if backend.inOrder and not isOfBefore:
             self.idle.put(_placeOf(wanted), backend)
         else:
             backend.close()
+
+    # Watching
+
+    def registered(self, registration: Registration, before: str | None) -> None:
+        self.idle.leave(registration.key, registration.generation)
+
+    def gone(self, key: str, generation: int) -> None:
+        self.idle.leave(key, None)
 
     def _again(self, wanted: Wanted) -> Backend | None:
         """A connection of before that leads where a dial would lead now."""

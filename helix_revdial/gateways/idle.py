@@ -4,7 +4,8 @@ Connections to services that wait for another request.
 
 Each waits at its place: for the caller that it served, at the runner and target that
 it leads to.  It leaves when it is taken, when its time is up, when the service ends it,
-and when there are too many; the newest is taken first, since it is the likeliest to live.
+when the runner registers anew or is awaited no more, and when there are too many; the
+newest is taken first, since it is the likeliest to live.
 """
 
 from __future__ import annotations
@@ -79,6 +80,14 @@ class Idle:
             waiting.backend.wake()
             return waiting.backend
         return None
+
+    def leave(self, runner: str, present: int | None) -> None:
+        """
+        Close what leads to a runner through another registration than the C{present} one.
+        """
+        for waiting in list(self._all):
+            if waiting.place[1] == runner and waiting.generation != present:
+                self._close(waiting)
 
     def stop(self) -> None:
         """Close all, and let none wait any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -586,6 +587,36 @@ class AgainTests(ProxyTestCase):
         self.call()
         self.assertEqual(len(self.dials.dialled), 5)
         self.assertTrue(self.dials.streams[0].disconnecting, "it leads to who was there before")
+
+    def test_closedWithTheRegistration(self) -> None:
+        """Idle connections close as their runner registers anew, or is awaited no more."""
+        for event in ("registered", "gone"):
+            self.call()
+            self.reply(OK)
+            self.changes = {"runner": "wolf-2"}
+            self.call()
+            self.reply(OK)
+            self.changes = {}
+            first, other = self.dials.streams[-2:]
+            if event == "registered":
+                again: Any = SimpleNamespace(key="wolf-1", generation=self.dials.generation)
+                self.proxy.backends.registered(again, None)
+                self.assertFalse(first.disconnecting, "it is of the present registration")
+                again.generation = 2
+                self.proxy.backends.registered(again, "connected")
+            else:
+                self.proxy.backends.gone("wolf-1", 1)
+            self.assertEqual((first.disconnecting, other.disconnecting), (True, False), event)
+            self.proxy.backends.gone("wolf-2", 1)
+            self.assertEqual(len(self.proxy.backends.idle), 0)
+
+    def test_notKeptOfARegistrationOfBefore(self) -> None:
+        """What was in use as its runner registered anew does not wait for another request."""
+        self.call()
+        self.dials.generation = 2
+        self.reply(OK)
+        self.assertEqual(len(self.proxy.backends.idle), 0)
+        self.assertTrue(self.stream.disconnecting)
 
     def test_anotherHost(self) -> None:
         """D16: another Host on one connection is told to the service, whichever stream it is."""
