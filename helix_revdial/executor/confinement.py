@@ -73,6 +73,8 @@ class Confinement:
     @ivar group: Its control group; C{None} where there are none.
     @ivar temporary: What it sees as C{/tmp}; C{None} for the host's.
     @ivar mounts: Whether it has a mount namespace of its own.
+    @ivar accounts: What it sees as C{/etc/passwd}, and its tunnel agent too; C{None} for
+        the host's.
     @ivar supervisor: The process that its orphans fall to.
     """
 
@@ -82,6 +84,7 @@ class Confinement:
     group: ControlGroup | None = None
     temporary: str | None = None
     mounts: bool = False
+    accounts: str | None = None
     limits: Limits = field(default_factory=Limits)
     supervisor: int | None = None
 
@@ -140,6 +143,8 @@ class Confinement:
         if self.mounts and user is None:
             terms["mounts"] = True
             terms["temporary"] = self.temporary
+        if self.mounts and self.accounts is not None:
+            terms["accounts"] = self.accounts
         if part == "task":
             # Short of memory, the kernel takes a task before it takes the host's services.
             terms["oomScore"] = 500

@@ -64,18 +64,24 @@ def _mount(libc: Any, source: str, target: str, kind: str, flags: int, data: str
         raise OSError(number, f"mount {target}: {os.strerror(number)}")
 
 
-def _separateMounts(libc: Any, temporary: str | None) -> None:
-    """Other sessions' processes, and their files in /tmp, are not to be seen."""
+def _separateMounts(libc: Any, terms: dict[str, Any]) -> None:
+    """
+    Other sessions' processes, and their files in /tmp, are not to be seen; the users that
+    the host does not know have names, without which ssh, and much else, does not run.
+    """
     if libc.unshare(_NEW_MOUNTS) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"unshare: {os.strerror(number)}")
     # What is mounted later outside (a workspace) is seen; nothing goes the other way.
     _mount(libc, "none", "/", "", _MS_REC | _MS_SLAVE)
-    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    _mount(libc, "proc", "/proc", "proc", flags, "hidepid=invisible")
-    if temporary is not None:
+    if terms.get("mounts"):
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        _mount(libc, "proc", "/proc", "proc", flags, "hidepid=invisible")
+    if terms.get("temporary") is not None:
         for place in _TEMPORARY:
-            _mount(libc, temporary, place, "", _MS_BIND)
+            _mount(libc, terms["temporary"], place, "", _MS_BIND)
+    if terms.get("accounts") is not None:
+        _mount(libc, terms["accounts"], "/etc/passwd", "", _MS_BIND)
 
 
 def enter(terms: dict[str, Any]) -> None:
@@ -94,8 +100,8 @@ def enter(terms: dict[str, Any]) -> None:
     if terms.get("oomScore") is not None:
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write(str(terms["oomScore"]))
-    if terms.get("mounts"):
-        _separateMounts(libc, terms.get("temporary"))
+    if terms.get("mounts") or terms.get("accounts") is not None:
+        _separateMounts(libc, terms)
     for name, value in terms.get("limits", {}).items():
         hard = resource.getrlimit(_LIMITS[name])[1]
         if hard != resource.RLIM_INFINITY and os.geteuid() != 0:

@@ -13,6 +13,7 @@ One directory for each session, that the session can pass through and not list::
         layers/      root's: the layers of an overlay, where the workspace is one
         run/         the session's: the socket of its desktop
         tunnel/      the tunnel agent's alone: its token
+        accounts     root's: the host's users, and the session's two
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+PASSWD = Path("/etc/passwd")
+"""The host's users (passwd(5))."""
 
 MAX_SOCKET_PATH = 107
 """Bytes of a unix socket's path."""
@@ -104,6 +108,11 @@ class Layout:
         return self.root / "tunnel"
 
     @property
+    def accounts(self) -> Path:
+        """What the session sees as C{/etc/passwd}, where it has users of its own."""
+        return self.root / "accounts"
+
+    @property
     def patch(self) -> Path:
         """The patch, once it was made."""
         return self.private / "patch"
@@ -124,6 +133,20 @@ class Layout:
         # The tunnel agent passes through to the socket of the desktop.
         self._give(self.run, 0o711, user)
         self._give(self.tunnel, 0o700, tunnelUser)
+        if user is not None and tunnelUser is not None:
+            self._writeAccounts(user, tunnelUser)
+
+    def _writeAccounts(self, user: int, tunnelUser: int) -> None:
+        known = PASSWD.read_text(errors="surrogateescape").rstrip("\n")
+        own = [
+            f"{name}:x:{number}:{number}:{name}:{home}:/bin/sh"
+            for name, number, home in (
+                ("session", user, self.home),
+                ("tunnel", tunnelUser, self.tunnel),
+            )
+        ]
+        self.accounts.write_text("\n".join([known, *own, ""]), errors="surrogateescape")
+        self.accounts.chmod(0o644)
 
     @staticmethod
     def _give(path: Path, mode: int, user: int | None) -> None:

@@ -107,6 +107,7 @@ class Record(msgspec.Struct, frozen=True):
             group=None if self.group is None else ControlGroup(Path(self.group)),
             temporary=str(layout.temporary) if self.privateTmp else None,
             mounts=self.mounts,
+            accounts=str(layout.accounts) if layout.accounts.exists() else None,
             limits=Limits(
                 processes=self.processes,
                 files=self.files,

@@ -1,12 +1,17 @@
-"""What becomes of a task's work: pushed to a real repository."""
+"""What becomes of a task's work: pushed to a real repository, over ssh and from files."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.needs import needsProgram
+
 from .executors import LIMIT, ExecutorCase
+from .sshd import SSHServer
 
 
 class Deliveries(ExecutorCase):
@@ -32,6 +37,62 @@ class Deliveries(ExecutorCase):
         found = [each for each in reports if each["kind"] == "delivery"]
         self.assertEqual(found, reports[-2:-1], reports[-4:])
         return found[0]
+
+
+@needsProgram("sshd", package="openssh-server")
+@needsProgram("ssh", package="openssh-client")
+class SSHTests(Deliveries):
+    """The repository is reached over ssh, with a key of the host's."""
+
+    protocols = ("ssh",)
+
+    def moreSettings(self) -> str:
+        self.keys = Path(tempfile.mkdtemp(prefix="hx-keys-"))
+        self.addCleanup(shutil.rmtree, self.keys, ignore_errors=True)
+        self.sshd = SSHServer(self.keys)
+        self.addCleanup(self.sshd.stop)
+        self.place = f"ssh://{self.sshd.user}@127.0.0.1:{self.sshd.port}"
+        known = self.keys / "known"
+        known.write_text(known.read_text().replace("* ", f"[127.0.0.1]:{self.sshd.port} ", 1))
+        return (
+            f'[[credential]]\nurl = "{self.place}/"\nkey_file = "{self.keys / "user"}"\n'
+            f'known_hosts_file = "{known}"\n'
+        )
+
+    def test_pushed(self) -> None:
+        """
+        Clone and push go by ssh: C{branch} to the branch that was asked for, C{pr} to one of
+        the session's own.  The exit code is the task's, the address that of the repository,
+        and the key is in no file that is left of it.
+        """
+        bare = self.repository()
+        url = f"{self.place}{bare}"
+        seen = f"ssh://127.0.0.1:{self.sshd.port}{bare}"
+        session = self.launch(
+            "append file.txt two",
+            repo={"mode": "git", "url": url, "branch": "main"},
+            delivery={"mode": "branch", "targetBranch": "work/done"},
+        )
+        reports = self.reports(session)
+        self.assertEqual(reports[-1].get("exitCode"), 0, self.tail(session))
+        self.assertNotIn("error", reports[-1], self.tail(session))
+        found = self.delivered(reports)
+        self.assertEqual((found["mode"], found["url"]), ("branch", seen))
+        self.assertEqual(self.inside(bare, "show", "work/done:file.txt"), ["one", "two"])
+        request = self.launch(
+            "write new.txt three\ncommit its own",
+            repo={"mode": "git", "url": url},
+            delivery={"mode": "pr", "targetBranch": "main"},
+        )
+        found = self.delivered(self.reports(request))
+        self.assertEqual((found["mode"], found["url"]), ("pr", seen))
+        branch = f"helix/{request}"
+        self.assertEqual(self.inside(bare, "log", "--format=%s", branch), ["its own", "first"])
+        self.assertEqual(self.inside(bare, "log", "--format=%s", "main"), ["first"])
+        key = (self.keys / "user").read_text()
+        for path in (self.state / "sessions" / request).rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                self.assertNotIn(key, path.read_text(errors="replace"), f"the key is in {path}")
 
 
 class FileTests(Deliveries):
