@@ -93,14 +93,6 @@ class AgentTestCase(TestCase):
         except CannotListenError as error:
             raise AssertionError(f"somebody else took the port: {error}") from error
 
-    def unusedPort(self) -> int:
-        """A port on which nothing listens."""
-        port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
-        number: int = port.getHost().port
-        self.addCleanup(port.stopListening)
-        port.stopListening()
-        return number
-
     def serve(self) -> int:
         """A service on TCP: its port."""
         factory = Factory.forProtocol(Service)

@@ -16,6 +16,7 @@ from twisted.internet.ssl import CertificateOptions, PrivateCertificate
 from tests.directories import shortDirectory
 
 from .agents import TOKEN, TWIST, TWISTD, AgentTestCase, Service, absolute, reactor, script, write
+from .fleet import freePort
 from .scripted import TERMINATED, AgentProcess, within
 
 
@@ -29,7 +30,7 @@ class AgentTests(AgentTestCase):
         targets that are down, and leaves with a goodbye on SIGTERM.
         """
         port = self.listen()
-        path, tcp, down = self.serveUnix(), self.serve(), self.unusedPort()
+        path, tcp, down = self.serveUnix(), self.serve(), freePort()
         agent = self.start(
             *TWISTD,
             "helix-revdial-agent",
@@ -95,7 +96,7 @@ class AgentTests(AgentTestCase):
         G3: an agent that is there before its server connects when it comes, again
         when it comes back, and then logs in with the token that the file has by now.
         """
-        number, tokens = self.unusedPort(), self.tokenFile()
+        number, tokens = freePort(), self.tokenFile()
         agent = self.start(
             *TWISTD,
             "helix-revdial-agent",

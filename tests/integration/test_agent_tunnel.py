@@ -14,6 +14,7 @@ from helix_revdial.revdial.errors import TargetRefused
 from tests.integration.callers import Caller
 
 from .agents import TOKEN, TWISTD, AgentTestCase, absolute, reactor
+from .fleet import freePort
 from .scripted import AgentProcess, within
 from .tunnels import Server, until
 
@@ -113,7 +114,7 @@ class TunnelTests(AgentTestCase):
     async def test_targetDown(self) -> None:
         """The caller is told what is wrong beside the agent, and the next dial works."""
         server = self.serverOf("raw")
-        down = self.unusedPort()
+        down = freePort()
         agent = self.agentOf(
             server.url, f"127.0.0.1:{self.serve()}", f"--target=down=127.0.0.1:{down}"
         )

@@ -51,6 +51,7 @@ from tests.needs import needsProgram
 
 from .agents import TOKEN, TWISTD, AgentTestCase, Service, reactor
 from .callers import Caller
+from .fleet import freePort
 from .scripted import ROOT, within
 from .tunnels import Server, until
 
@@ -563,7 +564,7 @@ class ProcessTests(AgentTestCase):
         port = reactor.listenTCP(0, proxy, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         listening = self.listen()
-        down = self.unusedPort()
+        down = freePort()
         agent = self.start(
             *TWISTD,
             "helix-revdial-agent",

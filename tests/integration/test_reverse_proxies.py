@@ -33,6 +33,7 @@ from tests.integration.callers import Caller
 from tests.needs import needsProgram
 
 from .agents import Service, reactor
+from .fleet import freePort
 from .scripted import within
 from .tunnels import Server, until
 
@@ -121,7 +122,7 @@ class ReverseProxyTestCase(TestCase):
         self.server = Server()
         self.addCleanup(self.server.stop)
         self.upstream = ServerURL.parse(self.server.url).port
-        self.port = self.unusedPort()
+        self.port = freePort()
         service = Factory.forProtocol(Service)
         service.noisy = False
         listening = reactor.listenTCP(0, service, interface="127.0.0.1")
@@ -129,12 +130,6 @@ class ReverseProxyTestCase(TestCase):
         self.target = f"127.0.0.1:{listening.getHost().port}"
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
-
-    def unusedPort(self) -> int:
-        port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
-        number: int = port.getHost().port
-        port.stopListening()
-        return number
 
     async def start(self, program: str, *arguments: str) -> None:
         """Run C{program} until the test ends; return when it listens."""
@@ -339,7 +334,7 @@ class NginxTests(ReverseProxyTestCase):
 
     async def test_unreachableServer(self) -> None:
         """A gateway's error is said to be one."""
-        self.upstream = self.unusedPort()
+        self.upstream = freePort()
         await self.nginx(self.anyUpgrade())
         try:
             await self.connect()
@@ -400,7 +395,7 @@ class HAProxyTests(ReverseProxyTestCase):
 
     async def test_unreachableServer(self) -> None:
         """A gateway's error is said to be one."""
-        self.upstream = self.unusedPort()
+        self.upstream = freePort()
         await self.haproxy(HAPROXY.format(limit="2s", port=self.port, server=self.upstream))
         try:
             await self.connect()

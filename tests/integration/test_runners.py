@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 from twisted.internet.defer import gatherResults
 
 from .agents import TOKEN, TWISTD, AgentTestCase, absolute, reactor, write
+from .fleet import freePort
 from .scripted import TERMINATED, AgentProcess, ScriptedServer, within
 
 MEMORY = 60 * 1024 * 1024
@@ -60,7 +61,7 @@ class RunnersTests(AgentTestCase):
             key = "moonlight-2"
             token_file = "{tokens[1]}"
             targets = [
-                {{ name = "ssh", address = "127.0.0.1:{self.unusedPort()}", expose = "operator" }},
+                {{ name = "ssh", address = "127.0.0.1:{freePort()}", expose = "operator" }},
                 {{ name = "web", address = "127.0.0.1:{service}", default = true }},
             ]
 
@@ -169,12 +170,12 @@ class CheckTests(AgentTestCase):
         Each runner of a file is looked at; what fails is said with what to do, in the exit
         status too; the token is nowhere, and no agent runs.
         """
-        service, down = self.serve(), self.unusedPort()
+        service, down = self.serve(), freePort()
         path = fileOf(
             absolute(self.mktemp()),
             f"""
             [defaults]
-            server = "http://127.0.0.1:{self.unusedPort()}"
+            server = "http://127.0.0.1:{freePort()}"
             token_file = "{self.tokenFile()}"
             [[runner]]
             key = "wolf-1"

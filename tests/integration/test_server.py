@@ -158,7 +158,7 @@ class ServerProcessTests(SynchronousTestCase):
         log = self.log.read_text()
         self.assertIn("RUNNER_TOKEN of the environment is runner token tok_", log)
         self.assertNotIn(secret, log)
-        for path in self.state.iterdir():
+        for path in filter(Path.is_file, self.state.rglob("*")):
             self.assertNotIn(secret.encode(), path.read_bytes(), f"F1: the secret is in {path}")
 
     def test_credentials(self) -> None:
@@ -180,7 +180,7 @@ class ServerProcessTests(SynchronousTestCase):
         log = self.log.read_text()
         for secret in secrets.values():
             self.assertNotIn(secret, log)
-            for path in self.state.iterdir():
+            for path in filter(Path.is_file, self.state.rglob("*")):
                 self.assertNotIn(secret.encode(), path.read_bytes(), f"F1: {path}")
 
     def test_credentialThatIsNone(self) -> None:
