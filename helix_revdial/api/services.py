@@ -21,7 +21,7 @@ from helix_revdial.api.launching import Launching
 from helix_revdial.api.load import Load
 from helix_revdial.api.observation import Observation
 from helix_revdial.api.replays import Replays
-from helix_revdial.config import GatewaysSection, ServerConfig
+from helix_revdial.config import GatewaysSection, ServerConfig, SessionsSection
 from helix_revdial.gateways.proxy import HTTPProxy, ProxyLimits
 from helix_revdial.gateways.stream import StreamGateway
 from helix_revdial.gateways.tcp_forward import Forwards
@@ -39,7 +39,7 @@ from helix_revdial.sessions.events import EventLog
 from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.git_refs import GitRefs
 from helix_revdial.sessions.patch_copies import PatchCopies
-from helix_revdial.sessions.patches import Patches
+from helix_revdial.sessions.patches import Patches, PatchLimits
 from helix_revdial.sessions.redaction import secretProperties
 from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.sessions.timeline import Timeline
@@ -179,9 +179,7 @@ class Services:
             self.config.patchesPath,
             self.fileWorkers,
             self.wallClock,
-            maxBytes=section.patchBytes,
-            quota=section.patchQuota,
-            retention=section.patchRetention * 86_400,
+            **patchLimits(section),
         )
         self.patchCopies = PatchCopies(
             self.clock, self.wallClock, self.database, self.sessions, self.executors, self.patches
@@ -287,6 +285,15 @@ def proxyLimits(section: GatewaysSection) -> ProxyLimits:
         perCaller=section.requestsPerUser,
         perRunner=section.requestsPerRunner,
         answerTimeout=section.answerTimeout,
+    )
+
+
+def patchLimits(section: SessionsSection) -> PatchLimits:
+    """What the C{[sessions]} section says of kept patches."""
+    return PatchLimits(
+        maxBytes=section.patchBytes,
+        quota=section.patchQuota,
+        retention=section.patchRetention * 86_400,
     )
 
 

@@ -26,7 +26,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypedDict
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
@@ -47,6 +47,19 @@ class PatchTooLarge(Exception):
 
 class PatchDamaged(Exception):
     """A file is not what was written."""
+
+
+class PatchLimits(TypedDict):
+    """
+    What is kept.
+
+    @ivar maxBytes: of one patch; C{quota}: of all.
+    @ivar retention: seconds.
+    """
+
+    maxBytes: int
+    quota: int
+    retention: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +100,19 @@ class Patches:
         @param wallClock: seconds since the epoch.
         @param retention: seconds.
         """
-        self.maxBytes = maxBytes
-        self.quota = quota
-        self.retention = retention
+        self.setLimits(maxBytes=maxBytes, quota=quota, retention=retention)
         self._directory = directory
         self._workers = workers
         self._wallClock = wallClock
         self._kept: dict[str, Patch] = {}
         self._writing = DeferredLock()
         self._drafts = 0
+
+    def setLimits(self, *, maxBytes: int, quota: int, retention: float) -> None:
+        """Change what is kept; what is kept already is looked at when there is something new."""
+        self.maxBytes = maxBytes
+        self.quota = quota
+        self.retention = retention
 
     async def start(self) -> None:
         """Find what there is, and remove what is too old and what was never finished."""
