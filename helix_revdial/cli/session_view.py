@@ -204,6 +204,8 @@ class LiveView:
             self._status = plain(event.status, 40)
             self._detail = _ending(raw)
             self._until = at if event.status in _ENDED else None
+        elif event.type in _TOLD_TWICE:
+            return
         elif event.type == "delivery":
             self._deliveries.append(told(event))
         else:
@@ -321,6 +323,8 @@ def told(event: SessionEvent) -> str:
             if how == "patch":
                 where = f"helix session patch {plain(raw.get('sessionId') or '', 64)}"
             return f"delivery {how}{large} {where}".rstrip()
+        case "timeline.sessionMoment":
+            return f"timeline {plain(raw.get('label') or raw.get('note') or '', 200)}"
         case "timeline.fsSnapshot.created":
             label = plain(raw.get("label") or "", 200)
             return f"snapshot {label} ({plain(raw.get('provider') or '', 20)})"
@@ -331,6 +335,9 @@ def told(event: SessionEvent) -> str:
             rest = {k: v for k, v in raw.items() if k not in ("type", "ts", "seq", "sessionId")}
             return plain(f"{event.type} {json.dumps(rest, ensure_ascii=False)}", 500)
 
+
+_TOLD_TWICE = ("timeline.sessionMoment", "timeline.fsSnapshot.created")
+"""What a picture leaves out: the moment that comes with it says so."""
 
 _ENDED = ("stopped", "completed", "failed", "cancelled")
 

@@ -133,7 +133,14 @@ class LineViewTests(SynchronousTestCase):
 
     def test_everythingElseIsOneLine(self) -> None:
         """Events of all types, the unknown too, are one harmless line wherever they go."""
-        for kind in ("moment", "delivery", "resync", "timeline.fsSnapshot.created", "x\x1by"):
+        for kind in (
+            "moment",
+            "delivery",
+            "resync",
+            "timeline.fsSnapshot.created",
+            "timeline.sessionMoment",
+            "x\x1by",
+        ):
             one = events(
                 event(1, kind, note=EVIL, label=EVIL, url=EVIL, provider="a\nb", firstAvailable=3)
             )[0]

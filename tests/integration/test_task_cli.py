@@ -387,7 +387,9 @@ class MockTests(TaskTestCase):
         Ctrl-C at the picture: the terminal is given back, the session goes on, and how to
         come back is said.
         """
-        code, out = self.terminal(*TASK, "-p", "forever delay=1", "-f", typed=(("(3)", b"\x03"),))
+        code, out = self.terminal(
+            *TASK, "-p", "forever delay=1", "-f", typed=(("running", b"\x03"),)
+        )
         self.assertEqual(code, 130, out)
         self.assertIn("\x1b[?25h", out)
         found = re.search(r"(ses_[0-9A-Z]{26}) goes on without you; helix session attach", out)
@@ -395,7 +397,7 @@ class MockTests(TaskTestCase):
         self.assertEqual(self.status(found[1]), "running")
         # Come back, and end it from there.
         code, out = self.terminal(
-            "session", "attach", found[1], "--cancel-on-interrupt", typed=(("(4)", b"\x03"),)
+            "session", "attach", found[1], "--cancel-on-interrupt", typed=(("running", b"\x03"),)
         )
         self.assertEqual(code, 130, out)
         self.assertIn("cancelling", out)
