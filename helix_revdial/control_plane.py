@@ -47,7 +47,7 @@ from helix_revdial.api.forwards import restoreForwards
 from helix_revdial.api.load import Load
 from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.proxy import ByName
-from helix_revdial.api.services import Services, cutWhatEnds, proxyLimits
+from helix_revdial.api.services import Services, cutWhatEnds, patchLimits, proxyLimits
 from helix_revdial.api.tracing import traced
 from helix_revdial.config import (
     ConfigError,
@@ -431,6 +431,7 @@ class ControlPlane(LoggingService):
             services.events,
             Calls(self._reactor, self._reactor.nameResolver, callSettings(config.webhooks)),
             webhookSettings(config.webhooks),
+            mayWant=services.outbox.mayWant,
         )
         self._retention = Retention(
             database,
@@ -563,6 +564,7 @@ class ControlPlane(LoggingService):
             self.services.proxy.setLimits(proxyLimits(config.gateways))
             self.services.rates.setLimits(rates)
             self.services.uploads.settings = uploadSettings(config.uploads)
+            self.services.patches.setLimits(**patchLimits(config.sessions))
             self.services.eventStreams.setLimits(
                 heartbeat=config.events.heartbeat, queueBytes=config.events.queueBytes
             )

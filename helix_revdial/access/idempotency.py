@@ -28,10 +28,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningInsert
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -140,17 +151,18 @@ class Attempt:
         now = self._wallClock()
         self.written = True
         connection.execute(
-            update(idempotency)
-            .where(self.row())
-            .values(
-                state="done",
-                status=status,
-                headers=[
+            _DONE,
+            {
+                "of_scope": self.scope,
+                "of_began": self.began,
+                "state": "done",
+                "status": status,
+                "headers": [
                     [name.decode("latin-1"), value.decode("latin-1")] for name, value in headers
                 ],
-                body=body if body is not None and len(body) <= MAX_BODY else None,
-                expires=now + self._kept,
-            )
+                "body": body if body is not None and len(body) <= MAX_BODY else None,
+                "expires": now + self._kept,
+            },
         )
 
     def row(self) -> ColumnElement[bool]:
@@ -333,6 +345,20 @@ async def freeKeys(database: Database) -> int:
     )
 
 
+@cache
+def _takeOn(dialect: str) -> ReturningInsert[tuple[str]]:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(idempotency).on_conflict_do_nothing().returning(idempotency.c.scope)
+
+
+_DONE: Final = update(idempotency).where(
+    idempotency.c.scope == bindparam("of_scope"),
+    idempotency.c.state == "running",
+    idempotency.c.created == bindparam("of_began"),
+)
+"""Sets the row of an attempt, while it is its own."""
+
+
 def _take(connection: Connection, scope: str, digest: str, now: float) -> Replay | None:
     """
     Take the key.
@@ -348,12 +374,9 @@ def _take(connection: Connection, scope: str, digest: str, now: float) -> Replay
         "created": now,
         "expires": now + LEASE,
     }
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(idempotency).values(scope=scope, **row))
-            return None
-    except IntegrityError:
-        pass
+    take = _takeOn(connection.dialect.name)
+    if connection.execute(take, {"scope": scope, **row}).scalar_one_or_none() is not None:
+        return None
     found = connection.execute(
         select(idempotency).where(idempotency.c.scope == scope).with_for_update()
     ).one_or_none()

@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Insert, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from helix_revdial.storage.database import Database
@@ -102,10 +103,17 @@ def _put(
     beginnings: Mapping[str, Any],
 ) -> None:
     """Change the row with that key, or make it."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).values(**key, **changes, **beginnings)
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=list(key), set_=dict(changes))
+    statement = _upsert(table, connection.dialect.name, tuple(key), tuple(changes))
+    connection.execute(statement, {**key, **changes, **beginnings})
+
+
+# Made once: to make a statement costs more than to run it.
+@cache
+def _upsert(table: Table, dialect: str, key: tuple[str, ...], changes: tuple[str, ...]) -> Insert:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(table)
+    return statement.on_conflict_do_update(
+        index_elements=list(key), set_={name: statement.excluded[name] for name in changes}
     )
 
 

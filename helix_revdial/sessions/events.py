@@ -187,6 +187,10 @@ _NUMBER: Final = (
 
 _INSERT: Final = insert(session_events)
 
+_SPEC: Final = select(sessions.c.spec, sessions.c.agent_type).where(
+    sessions.c.id == bindparam("of_session")
+)
+
 
 @dataclass(slots=True)
 class _Write(Generic[T]):
@@ -358,8 +362,7 @@ class EventLog:
     def _redactorOf(self, connection: Connection, session: str) -> Redactor:
         found = self._redactors.get(session)
         if found is None:
-            query = select(sessions.c.spec, sessions.c.agent_type).where(sessions.c.id == session)
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_SPEC, {"of_session": session}).one_or_none()
             secrets: list[str] = []
             if row is not None and row.spec is not None:
                 declared = self.secretSettings(row.agent_type or "")

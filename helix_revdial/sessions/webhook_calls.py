@@ -18,6 +18,7 @@ Knows no webhooks: it is told what to send.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -55,6 +56,10 @@ MAX_HOST: Final = 253
 
 CLOSE: Final = 2.0
 """Seconds for the other end to close, before the connection is dropped."""
+
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 
 
 class CallFailed(Exception):
@@ -129,7 +134,7 @@ def parseURL(url: str) -> Target:
         raise ValueError("is no http or https address")
     if parts.username is not None or parts.password is not None:
         raise ValueError("has a user or a password")
-    if not parts.hostname or len(parts.hostname) > MAX_HOST:
+    if not parts.hostname or not _isHost(parts.hostname):
         raise ValueError("has no host")
     try:
         port = parts.port
@@ -144,6 +149,16 @@ def parseURL(url: str) -> Target:
         port or (443 if scheme == "https" else 80),
         f"{path}?{parts.query}" if parts.query else path,
     )
+
+
+def _isHost(text: str) -> bool:
+    """Whether it is an address, or a name that a resolver can be asked for."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return len(text) <= MAX_HOST and _NAME.fullmatch(text) is not None
+    # The part of an address that names an interface is of no use to others.
+    return "%" not in text
 
 
 def problemOf(url: str, allowed: Sequence[Network]) -> str:

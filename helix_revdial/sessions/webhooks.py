@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, tuple_, update
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -152,6 +152,11 @@ def nameOf(event: Event) -> str | None:
     return f"session.{event.data.get('status') if event.type == 'status' else event.type}"
 
 
+_SPEC: Final = select(sessions.c.tenant, sessions.c.project, sessions.c.spec).where(
+    sessions.c.id == bindparam("of_session")
+)
+
+
 class Outbox:
     """
     Writes down what is to be told, in the transactions in which it happens; and tells
@@ -225,11 +230,15 @@ class Outbox:
             ],
         )
 
+    def mayWant(self, session: str, name: str) -> bool:
+        """Whether anybody may want to be told of such an event of a session."""
+        found = self._known.get(session)
+        return found is None or bool(found.urls(name))
+
     def _hooksOf(self, connection: Connection, session: str) -> _Hooks:
         found = self._known.get(session)
         if found is None:
-            query = select(sessions.c.tenant, sessions.c.project, sessions.c.spec)
-            row = connection.execute(query.where(sessions.c.id == session)).one_or_none()
+            row = connection.execute(_SPEC, {"of_session": session}).one_or_none()
             if row is None:
                 return _Hooks("", None)
             named = (row.spec or {}).get("webhooks") or []
@@ -325,10 +334,13 @@ class Webhooks:
         settings: WebhookSettings | None = None,
         *,
         spread: Callable[[], float] = random.random,
+        mayWant: Callable[[str, str], bool] = lambda session, name: True,
     ) -> None:
         """
         @param wallClock: seconds since the epoch.
         @param log: tells when there may be something to send.
+        @param mayWant: whether there may, after an event of that session and name: to look
+            is a transaction.
         @param spread: from 0 to 1: what sets retries apart.
         """
         self.settings = settings or WebhookSettings()
@@ -337,6 +349,7 @@ class Webhooks:
         self._wallClock = wallClock
         self._calls = calls
         self._spread = spread
+        self._mayWant = mayWant
         self._servers: OrderedDict[tuple[str, str], _Server] = OrderedDict()
         self._tenants: dict[str, int] = {}
         self._sending: set[Deferred[None]] = set()
@@ -393,7 +406,8 @@ class Webhooks:
         return len(self._sending)
 
     def _happened(self, event: Event) -> None:
-        if nameOf(event) is not None:
+        name = nameOf(event)
+        if name is not None and self._mayWant(event.session, name):
             self.wake()
 
     # What is due
