@@ -58,6 +58,11 @@ class ParseTests(SynchronousTestCase):
             "https://ä.example/",
             "https://a.example/" + "x" * 2048,
             "https://" + "a" * 254 + "/",
+            "https://" + "a" * 64 + ".example/",
+            "https://a..example/",
+            "https://a%20b.example/",
+            "https://-a.example/",
+            "https://[fe80::1%25eth0]/",
         ):
             with self.assertRaises(ValueError, msg=url):
                 parseURL(url)
