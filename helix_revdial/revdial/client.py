@@ -62,6 +62,7 @@ from .features import (
     ALL,
     EOF,
     FEATURES_HEADER,
+    POOL,
     RAW,
     TARGETS,
     TARGETS_HEADER,
@@ -147,7 +148,7 @@ class ServerPath:
         @param token: Gives the token, at each attempt.
         @param key: The runner's key.
         @param tlsOptions: Other trust than the platform's.
-        @param features: What to offer.
+        @param features: What to offer; C{pool} only for a listener that parks.
         @param zeroKey: Whether to offer the zero masking key too.
         @param targets: What to say of the targets, where they are offered.
         @param timeout: Seconds for a connection, and again for its answer.
@@ -232,8 +233,9 @@ class ServerPath:
         self, form: RequestKind, token: str, listener: Listener
     ) -> ControlSession:
         url = self._server.carrierURL(f"?runnerid={self._key}")
-        headers = [_authorization(token), (FEATURES_HEADER, formatFeatures(self._features))]
-        if self._targets and TARGETS in self._features:
+        features = self._features if listener.parks else self._features - {POOL}
+        headers = [_authorization(token), (FEATURES_HEADER, formatFeatures(features))]
+        if self._targets and TARGETS in features:
             headers.append((TARGETS_HEADER, formatTargets(self._targets)))
         endpoint: IStreamClientEndpoint
         if form is RequestKind.CONTROL_RAW:
@@ -255,7 +257,7 @@ class ServerPath:
                 eof=False,
                 timeout=self._timeout,
             )
-        protocol = await endpoint.connect(listener.controlFactory(self._features))
+        protocol = await endpoint.connect(listener.controlFactory(features))
         control = cast(AgentControl, protocol)
         if control.transport is not None:
             self._peer.learn(control.transport.getPeer())

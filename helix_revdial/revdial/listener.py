@@ -102,7 +102,7 @@ class Listener:
         @param kernel: What the kernel is told about a control connection.
         @param watching: Told what cannot be seen by looking later.
         @param parking: Opens the connections that wait for dials; C{None} for none.
-        @param maxParked: Connections that wait for dials, at a time.
+        @param maxParked: Connections that wait for dials, at a time; with 0 there are none.
         @raise ValueError: C{default} is no target.
         """
         if default is not None and default not in targets:
@@ -127,6 +127,11 @@ class Listener:
         self._pooled = Pooled(
             clock, self, self._streams, parking, maxParked, dialBackTimeout, self._watching
         )
+
+    @property
+    def parks(self) -> bool:
+        """Whether connections may wait for dials here; if not, C{pool} is not to be offered."""
+        return self._pooled.parks
 
     @property
     def control(self) -> AgentControl | None:

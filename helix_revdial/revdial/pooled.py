@@ -105,6 +105,11 @@ class Pooled:
         self._dialledBack: OrderedDict[str, bool] = OrderedDict()
 
     @property
+    def parks(self) -> bool:
+        """Whether there is a way to open connections, and room for one."""
+        return self._parking is not None and self._most > 0
+
+    @property
     def waiting(self) -> int:
         """Connections that wait for a dial."""
         return len(self._parked) - len(self._busy)

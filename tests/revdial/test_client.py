@@ -33,7 +33,7 @@ from helix_revdial.revdial.client import (
 )
 from helix_revdial.revdial.errors import NotAllowed, UnknownDial
 from helix_revdial.revdial.exchange import UpgradeRefused
-from helix_revdial.revdial.features import ALL
+from helix_revdial.revdial.features import ALL, POOL
 from helix_revdial.revdial.listener import Listener
 from helix_revdial.revdial.messages import Closing, ConnReady, Goodbye, KeepAlive, encode
 
@@ -276,7 +276,7 @@ class PathCase(SynchronousTestCase):
             endpoint=lambda: self.server,
             **options,
         )
-        self.listener = Listener(self.clock, path, {})
+        self.listener = Listener(self.clock, path, {}, parking=path)
         return path
 
     def connect(self) -> Deferred[ControlSession]:
@@ -291,6 +291,18 @@ class ControlTests(PathCase):
             self.connect()
             offered = self.server.last.header(b"Revdial-Features") or b""
             self.assertEqual(b"zero-key" in offered, chosen)
+
+    def test_noPool(self) -> None:
+        """Who has no room for parked connections, or no way to open one, offers no pool."""
+        for words in ({"parking": self.path, "maxParked": 0}, {"parking": None}):
+            self.listener = Listener(self.clock, self.path, {}, **words)  # type: ignore[arg-type]
+            connecting = self.connect()
+            self.assertEqual(
+                self.server.last.header(b"Revdial-Features"),
+                b"echo, eof, goodbye, raw, targets, tickets",
+            )
+            self.server.last.answer(RAW_101)
+            self.assertEqual(self.successResultOf(connecting).features, ALL - {POOL})
 
     def test_raw(self) -> None:
         """Raw first; the session has what both ends agreed on, and is under way."""
