@@ -312,7 +312,9 @@ class OperationTable:
         offered = _offered(call.operation)
         if not accepted or not offered:
             return
-        accept = parse_accept_header(b", ".join(accepted).decode("latin-1"), MIMEAccept)
+        given = parse_accept_header(b", ".join(accepted).decode("latin-1"), MIMEAccept)
+        # A type's parameters ("charset=utf-8") choose nothing: there is one form of each.
+        accept = MIMEAccept([(media.partition(";")[0].strip(), much) for media, much in given])
         if accept and accept.best_match(offered) is None:
             raise Problem(406, f"The answer would be {' or '.join(offered)}.")
 

@@ -327,6 +327,17 @@ class TableTests(SynchronousTestCase):
             self.assertEqual(self.refused("GET", "/shot", (b"Accept", accept)).status, 406, accept)
         self.assertEqual(self.refused("GET", "/tasks", (b"Accept", b"text/html")).status, 406)
 
+    def test_acceptWithParameters(self) -> None:
+        """What we say of our own answers (C{charset=utf-8}) may be asked for; C{q=0} is a no."""
+        for accept in (
+            b"image/png; charset=utf-8",
+            b"image/png;version=1;q=0.5, text/html",
+            b"text/html, image/*; a=b",
+        ):
+            self.assertEqual(self.ask("GET", "/shot", (b"Accept", accept)).status, 200, accept)
+        for accept in (b"text/html; charset=utf-8", b"image/png; charset=utf-8; q=0"):
+            self.assertEqual(self.refused("GET", "/shot", (b"Accept", accept)).status, 406, accept)
+
     def test_exceptions(self) -> None:
         """What the API can translate it does; the rest is for the connection's 500."""
         problem = self.refused("GET", "/tasks/broken", USER)
