@@ -18,6 +18,7 @@ from twisted.trial.unittest import TestCase
 
 from helix_revdial.agent.targets import LocalTarget, parseTarget
 from helix_revdial.revdial.interfaces import ITarget
+from helix_revdial.revdial.parked import PoolLimits
 from tests.integration.go_agent import GoAgent
 from tests.integration.go_server import GoServer, ServerConnection
 from tests.integration.gorilla import COPY, ERA_2025, ERA_2026, Connect
@@ -69,7 +70,8 @@ class GoAgentChecks(GoCase):
     era: str
 
     def server(self) -> Server:
-        server = Server()
+        # As servers are: connections of newer agents would be parked.
+        server = Server(pool=PoolLimits())
         self.addCleanup(lambda: Deferred.fromCoroutine(server.stop()))
         return server
 
@@ -125,7 +127,8 @@ class GoAgentChecks(GoCase):
         return cast(Collector, await server.connections.endpoint("wolf-1").connect(collector()))
 
     async def nothingLeft(self, server: Server, sockets: int) -> None:
-        """No dial, no stream, no socket beyond those of before."""
+        """No dial, no stream, no socket beyond those of before; and none was parked."""
+        self.assertEqual(server.connections.poolEvents().get("opened", 0), 0)
         await until(lambda: not server.connections._streams, "the streams ended")
         self.assertEqual(server.connections._calls, {})
         self.assertEqual(server.connections.stats().pendingDialsTotal, 0)

@@ -295,7 +295,7 @@ class ControlTests(PathCase):
     def test_noPool(self) -> None:
         """Who has no room for parked connections, or no way to open one, offers no pool."""
         for words in ({"parking": self.path, "maxParked": 0}, {"parking": None}):
-            self.listener = Listener(self.clock, self.path, {}, **words)  # type: ignore[arg-type]
+            self.listener = Listener(self.clock, self.path, {}, **words)
             connecting = self.connect()
             self.assertEqual(
                 self.server.last.header(b"Revdial-Features"),
