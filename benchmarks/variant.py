@@ -16,7 +16,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from helix_revdial import control_plane
+from helix_revdial import assembly
 from helix_revdial.agent import network
 from helix_revdial.agent import service as agentService
 from helix_revdial.revdial.client import ServerPath
@@ -27,7 +27,7 @@ from helix_revdial.revdial.sockets import SocketRelays
 def main() -> None:
     """Run C{twistd} with what is chosen."""
     end, carrier, path = sys.argv[1:4]
-    rooms: tuple[Any, ...] = (network, agentService, control_plane)
+    rooms: tuple[Any, ...] = (network, agentService, assembly)
     if carrier == "websocket":
         rooms[0].ServerPath = partial(ServerPath, features=ALL - {RAW})
     for room in rooms[1:]:

@@ -31,6 +31,7 @@ ALL = {
     "settings",
     "reload",
     "runner_hosts",
+    "starting",
     "telemetry",
     "toml_settings",
 }
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drain": {"http", "revdial"},
     "runner_hosts": {"access", "revdial", "sessions"},
     "imported_tokens": {"access", "config", "systemd"},
+    "starting": {"access", "config", "imported_tokens", "storage", "systemd"},
     "keeping": {"revdial", "systemd"},
     "telemetry": set(),
     "listening": {"revdial"},
@@ -69,7 +71,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "executor": {"http", "programs", "sessions", "systemd", "toml_settings"},
     "cli": {"storage", "desktop", "agent", "config", "revdial"},
     "api": ALL | {"api"},
-    "control_plane": ALL | {"api"},
+    "assembly": ALL | {"api"},
+    "reload_parts": ALL | {"api", "assembly"},
+    "control_plane": ALL | {"api", "assembly", "reload_parts"},
     "control_plane_tap": ALL | {"api", "control_plane"},
 }
 """Every room, and the rooms that it may import besides itself."""

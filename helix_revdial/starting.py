@@ -1,0 +1,107 @@
+# -*- test-case-name: tests.integration.test_server -*-
+"""
+What is done before a server serves: directory, schema, first tokens.
+
+All of it in the starting thread, before the reactor runs.  Whatever fails ends the
+process with one line that says what to do; a server never runs half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from helix_revdial.access.idempotency import freeKeys
+from helix_revdial.access.records import TokenError
+from helix_revdial.access.tokens import TokenConflict, Tokens
+from helix_revdial.config import ServerConfig
+from helix_revdial.imported_tokens import NotImported, importAdminToken, importRunnerToken
+from helix_revdial.storage.database import Database, DatabaseUnavailable, WrongRevision
+from helix_revdial.storage.threads import SameThread
+from helix_revdial.systemd.credentials import CredentialUnusable
+
+_log = Logger()
+
+
+class CannotStart(SystemExit):
+    """
+    The server cannot do its work.  Its text, which says what to do, is the last
+    line of the log; a process that does not catch it ends with status 1.
+
+    Not left to the interpreter to print: C{twistd} has standard error by then.
+    """
+
+    _log = Logger()
+
+    def __init__(self, text: str) -> None:
+        super().__init__(1)
+        self.text = text
+        self._log.critical("{text}", text=text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def prepareState(
+    config: ServerConfig,
+    environment: Mapping[str, str],
+    clock: IReactorTime,
+    wallClock: Callable[[], float],
+) -> None:
+    """
+    Make what a server needs before it can serve, where it is not there.
+
+    @param environment: Looked at for tokens that others made.
+    @raise CannotStart: The state cannot be used.
+    """
+    try:
+        _prepare(config, environment, clock, wallClock)
+    except (NotImported, CredentialUnusable) as error:
+        raise CannotStart(str(error)) from None
+    except (DatabaseUnavailable, WrongRevision, TokenConflict, TokenError, OSError) as error:
+        raise CannotStart(f"cannot start: {error}") from None
+    except ValueError as error:
+        raise CannotStart(f"database: {error}") from None
+
+
+def _prepare(
+    config: ServerConfig,
+    environment: Mapping[str, str],
+    clock: IReactorTime,
+    wallClock: Callable[[], float],
+) -> None:
+    Path(config.server.stateDirectory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = Database(config.databaseURL, SameThread())
+    try:
+        alone = database.engine.dialect.name == "sqlite"
+        if alone:
+            _now(Deferred.fromCoroutine(database.upgrade()))
+        _now(Deferred.fromCoroutine(database.checkRevision()))
+        if alone:
+            # Whoever carried these calls out is gone.
+            _now(Deferred.fromCoroutine(freeKeys(database)))
+        tokens = Tokens(database, clock, wallClock)
+        _now(Deferred.fromCoroutine(importAdminToken(tokens, environment)))
+        written = _now(Deferred.fromCoroutine(tokens.ensureAdmin(config.adminTokenPath)))
+        if written is not None:
+            _log.warn("The first admin token is in {path}", path=str(written))
+        importing = importRunnerToken(tokens, config.access, environment)
+        _now(Deferred.fromCoroutine(importing))
+    finally:
+        _now(Deferred.fromCoroutine(database.close()))
+
+
+def _now(deferred: Deferred[Any]) -> Any:
+    """The result of what is done by the time it returns."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    (result,) = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
