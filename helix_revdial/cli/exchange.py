@@ -329,8 +329,13 @@ class Exchange:
         return await self._within(deadline, self._open(path, query, headers or {}, accept))
 
     async def _within(self, deadline: float, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result in time, and its errors as those of commands."""
-        expired = False
+        """
+        The work's result in time, and its errors as those of commands.
+
+        Whoever cancels this gets C{CancelledError}: an HTTP client has names of its own for
+        a request that was given up, which say that the server was not reached.
+        """
+        expired = cancelled = False
 
         def onTimeout(result: object, seconds: float) -> object:
             nonlocal expired
@@ -339,18 +344,26 @@ class Exchange:
 
         exchanging = Deferred.fromCoroutine(work)
         exchanging.addTimeout(max(deadline, 0.001), self._clock, onTimeoutCancel=onTimeout)
+
+        def cancel(deferred: Deferred[T]) -> None:
+            nonlocal cancelled
+            cancelled = True
+            exchanging.cancel()
+
+        outcome: Deferred[T] = Deferred(cancel)
+        exchanging.chainDeferred(outcome)
         try:
-            return await exchanging
-        except CommandError:
-            raise
+            return await outcome
         except Exception as error:
+            if cancelled:
+                raise CancelledError() from None
+            if isinstance(error, CommandError):
+                raise
             if expired:
                 raise TimedOut(
                     f"no whole answer from {self.url} within {deadline:.3g} s; "
                     "the server, or the service that it asked beside an agent, is slow or stuck"
                 ) from None
-            if isinstance(error, CancelledError):
-                raise
             raise unreachable(self.url, error) from None
 
     async def _exchange(

@@ -6,9 +6,11 @@ from typing import Any
 
 from OpenSSL.SSL import Error as TLSError
 from treq.client import HTTPClient
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.error import (
     ConnectError,
+    ConnectingCancelledError,
     ConnectionDone,
     ConnectionLost,
     DNSLookupError,
@@ -19,7 +21,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web._newclient import ParseError
+from twisted.web._newclient import ParseError, RequestTransmissionFailed
 from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
@@ -51,8 +53,9 @@ class FakeResponse:
 class FakeHTTP:
     """A client whose next result the test gives."""
 
-    def __init__(self, result: Any) -> None:
+    def __init__(self, result: Any, onCancel: Any = None) -> None:
         self.result = result
+        self.onCancel = onCancel
         self.kwargs: dict[str, Any] = {}
 
     def request(self, method: str, url: Any, **kwargs: Any) -> Deferred[Any]:
@@ -61,7 +64,7 @@ class FakeHTTP:
         self.url = url
         if isinstance(self.result, Exception):
             return fail(self.result)
-        answer: Deferred[Any] = Deferred()
+        answer: Deferred[Any] = Deferred(self.onCancel)
         if self.result is not None:
             answer.callback(self.result)
         return answer
@@ -153,6 +156,23 @@ class FailureTests(ExchangeTestCase):
         self.failureResultOf(running, CancelledError)
         self.assertTrue(response.transport.disconnecting)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_cancelledIsCancelled(self) -> None:
+        """Whatever the client calls a request that was given up, the server did not fail."""
+        for error in (
+            ResponseNeverReceived([Failure(CancelledError())]),
+            ConnectingCancelledError(IPv4Address("TCP", "127.0.0.1", 80)),
+            RequestTransmissionFailed([Failure(CancelledError())]),
+        ):
+            self.clock = Clock()
+            http: Any = FakeHTTP(None, lambda deferred, error=error: deferred.errback(error))
+            settings = Settings(ServerURL.parse(self.url), KEY)
+            exchange = Exchange(self.clock, http, settings, self.clock.seconds)
+            for work in (exchange.request("GET", "/x"), exchange.open("/x")):
+                running: Deferred[Any] = Deferred.fromCoroutine(work)
+                running.cancel()
+                self.failureResultOf(running, CancelledError)
+                self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_tooLarge(self) -> None:
         """The limit is on the bytes that come, at any split; the connection is closed."""
