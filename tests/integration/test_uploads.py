@@ -41,11 +41,8 @@ class UploadTests(TunnelledHostCase):
     def promise(self) -> Any:
         return self.api("POST", "/uploads", {})
 
-    def put(self, promise: Any, content: bytes) -> tuple[int, bytes]:
-        """PUT, on a connection of its own."""
-        return self.send(promise, content, len(content))
-
-    def send(self, promise: Any, content: bytes, length: int) -> tuple[int, bytes]:
+    def begun(self, promise: Any, content: bytes, length: int) -> socket.socket:
+        """An upload of C{length} bytes of which these are sent."""
         fields = promise["headers"] | {
             "Host": "localhost",
             "Authorization": f"Bearer {self.admin}",
@@ -53,11 +50,14 @@ class UploadTests(TunnelledHostCase):
             "Connection": "close",
         }
         lines = [f"PUT {promise['url']} HTTP/1.1", *(f"{n}: {v}" for n, v in fields.items())]
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
-            connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
-            if len(content) < length:
-                return 0, b""
-            answer = b""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+        return connection
+
+    def put(self, promise: Any, content: bytes) -> tuple[int, bytes]:
+        """Upload it all."""
+        answer = b""
+        with self.begun(promise, content, len(content)) as connection:
             while piece := connection.recv(65536):
                 answer += piece
         head, _, body = answer.partition(b"\r\n\r\n")
@@ -93,16 +93,11 @@ class UploadTests(TunnelledHostCase):
         """What breaks off leaves nothing; what a killed server leaves goes at the next start."""
         promise = self.promise()
         content = archive(a=os.urandom(100_000))
-        self.send(promise, content[:50_000], len(content))
-        until(lambda: self.files == [], "what broke off is gone")
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
-            head = (
-                f"PUT {promise['url']} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
-                f"Authorization: Bearer {self.admin}\r\n"
-                f"Upload-Token: {promise['uploadToken']}\r\n\r\n"
-            )
-            connection.sendall(head.encode() + content[:50_000])
+        with self.begun(promise, content[:50_000], len(content)):
             until(lambda: self.files, "it is being received")
+        until(lambda: self.files == [], "what broke off is gone")
+        with self.begun(promise, content[:50_000], len(content)):
+            until(lambda: self.files, "it is being received again")
             self.server.send_signal(signal.SIGKILL)
             self.server.wait()
         self.assertNotEqual(self.files, [])
