@@ -404,6 +404,7 @@ class FramedConnection(Protocol):
                 self._reader, client=self._masks, eof=True, zeroKey=self._zeroKey
             )
             stream.early = b"".join(self._unread)
+            stream.hasNoDelay = True
         return stream
 
     def taken(self) -> None:
@@ -412,6 +413,9 @@ class FramedConnection(Protocol):
 
     def givenBack(self, rest: list[Arrived]) -> None:
         """The connection is ours again; C{rest} came behind the stream's end."""
+        if self._lost:
+            # With the stream's end its owner ended everything.
+            return
         self._kept.extend(rest)
         self._wire.startReading()
         self._deliver()
