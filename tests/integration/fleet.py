@@ -1,7 +1,8 @@
 """
 A server and agents as processes, for tests of what they do to each other.
 
-L{FleetCase} starts them (through L{tests.integration.inspected}), gives out
+L{FleetCase} starts them (L{tests.integration.inspected}, L{forked
+<tests.integration.forked>} where nothing stands in front), gives out
 sessions and tokens, dials, takes screenshots, and compares what is in the
 processes before and after.  Everything here blocks, with limits: the tests are
 about other processes, and need no reactor of their own.
@@ -32,6 +33,7 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from .forked import INSPECTED, Forked
 from .scripted import ROOT
 
 LIMIT = 15.0
@@ -188,29 +190,31 @@ class Program:
         self._environment = environment
         self._limits = limits or {}
         self._prefix = prefix
-        self.process: subprocess.Popen[bytes]
+        self.process: Forked | subprocess.Popen[bytes]
 
     def start(self) -> None:
         """Start it, again if need be; it goes on with the same log."""
         Path(self.door).unlink(missing_ok=True)
+        arguments = ["-n", "--pidfile=", "--logfile=-", *self._arguments]
+        environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "PYTHONUNBUFFERED": "1",
+            "HELIX_TEST_DOOR": self.door,
+            "HELIX_TEST_LIMITS": json.dumps(self._limits),
+            **self._environment,
+        }
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *self._prefix, sys.executable, "-m", "tests.integration.inspected",
-                    "-n", "--pidfile=", "--logfile=-", *self._arguments,
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=ROOT,
-                env={
-                    "PATH": os.environ.get("PATH", ""),
-                    "PYTHONUNBUFFERED": "1",
-                    "HELIX_TEST_DOOR": self.door,
-                    "HELIX_TEST_LIMITS": json.dumps(self._limits),
-                    **self._environment,
-                },
-            )  # fmt: skip
+            if self._prefix:
+                self.process = subprocess.Popen(
+                    [*self._prefix, sys.executable, "-m", INSPECTED, *arguments],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    cwd=ROOT,
+                    env=environment,
+                )
+            else:
+                self.process = Forked(INSPECTED, arguments, output=log, environment=environment)
 
     @property
     def text(self) -> str:

@@ -30,7 +30,7 @@ from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.python.reflect import namedAny
-from twisted.scripts.twistd import run
+from twisted.scripts import twistd
 from zope.interface import implementer
 
 from helix_revdial import control_plane_tap
@@ -215,8 +215,13 @@ def shorten(limits: dict[str, dict[str, Any]]) -> None:
             known[word] = frozenset(value) if isinstance(value, list) else value
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """C{twistd} with the door."""
     watch(control_plane_tap)
     watch(tap)
     shorten(json.loads(os.environ.get("HELIX_TEST_LIMITS", "{}")))
+    twistd.run()
+
+
+if __name__ == "__main__":
     run()
