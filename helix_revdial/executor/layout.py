@@ -56,6 +56,11 @@ class Layout:
         return self.private / "journal"
 
     @property
+    def stored(self) -> Path:
+        """There once the server has all of its reports."""
+        return self.private / "stored"
+
+    @property
     def control(self) -> Path:
         """The supervisor's socket."""
         return self.private / "control"

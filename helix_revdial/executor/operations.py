@@ -131,7 +131,7 @@ def executorOperations(
         spec: LaunchSpec = call.body
         if spec.session != call.params["session"]:
             raise Problem(400, "The session is not the one that the path names.")
-        new = sessions.launch(spec)
+        new = await sessions.launch(spec)
         document = msgspec.json.encode(sessions.describe(spec.session))
         contentType = (b"Content-Type", b"application/json; charset=utf-8")
         return Response(201 if new else 200, [contentType], document)

@@ -11,6 +11,8 @@ one after its end stands in its journal.
     or started if it never was, or what it left behind is ended and reported.
   - A session's user, groups and directory are given back when nothing of it is
     left, and not before.
+  - Where there are as many as there may be, the one that ended first goes, once the
+    server has said that it has all of its reports.  No other goes unasked.
   - Where a supervisor ends before its session, everything of the session is killed,
     and the last report says so.  Only who is sure that there is no supervisor
     writes a journal.
@@ -121,6 +123,7 @@ class _Session:
         self.forgetting: list[Deferred[None]] | None = None
         self.recovering = True
         self.busy = False
+        self.acknowledged = 0
         self._waiting: list[Deferred[None]] = []
 
     @property
@@ -132,6 +135,21 @@ class _Session:
         if self.ended is not None:
             return "ended"
         return self.supervised.state if self.supervised is not None else "provisioning"
+
+    @property
+    def isStored(self) -> bool:
+        """Whether the server has its last report, and so all of them."""
+        ended = self.ended
+        return ended is not None and (self.acknowledged >= ended.seq or self.layout.stored.exists())
+
+    def acknowledge(self, seq: int) -> None:
+        """The server has the reports up to C{seq}, for good."""
+        self.acknowledged = max(self.acknowledged, seq)
+        if self.supervised is not None:
+            self.supervised.acknowledge(seq)
+        elif self.isStored:
+            # For who comes after us.
+            self.layout.stored.touch(0o600)
 
     def changed(self) -> None:
         """There is something new, for all who wait."""
@@ -287,6 +305,7 @@ class LocalSessions:
             finally:
                 journal.close()
         session.ended = ended
+        session.acknowledge(session.acknowledged)
         session.changed()
 
     def _killSupervisor(self, session: _Session) -> None:
@@ -333,7 +352,7 @@ class LocalSessions:
         """Every session that is not forgotten."""
         return sorted(each.id for each in self._sessions.values() if not each.forgotten)
 
-    def launch(self, spec: LaunchSpec) -> bool:
+    async def launch(self, spec: LaunchSpec) -> bool:
         """
         Begin a session.
 
@@ -342,17 +361,37 @@ class LocalSessions:
         @raise Refused: It cannot run here.
         @raise Busy: Not now.
         """
-        found = self._sessions.get(spec.session)
-        if found is not None:
-            if found.forgotten:
-                raise Busy("the session of that id is being removed")
-            self._launchAgain(found, spec)
-            return False
-        self._check(spec)
-        if self.running >= self._settings.slots:
-            raise Busy(f"all {self._settings.slots} slots of this host are taken")
-        if len(self._sessions) >= self._settings.maxSessions:
+        while (found := self._sessions.get(spec.session)) is None:
+            self._check(spec)
+            if self.running >= self._settings.slots:
+                raise Busy(f"all {self._settings.slots} slots of this host are taken")
+            if len(self._sessions) < self._settings.maxSessions:
+                self._create(spec)
+                return True
+            await self._makeRoom(spec)
+        if found.forgotten:
+            raise Busy("the session of that id is being removed")
+        self._launchAgain(found, spec)
+        return False
+
+    async def _makeRoom(self, spec: LaunchSpec) -> None:
+        """Remove what ended first, but not what is to be begun with."""
+        needed = None if spec.fromSnapshot is None else spec.fromSnapshot.session
+        ended = [
+            (each.ended.at, each.id)
+            for each in self._sessions.values()
+            if each.ended is not None
+            and each.isStored
+            and each.forgetting is None
+            and each.id != needed
+        ]
+        if not ended:
             raise Busy(f"{len(self._sessions)} sessions are kept on this host, which is all it may")
+        _, oldest = min(ended)
+        self._log.info("{session} is removed: its room is needed", session=oldest)
+        await self.forget(oldest)
+
+    def _create(self, spec: LaunchSpec) -> None:
         record = self._record(spec)
         layout = Layout(self._directory / spec.session)
         try:
@@ -365,7 +404,6 @@ class LocalSessions:
             raise Busy(f"the host cannot keep the session: {error.strerror}") from None
         session = self._sessions[spec.session] = _Session(layout, record)
         self._begin(session)
-        return True
 
     def _launchAgain(self, session: _Session, spec: LaunchSpec) -> None:
         """
@@ -467,13 +505,15 @@ class LocalSessions:
         """
         found = self._find(session)
         reader = JournalReader(found.layout.journal, after)
-        if found.supervised is not None:
-            found.supervised.acknowledge(after)
+        found.acknowledge(after)
         return self._reports(found, reader)
 
     async def _reports(self, session: _Session, reader: JournalReader) -> AsyncIterator[bytes]:
         sent = 0
         while not (reader.ended or session.forgotten or self._stopped) and sent < STREAM:
+            if session.ended is not None and reader.seq >= session.ended.seq:
+                # He has the last one.
+                return
             lines = reader.read()
             if lines:
                 yield lines

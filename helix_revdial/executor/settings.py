@@ -67,7 +67,7 @@ class ExecutorSettings(msgspec.Struct, frozen=True, rename=_snake, forbid_unknow
 
     maxSessions: _Count = 64
     """Sessions that there are at one time, those included that have ended and whose
-    work is still kept."""
+    work is still kept.  The one that ended first goes where another needs its room."""
 
     firstUser: Annotated[int, msgspec.Meta(ge=1, le=4_294_900_000)] = 80_000
     """The first of the users that sessions run as; each takes two numbers."""

@@ -15,6 +15,8 @@ What holds:
   - an executor that cannot be reached is tried again, with growing pauses.  Only
     when it could not be reached for L{DriverSettings.unreachableLimit} seconds is
     its session given up (C{failed}); what is left of it is removed when it returns;
+  - what an executor that returns still runs of sessions that have ended here (given up
+    meanwhile) is cancelled, so that nothing runs that nobody sees;
   - a session that is stopped and does not end by its deadline is cancelled, and
     given up when that does not end it either;
   - what is read from an executor and not stored yet is limited: then no more is read.
@@ -32,9 +34,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from helix_revdial.sessions.events import UnknownSession
-from helix_revdial.sessions.executor import LaunchSpec
+from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable, LaunchSpec
 from helix_revdial.sessions.executors import Executors, Registered
-from helix_revdial.sessions.lifecycle import Illegal
+from helix_revdial.sessions.lifecycle import TERMINAL, Illegal
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.run import DriverSettings, LaunchImpossible, Run, Shared
 from helix_revdial.sessions.sessions import Sessions
@@ -85,6 +87,7 @@ class Driver:
         self._placing.clock = clock
         self._stopped = False
         executors.onUsable(self._place)
+        executors.onReturned(lambda one: self.work(self._reconcile(one)))
 
     @property
     def driven(self) -> int:
@@ -123,6 +126,9 @@ class Driver:
                 self._queue[session.id] = session
             else:
                 self._drive(session)
+        for one in self.executors:
+            if one.standing != "offline":
+                self.work(self._reconcile(one))
         if self._onEnded is not None:
             for session in await self.sessions.endedWithToken():
                 await self._onEnded(session)
@@ -264,6 +270,33 @@ class Driver:
                 registered.assigned.discard(session.id)
         # Its room is free.
         self._place()
+
+    async def _reconcile(self, one: Registered) -> None:
+        """What an executor has of sessions that have ended here is to end there, too."""
+        try:
+            for there in await one.executor.sessions():
+                session = await self.sessions.get(there.session)
+                if session is None or session.executor != one.id:
+                    # Another server's, perhaps.
+                    continue
+                if session.status not in TERMINAL or session.id in self._runs:
+                    continue
+                if there.state == "ended":
+                    await one.executor.acknowledge(session.id, there.lastSeq)
+                    continue
+                self._log.warn(
+                    "{executor} still runs {session}, which is {status}: it is cancelled",
+                    executor=one.id,
+                    session=session.id,
+                    status=session.status,
+                )
+                await one.executor.control(session.id, "cancel", deadline=0.0)
+        except (ExecutorUnreachable, ExecutorRefused, DatabaseUnavailable) as error:
+            self._log.info(
+                "What {executor} has is looked at when it returns again: {error}",
+                executor=one.id,
+                error=str(error),
+            )
 
     def _changed(self, session: Session, prompt: str | None = None) -> None:
         run = self._runs.get(session.id)

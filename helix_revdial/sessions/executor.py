@@ -351,6 +351,15 @@ class Executor(Protocol):
     async def describe(self, session: str) -> HostSession | None:
         """The host's truth; C{None} for a session that it does not know."""
 
+    async def sessions(self) -> list[HostSession]:
+        """The same of every session that the host has."""
+
+    async def acknowledge(self, session: str, seq: int) -> None:
+        """
+        Say that the reports up to C{seq} are stored.  A session whose last one is may be
+        forgotten by a host that needs its room.
+        """
+
     async def snapshot(self, session: str, label: str) -> SnapshotMade:
         """Keep the workspace as it is now."""
 

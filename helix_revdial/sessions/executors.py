@@ -98,6 +98,7 @@ class Executors:
         self._heartbeat = heartbeat
         self._known: dict[str, Registered] = {}
         self._subscribers: list[Callable[[], None]] = []
+        self._awaiting: list[Callable[[Registered], None]] = []
         self._beat = LoopingCall(self._askAll)
         self._beat.clock = clock
 
@@ -192,6 +193,10 @@ class Executors:
         """Have C{callback} called when one may take sessions that could not before."""
         self._subscribers.append(callback)
 
+    def onReturned(self, callback: Callable[[Registered], None]) -> None:
+        """Have C{callback} called with each that answers for the first time, or again."""
+        self._awaiting.append(callback)
+
     def _askAll(self) -> None:
         for one in self:
             self._ask(one)
@@ -206,7 +211,8 @@ class Executors:
             one.asking = None
 
     async def _listen(self, one: Registered) -> None:
-        was = one.load < 1 and one.standing != "offline"
+        away = one.standing == "offline"
+        was = one.load < 1 and not away
         try:
             health = await one.executor.host()
         except CancelledError:
@@ -222,6 +228,9 @@ class Executors:
             one.asking = None
         one.health, one.missed = health, 0
         one.lastHeartbeat = self._wallClock()
+        if away:
+            for callback in list(self._awaiting):
+                callback(one)
         if not was and one.load < 1:
             self.usable()
 

@@ -126,6 +126,12 @@ class _Problem(msgspec.Struct):
     code: str | None = None
 
 
+class _Sessions(msgspec.Struct):
+    """Every session of the host."""
+
+    items: list[HostSession]
+
+
 class _Pieces(Protocol):
     """
     The body of an answer, for a reader who takes it piece by piece.
@@ -239,6 +245,19 @@ class RemoteExecutor:
             return await self._document("GET", f"sessions/{_named(session)}", HostSession)
         except _NotThere:
             return None
+
+    async def sessions(self) -> list[HostSession]:
+        """As L{Executor.sessions<helix_revdial.sessions.executor.Executor.sessions>}."""
+        found: list[HostSession] = (await self._document("GET", "sessions", _Sessions)).items
+        return found
+
+    async def acknowledge(self, session: str, seq: int) -> None:
+        """As L{Executor.acknowledge<helix_revdial.sessions.executor.Executor.acknowledge>}."""
+        # Who asks for what follows says that he has all before it.
+        path = f"sessions/{_named(session)}/reports?after={seq}"
+        body = _Pieces()
+        (await self._request("GET", path)).deliverBody(body)
+        body.close()
 
     async def snapshot(self, session: str, label: str) -> SnapshotMade:
         """As L{Executor.snapshot<helix_revdial.sessions.executor.Executor.snapshot>}."""

@@ -144,6 +144,8 @@ class Run:
             self.log.failure("What {session} held is not all ended", session=session.id)
         if session.goal == "cancelled" or session.deleted is not None:
             await self._forget()
+        elif session.executorSeq:
+            await self._acknowledge()
 
     async def _told(self, session: Session) -> None:
         if self._shared.onEnded is not None:
@@ -477,6 +479,14 @@ class Run:
                 pause = min(pause * 2, self._settings.lastRetry)
             else:
                 return
+
+    async def _acknowledge(self) -> None:
+        """Let the executor know that it need not keep the session, should it want its room."""
+        try:
+            await self._executor().acknowledge(self.session.id, self.session.executorSeq)
+        except (ExecutorUnreachable, ExecutorRefused) as error:
+            # It is told when it returns.
+            self.log.debug("{session}: {error}", session=self.session.id, error=error)
 
     def _executor(self) -> Executor:
         return self._shared.executors.reach(self.session.executor)

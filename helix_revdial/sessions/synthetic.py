@@ -335,6 +335,14 @@ class SyntheticExecutor:
             run.workspace,
         )
 
+    async def sessions(self) -> list[HostSession]:
+        """Where every script is."""
+        found = [await self.describe(session) for session in sorted(self._runs)]
+        return [each for each in found if each is not None]
+
+    async def acknowledge(self, session: str, seq: int) -> None:
+        """All is kept, whatever is stored elsewhere."""
+
     async def snapshot(self, session: str, label: str) -> SnapshotMade:
         """Pretend to make one."""
         return self._run(session).snapshot(label)

@@ -127,11 +127,13 @@ class ExecutorCase(SynchronousTestCase):
     @ivar settings: More lines of its file.
     @ivar protocols: By which it takes repositories.
     @ivar unprivileged: Whether it runs as nobody, where the test runs as root.
+    @ivar maxSessions: How many it keeps.
     """
 
     settings: ClassVar[str] = ""
     protocols: ClassVar[tuple[str, ...]] = ("file", "https")
     unprivileged: ClassVar[bool] = False
+    maxSessions: ClassVar[int] = 16
 
     def setUp(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="hx-"))
@@ -150,7 +152,7 @@ class ExecutorCase(SynchronousTestCase):
         self.config.write_text(
             f'listen = "{self.socket}"\nstate_directory = "{self.state}"\n'
             f'python = "{self.python or sys.executable}"\n'
-            f"first_user = {self.firstUser}\nmax_sessions = 16\n"
+            f"first_user = {self.firstUser}\nmax_sessions = {self.maxSessions}\n"
             f"protocols = {json.dumps(self.protocols)}\n"
             f"{self.moreSettings()}"
         )

@@ -8,6 +8,36 @@ MEMORY = 64
 """MiB that a task asks for."""
 
 
+class RoomTests(ExecutorCase):
+    """How many sessions a host keeps."""
+
+    settings = "slots = 2\n"
+    maxSessions = 2
+
+    def test_oldestGoes(self) -> None:
+        """
+        Where there are as many as there may be, the one that ended first goes, once the
+        server has said that it has its last report, before a restart or after it; no other.
+        """
+        first, second = self.launch("say one"), self.launch("say two")
+        seqs = {session: self.ended(session)["seq"] for session in (first, second)}
+        spec = self.spec("say three")
+        path = f"/v1/sessions/{spec['session']}"
+        status, document = self.ask("PUT", path, spec)
+        self.assertEqual((status, document["code"]), (503, "busy"))
+        self.assertEqual(self.reports(second, seqs[second]), [])
+        self.kill()
+        self.start()
+        self.assertEqual(self.ask("PUT", path, spec)[0], 201)
+        self.assertEqual(self.ask("GET", f"/v1/sessions/{second}")[0], 404)
+        self.assertEqual(self.describe(first)["exitCode"], 0)
+        self.assertEqual(self.ended(spec["session"])["exitCode"], 0)
+        if self.asRoot:
+            # Its user is another's now.
+            user = (self.state / "sessions" / spec["session"] / "workspace").stat().st_uid
+            self.assertEqual(user, self.firstUser + 2)
+
+
 class LimitTests(ExecutorCase):
     """The limits of a specification, reached."""
 

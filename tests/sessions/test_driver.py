@@ -390,6 +390,39 @@ class BrokenTests(DrivenTestCase):
         self.assertEqual(done.status, "failed")
         self.assertIn("could not be reached", str(done.error))
 
+    def test_givenUpAndBack(self) -> None:
+        """What was given up and runs on when its host is back is cancelled there, and only that."""
+        lost, other = self.run_(prompt="forever"), self.run_(prompt="forever")
+        for session in (lost, other):
+            self.until(session, "running")
+        self.host.away = True
+        self.get(self.driver.end(lost.id))
+        self.until(lost, "failed")
+        self.stop()
+        self.host.away = False
+        self.start()
+        self.pass_(1)
+        there = {each.session: each.state for each in self.get(self.host.sessions())}
+        self.assertEqual(there, {lost.id: "ended", other.id: "running"})
+        self.assertEqual(self.look(other).status, "running")
+
+    def test_acknowledged(self) -> None:
+        """A host is told that the last report of a session is stored: then, or when it returns."""
+        told: list[tuple[str, int]] = []
+
+        async def acknowledge(session: str, seq: int) -> None:
+            told.append((session, seq))
+            if len(told) == 1:
+                raise ExecutorUnreachable("the connection is gone")
+
+        self.host.acknowledge = acknowledge  # type: ignore[method-assign]
+        session = self.run_()
+        done = self.until(session, *TERMINAL)
+        self.assertEqual(told, [(session.id, done.executorSeq)])
+        self.stop()
+        self.start()
+        self.assertEqual(told, [(session.id, done.executorSeq)] * 2)
+
     def test_cancelWhileAway(self) -> None:
         """What is cancelled while its host is away is removed when it is back."""
         session = self.run_(prompt="forever")

@@ -51,6 +51,17 @@ class ExecutorsTests(SessionTestCase):
         assert found is not None
         return found.standing
 
+    def test_returned(self) -> None:
+        """Who answers for the first time, or again after it was offline, is told of once."""
+        told: list[str] = []
+        self.executors.onReturned(lambda one: told.append(one.id))
+        host = self.host("a")
+        self.assertEqual(told, ["a"])
+        for health in (None, None, host.health, None, None, None, host.health, host.health):
+            host.health = health
+            self.clock.advance(5)
+        self.assertEqual(told, ["a", "a"])
+
     def test_heartbeats(self) -> None:
         """Two questions without an answer: degraded; three: offline; one answer: well."""
         host = self.host("a")

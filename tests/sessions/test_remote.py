@@ -109,6 +109,22 @@ class RemoteTests(SynchronousTestCase):
 
         return self.call(take())
 
+    def test_everySession(self) -> None:
+        """All that a host has is one list."""
+        done = self.call(self.executor.sessions())
+        self.assertTrue(self.host.asked().startswith(b"GET /v1/sessions HTTP/1.1\r\n"))
+        self.host.answer(200, b'{"items":[{"session":"ses_1","state":"ended","lastSeq":4}]}')
+        [found] = self.successResultOf(done)
+        self.assertEqual((found.session, found.state, found.lastSeq), ("ses_1", "ended", 4))
+
+    def test_acknowledge(self) -> None:
+        """What is stored is said by asking for what follows; the answer is not waited for."""
+        done = self.call(self.executor.acknowledge("ses_1", 4))
+        self.assertIn(b"GET /v1/sessions/ses_1/reports?after=4 ", self.host.asked())
+        self.host.stream()
+        self.successResultOf(done)
+        self.assertTrue(self.host.connections[-1][1].disconnecting)
+
     def test_launch(self) -> None:
         """A launch is one PUT of the specification, to the session's path."""
         done = self.call(self.executor.launch("ses_1", SPEC))
