@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = 1000
 """Connections at once, over everything that listens; one more is closed."""
 
+MAX_WAIT = 60.0
+"""Seconds that a connection waits for its dial's turn."""
+
+DIALS = 50
+"""Dials at once: more of them wait for a turn here than are refused for their number there."""
+
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HOST = re.compile(r"\[(?P<six>[0-9A-Fa-f:.%a-z]+)\]|(?P<name>[A-Za-z0-9._-]+)")
 
@@ -188,12 +194,16 @@ class Forwarding:
     @ivar reactor: Listens, and tells the time.
     @ivar report: Is told what happens.
     @ivar sockets: Moves bytes between plain sockets.
+    @ivar turns: Whose dial is next.
     """
 
     def __init__(self, reactor: Any, report: _Report, sockets: SocketRelays | None) -> None:
+        from helix_revdial.revdial.turns import Turns
+
         self.reactor = reactor
         self.report = report
         self.sockets = sockets
+        self.turns = Turns(reactor, DIALS)
         self._ports: list[Any] = []
         self._open: set[_Connection] = set()
 
@@ -297,7 +307,9 @@ class _Connection:
         factory = Factory.forProtocol(lambda: self._right)
         factory.noisy = False
         self._url = endpoint.server
-        self._dialling = endpoint.connect(factory)
+        self._dialling = self._forwarding.turns.take(
+            None, lambda left: endpoint.connect(factory), MAX_WAIT
+        )
         self._dialling.addCallbacks(self._connected, self._notConnected)
 
     def cut(self) -> None:

@@ -164,6 +164,7 @@ class Backends(Watching):
             timeout=wanted.wait,
             about=wanted.about,
             allow=wanted.allow,
+            patient=True,
         )
         self._count("dialled")
         backend = await endpoint.connect(factory)

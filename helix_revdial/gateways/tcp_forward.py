@@ -383,7 +383,11 @@ class Forwards:
         settings = forward.settings
         factory = _Ready(connection.target, early=not settings.proxyProtocol)
         endpoint = self._connections.endpoint(
-            settings.runner, settings.target, about={"forward": forward.id}, allow=allow
+            settings.runner,
+            settings.target,
+            about={"forward": forward.id},
+            allow=allow,
+            patient=True,
         )
         return endpoint.connect(factory)
 

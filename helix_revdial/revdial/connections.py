@@ -63,6 +63,7 @@ from .registrations import ConnectionDetail, GraceEntry, Registration, Stats
 from .remembered import Known
 from .roster import Roster, shuttingDown
 from .table import Close, ConnectionTable, Failed
+from .turns import Turns
 from .views import Views
 from .watching import Watching
 
@@ -72,6 +73,11 @@ CARRIER_WAIT = 15.0
 
 _LIVENESS = Liveness()
 _POOL = PoolLimits()
+
+
+def _turnsOf(maxPending: int) -> int:
+    """Patient dials of one service at once: others, and other services, have room beside."""
+    return max(1, maxPending // 2)
 
 
 class Connections(Views):
@@ -141,6 +147,8 @@ class Connections(Views):
         parked = Parked(clock, pool, random=SystemRandom().random, scarce=scarce)
         self._pool = roster.pool = Pool(clock, parked, _Dialling(self))
         self._scarce = scarce
+        self._turns = Turns(clock, _turnsOf(maxPending))
+        self._longestDial = dialTimeout + gracePeriod
         super().__init__(roster)
         self._registrations = roster.registrations
         self._calls = roster.calls
@@ -164,6 +172,8 @@ class Connections(Views):
         self._roster.dialTimeout = dialTimeout
         self._maxStreams = maxStreams
         self._pool.setLimits(pool)
+        self._turns.most = _turnsOf(maxPending)
+        self._longestDial = dialTimeout + gracePeriod
         self._table.setLimits(
             gracePeriod=gracePeriod,
             maxPending=maxPending,
@@ -244,6 +254,7 @@ class Connections(Views):
         timeout: float | None = None,
         about: Mapping[str, str] | None = None,
         allow: Callable[[Expose], bool] | None = None,
+        patient: bool = False,
     ) -> DialEndpoint:
         """
         A client endpoint that leads to a service beside the agent.
@@ -256,9 +267,30 @@ class Connections(Views):
         @param allow: Whether whoever asks may have a target that is for these;
             asked of each generation that the dial is given to, since an agent that
             returns may say otherwise.  C{None} allows all.
+        @param patient: Whether a dial of a connected runner waits for its turn, where
+            half as many as may be under way are on their way to the same service.
         """
-        dial = partial(self.dial, about=about, allow=allow)
-        return DialEndpoint(dial, key, target, timeout)
+        dial = self._dialInTurn if patient else self.dial
+        return DialEndpoint(partial(dial, about=about, allow=allow), key, target, timeout)
+
+    def _dialInTurn(
+        self,
+        key: str,
+        target: str | None,
+        timeout: float | None,
+        factory: IProtocolFactory,
+        *,
+        about: Mapping[str, str] | None,
+        allow: Callable[[Expose], bool] | None,
+    ) -> Deferred[IProtocol]:
+        most = self._longestDial
+        return self._turns.take(
+            (key, target),
+            lambda left: self.dial(key, target, left, factory, about=about, allow=allow),
+            most if timeout is None else min(timeout, most),
+            # Whoever awaits a runner that was lost is counted, and told when it is too many.
+            atOnce=self.status(key) != "connected",
+        )
 
     def dial(
         self,

@@ -79,7 +79,7 @@ class Dials:
         return None if self.generation is None else (self.generation, self.expose)
 
     def endpoint(
-        self, key: str, target: str | None, *, timeout: Any, about: Any, allow: Any
+        self, key: str, target: str | None, *, timeout: Any, about: Any, allow: Any, patient: bool
     ) -> Any:
         self.dialled.append((key, target, timeout))
         return self

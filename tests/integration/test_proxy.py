@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -221,6 +222,19 @@ class ProxyTests(FleetCase):
         )  # fmt: skip
         self.assertEqual(done.stdout, b"no403 0", "a body that is refused is not sent")
         self.assertLess(time.monotonic() - began, 0.9, "the refusal waited for something")
+
+    def test_manyAtOnce(self) -> None:
+        """More requests at once than dials may be under way: each is answered."""
+        with contextlib.ExitStack() as all_:
+            callers = [all_.enter_context(self.fleet.connect()) for _ in range(200)]
+            target = self.url("/").removeprefix(self.fleet.url)
+            for caller in callers:
+                caller.sendall(
+                    f"POST {target}up HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"
+                    f"Authorization: Bearer {self.operator}\r\n\r\n".encode()
+                )
+            for caller in callers:
+                self.assertEqual(caller.recv(12), b"HTTP/1.1 200")
 
     def test_events(self) -> None:
         """D15: events come one by one, each when it is sent."""

@@ -132,6 +132,22 @@ class TCPForwardTests(FleetCase):
         with self.connect() as stream:
             self.echoes(stream)
 
+    def test_manyAtOnce(self) -> None:
+        """More connections at once than dials may be under way: each gets its stream."""
+        server = self.forwarding()
+        self.create(server)
+        with contextlib.ExitStack() as all_:
+            streams = []
+            for _ in range(250):
+                stream = all_.enter_context(socket.socket())
+                stream.setblocking(False)
+                stream.connect_ex(("127.0.0.1", self.port))
+                streams.append(stream)
+            for stream in streams:
+                self.echoes(stream)
+        (found,) = server.get(PATH)["items"]
+        self.assertEqual((found["accepted"], found["failed"], found["refused"]), (250, 0, 0))
+
     def test_refusals(self) -> None:
         """What cannot be is refused, with the field; and who may not make one."""
         server = self.forwarding()

@@ -258,6 +258,53 @@ class DialTests(ConnectionsCase):
         self.failureResultOf(waiting[0], CancelledError)
         self.assertNoResult(self.dial())
 
+    def test_patience(self) -> None:
+        """
+        Patient dials of one service wait for each other where half of what may be
+        under way is; other services and impatient callers have the rest.
+        """
+        self.connections = self.make(maxPending=4)
+        agent = self.agent()
+
+        def patient(target: str) -> Any:
+            endpoint = self.connections.endpoint("wolf-1", target, patient=True)
+            return endpoint.connect(Callers())
+
+        first, second, third = [patient("api") for _ in range(3)]
+        self.assertEqual(len(agent.read()), 2)
+        other, impatient = patient("web"), self.dial()
+        asked = agent.read()
+        self.assertEqual([ready.target for ready in asked], ["web", None])
+        self.failureResultOf(self.dial(), TooManyPendingDials)
+        second.cancel()
+        self.failureResultOf(second, CancelledError)
+        [ready] = agent.read()
+        carrier = agent.carry(ready)
+        self.successResultOf(third)
+        carrier.lose()
+        for dial in (first, other, impatient):
+            self.assertNoResult(dial)
+
+    def test_patienceEnds(self) -> None:
+        """A patient dial has the time of any other, the wait included."""
+        self.connections = self.make(maxPending=2, dialTimeout=5, gracePeriod=1)
+        self.agent()
+        endpoint = self.connections.endpoint("wolf-1", patient=True)
+        self.clock.advance(0.5)
+        waiting = [endpoint.connect(Callers()) for _ in range(3)]
+        self.clock.pump([1.0] * 6)
+        for dial in waiting:
+            self.failureResultOf(dial, DialTimeout)
+
+    def test_noPatienceForWhoIsNotThere(self) -> None:
+        """Who awaits a runner that was lost is told when there are too many."""
+        self.connections = self.make(maxPending=4)
+        self.agent().carrier.lose()
+        endpoint = self.connections.endpoint("wolf-1", patient=True)
+        for _ in range(4):
+            self.assertNoResult(endpoint.connect(Callers()))
+        self.failureResultOf(endpoint.connect(Callers()), TooManyPendingDials)
+
     def test_maxStreams(self) -> None:
         """The number of streams open to a runner is bounded."""
         self.connections = self.make(maxStreams=2)
