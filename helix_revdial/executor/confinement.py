@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from .control_groups import ControlGroup
+from .passage import Shown
 from .process_table import Process, descendants, marked, ofUser, processTable, signalUser
 
 Part = Literal["task", "side"]
@@ -75,6 +76,7 @@ class Confinement:
     @ivar mounts: Whether it has a mount namespace of its own.
     @ivar accounts: What it sees as C{/etc/passwd}, and its tunnel agent too; C{None} for
         the host's.
+    @ivar shown: What it sees of directories that are closed to it, and its tunnel agent too.
     @ivar supervisor: The process that its orphans fall to.
     """
 
@@ -86,6 +88,7 @@ class Confinement:
     mounts: bool = False
     accounts: str | None = None
     limits: Limits = field(default_factory=Limits)
+    shown: Shown = field(default_factory=dict)
     supervisor: int | None = None
 
     def create(self) -> None:
@@ -145,6 +148,8 @@ class Confinement:
             terms["temporary"] = self.temporary
         if self.mounts and self.accounts is not None:
             terms["accounts"] = self.accounts
+        if self.mounts and self.shown:
+            terms["shown"] = self.shown
         if part == "task":
             # Short of memory, the kernel takes a task before it takes the host's services.
             terms["oomScore"] = 500

@@ -40,6 +40,7 @@ NOT_FOUND = 127
 _NO_NEW_PRIVS = 38
 _NEW_MOUNTS = 0x00020000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_MS_RDONLY, _MS_REMOUNT = 1, 32
 _MS_BIND, _MS_REC, _MS_SLAVE = 4096, 16384, 1 << 19
 
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - where they are is what is meant
@@ -82,6 +83,28 @@ def _separateMounts(libc: Any, terms: dict[str, Any]) -> None:
             _mount(libc, terms["temporary"], place, "", _MS_BIND)
     if terms.get("accounts") is not None:
         _mount(libc, terms["accounts"], "/etc/passwd", "", _MS_BIND)
+    for closed, paths in terms.get("shown", {}).items():
+        _show(libc, closed, paths)
+
+
+def _show(libc: Any, closed: str, paths: list[str]) -> None:
+    """Have an empty directory in the place of a closed one, and some of what was in it."""
+    kept = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in paths]
+    flags = _MS_NOSUID | _MS_NODEV
+    _mount(libc, "none", closed, "tmpfs", flags, "mode=711,size=1m")
+    before = os.umask(0o022)
+    try:
+        for path, descriptor in kept:
+            if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+                os.makedirs(path, exist_ok=True)
+            else:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))
+            _mount(libc, f"/proc/self/fd/{descriptor}", path, "", _MS_BIND)
+            _mount(libc, "none", path, "", _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags)
+            os.close(descriptor)
+    finally:
+        os.umask(before)
 
 
 def enter(terms: dict[str, Any]) -> None:
@@ -100,7 +123,7 @@ def enter(terms: dict[str, Any]) -> None:
     if terms.get("oomScore") is not None:
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write(str(terms["oomScore"]))
-    if terms.get("mounts") or terms.get("accounts") is not None:
+    if terms.get("mounts") or terms.get("accounts") is not None or terms.get("shown"):
         _separateMounts(libc, terms)
     for name, value in terms.get("limits", {}).items():
         hard = resource.getrlimit(_LIMITS[name])[1]

@@ -17,6 +17,7 @@ from helix_revdial import __version__
 from .confinement import ENTER
 from .filesystems import Capabilities
 from .operations import HostDocument
+from .passage import Shown
 from .sessions import RUNTIMES, LocalSessions
 from .settings import ExecutorSettings
 
@@ -32,10 +33,15 @@ def canSeparateMounts() -> bool:
     return done.returncode == 0
 
 
-def canRunPython(user: int, python: str) -> bool:
-    """Whether a session's user can run the host's Python, which may be somebody's own."""
-    terms = json.dumps({"user": user, "userGroup": user})
-    argv = [sys.executable, "-I", "-S", ENTER, terms, python, "-c", "import helix_revdial"]
+def canRunPython(user: int, python: str, shown: Shown) -> bool:
+    """
+    Whether a session's user can run the host's Python, which may be somebody's own.
+
+    @param shown: What he sees of directories that are closed to him.
+    """
+    terms = json.dumps({"user": user, "userGroup": user, "shown": shown})
+    program = "import helix_revdial, twisted, msgspec"
+    argv = [sys.executable, "-I", "-S", ENTER, terms, python, "-c", program]
     try:
         done = subprocess.run(argv, capture_output=True, timeout=20, cwd="/")
     except OSError:

@@ -83,6 +83,7 @@ class Record(msgspec.Struct, frozen=True):
     @ivar mounts: Whether it has a mount namespace of its own.
     @ivar privateTmp: Whether it has a C{/tmp} of its own.
     @ivar provider: What makes its snapshots.
+    @ivar shown: What it sees of directories that are closed to it.
     """
 
     spec: LaunchSpec
@@ -95,6 +96,7 @@ class Record(msgspec.Struct, frozen=True):
     processes: int
     files: int
     terms: Terms
+    shown: dict[str, list[str]] = {}
 
     def confinement(self, layout: Layout, supervisor: int | None = None) -> Confinement:
         """What holds the session."""
@@ -114,6 +116,7 @@ class Record(msgspec.Struct, frozen=True):
                 memory=None if memory is None else memory * 1024 * 1024,
                 cpu=None if resources is None else resources.cpu,
             ),
+            shown=self.shown,
             supervisor=supervisor,
         )
 

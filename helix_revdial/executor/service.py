@@ -38,11 +38,14 @@ from .control_groups import ControlGroup, GroupUnusable, findControlGroups
 from .filesystems import detect
 from .host import canRunPython, canSeparateMounts, hostOf
 from .operations import executorOperations, executorTable
+from .passage import closedDirectory, needed, shownBelow
 from .sessions import LocalSessions
 from .settings import ExecutorSettings
 
 STOP_TIMEOUT = 2.0
 """How long answers under way may take at the stop, in seconds."""
+
+TEMPORARY = ("/tmp/", "/var/tmp/")  # noqa: S108 - where they are is what is meant
 
 LIMITS = HTTPLimits(
     # Streams of reports say nothing for longer than that, and it is no upload.
@@ -122,7 +125,14 @@ class ExecutorService(Service):
             mounts = settings.mounts and ownUsers and canSeparateMounts()
         except OSError as error:
             raise CannotStart(f"cannot start: {error}") from None
+        closed = closedDirectory(f"{state}/sessions/") if ownUsers else None
+        if closed is not None:
+            raise CannotStart(
+                f"cannot start: state_directory: the sessions' users cannot pass through {closed}"
+            )
         groups = self._groups()
+        places = needed(settings.python) if ownUsers else []
+        shown = shownBelow(places) if mounts else {}
         self.sessions = LocalSessions(
             self._reactor,
             settings,
@@ -131,6 +141,11 @@ class ExecutorService(Service):
             self._wallClock,
             ownUsers=ownUsers,
             mounts=mounts,
+            shown=shown,
+            # What lies below it would be hidden by a session's own.
+            keepTmp=any(
+                f"{place}/".startswith(TEMPORARY) for place in (os.path.realpath(state), *places)
+            ),
         )
         if not ownUsers:
             self._log.warn(
@@ -138,7 +153,7 @@ class ExecutorService(Service):
                 " other's files and the executor's",
                 user="root" if os.geteuid() == 0 else f"user {os.geteuid()}",
             )
-        elif not canRunPython(settings.firstUser, settings.python):
+        elif not canRunPython(settings.firstUser, settings.python, shown):
             self._log.warn(
                 "{python} with what this program needs is not to be had by the sessions' users: the"
                 " demonstration agent and the sessions' screens will fail (see the key python)",

@@ -52,6 +52,7 @@ from .filesystems import Capabilities
 from .identities import Identities, NoIdentityLeft
 from .journal import Journal, JournalReader, lastReport, lastSeq
 from .layout import Layout
+from .passage import Shown
 from .record import Record, RecordUnusable, readRecord, writeRecord
 from .settings import ExecutorSettings
 from .snapshots import NAME
@@ -74,8 +75,6 @@ CANCEL_SECONDS = 45.0
 """How long a supervisor may take to end its session at once."""
 
 _GONE = ".gone-"
-
-_TEMPORARY = ("/tmp/", "/var/tmp/")  # noqa: S108 - where they are is what is meant
 
 RUNTIMES = ("local", "disabled")
 
@@ -197,11 +196,15 @@ class LocalSessions:
         *,
         ownUsers: bool,
         mounts: bool,
+        shown: Shown,
+        keepTmp: bool,
     ) -> None:
         """
         @param groups: Where control groups go, if there are any.
         @param ownUsers: Whether sessions have users of their own.
         @param mounts: Whether they have mounts of their own.
+        @param shown: What they see there of directories that are closed to them.
+        @param keepTmp: Whether they see the host's C{/tmp}, since what they need is there.
         """
         self.capabilities = capabilities
         self.isolation = [
@@ -216,6 +219,8 @@ class LocalSessions:
         self._groups = groups
         self._wallClock = wallClock
         self._mounts = mounts
+        self._shown = {closed: list(paths) for closed, paths in shown.items()}
+        self._keepTmp = keepTmp
         self._identities = (
             Identities(settings.firstUser, settings.maxSessions) if ownUsers else None
         )
@@ -454,19 +459,18 @@ class LocalSessions:
             except NoIdentityLeft as error:
                 raise Busy(str(error)) from None
         group = None if self._groups is None else str(self._groups.path / spec.session)
-        state = os.path.realpath(self._settings.stateDirectory)
         return Record(
             spec=spec,
             user=None if identity is None else identity.user,
             tunnelUser=None if identity is None else identity.tunnelUser,
             group=group,
             mounts=self._mounts,
-            # What lies below /tmp would be hidden by a session's own.
-            privateTmp=self._mounts and not state.startswith(_TEMPORARY),
+            privateTmp=self._mounts and not self._keepTmp,
             provider=self.capabilities.choose(spec.snapshotPreference),
             processes=self._settings.processes,
             files=self._settings.files,
             terms=self._settings.terms(),
+            shown=self._shown,
         )
 
     def describe(self, session: str) -> HostSession:
