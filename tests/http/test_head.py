@@ -91,7 +91,6 @@ REFUSED = {
     "percent cut": b"GET /a% HTTP/1.1\r\nHost: a\r\n\r\n",
     "percent one digit": b"GET /a%2 HTTP/1.1\r\nHost: a\r\n\r\n",
     "percent no hex": b"GET /a%zz HTTP/1.1\r\nHost: a\r\n\r\n",
-    "percent in query": b"GET /?a=%g0 HTTP/1.1\r\nHost: a\r\n\r\n",
     "encoded NUL": b"GET /a%00.png HTTP/1.1\r\nHost: a\r\n\r\n",
     "encoded NUL in query": b"GET /?a=%00 HTTP/1.1\r\nHost: a\r\n\r\n",
     "encoded LF": b"GET /a%0d%0aX:%20y HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -291,6 +290,11 @@ class AcceptedTests(SynchronousTestCase):
             (b"/a;b=c", "/a;b=c"),
         ):
             self.assertEqual(parseTarget(b"GET", raw + b"?x=/../").path, path)
+
+    def test_queries(self) -> None:
+        """What browsers send as it was typed is left as it is."""
+        for query in (b"q=100%", b"q=%g0&x=%1", b"a=b\\c", b"a='|^`{}[]", b"?/?"):
+            self.assertEqual(parseTarget(b"GET", b"/a?" + query).rawQuery, query)
 
 
 FRAGMENTS = [
