@@ -246,14 +246,18 @@ class Program:
         self.signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """SIGTERM, and SIGKILL when that does not help."""
+        """SIGTERM; when that does not help it says where it is, and is killed."""
         if self.process.poll() is None:
             self.thaw()
             self.process.terminate()
             try:
                 self.process.wait(LIMIT)
             except subprocess.TimeoutExpired:
-                self.kill()
+                self.signal(signal.SIGABRT)
+                try:
+                    self.process.wait(LIMIT)
+                except subprocess.TimeoutExpired:
+                    self.kill()
                 raise AssertionError(
                     f"{self.name} did not stop; it said:\n{self.text[-4000:]}"
                 ) from None

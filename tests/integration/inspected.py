@@ -17,6 +17,7 @@ dotted name of a class to defaults of its constructor's keywords.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import gc
 import json
@@ -216,7 +217,8 @@ def shorten(limits: dict[str, dict[str, Any]]) -> None:
 
 
 def run() -> None:
-    """C{twistd} with the door."""
+    """C{twistd} with the door; C{SIGABRT} has it say where all its threads are."""
+    faulthandler.enable()
     watch(control_plane_tap)
     watch(tap)
     shorten(json.loads(os.environ.get("HELIX_TEST_LIMITS", "{}")))
