@@ -149,10 +149,11 @@ class CarrierTransport:
         If its C{connectionMade} raises, the connection is dropped and the error is
         logged: the protocol is somebody else's, the connection is ours.
         """
+        protocol = self._protocol
         try:
-            self._protocol.makeConnection(self)
+            protocol.makeConnection(self)
         except Exception:
-            self._log.failure("{protocol!r} failed to start", protocol=self._protocol)
+            self._log.failure("{protocol!r} failed to start", protocol=protocol)
             self.abortConnection()
 
     @property
@@ -325,12 +326,13 @@ class CarrierTransport:
     def _resume(self) -> None:
         """Deliver what was held, then go on reading, or hear the end."""
         self._pump = None
+        protocol = self._protocol
         try:
             self._deliverHeld()
         except Exception:
             # No reactor frame is above us that would drop the connection, as it
             # does when dataReceived raises.
-            self._log.failure("{protocol!r} failed", protocol=self._protocol)
+            self._log.failure("{protocol!r} failed", protocol=protocol)
             self.abortConnection()
         if self._paused or self._over or self._pump is not None:
             return
@@ -362,14 +364,15 @@ class CarrierTransport:
         if self._readEnded or self._closing or self._over:
             return
         self._readEnded = True
-        listener = IHalfCloseableProtocol(self._protocol, None)
+        protocol = self._protocol
+        listener = IHalfCloseableProtocol(protocol, None)
         if listener is None:
             self.loseConnection()
             return
         try:
             listener.readConnectionLost()
         except Exception:
-            self._log.failure("{protocol!r} failed", protocol=self._protocol)
+            self._log.failure("{protocol!r} failed", protocol=protocol)
             self.abortConnection()
 
     def _lost(self, reason: Failure) -> None:
@@ -388,4 +391,8 @@ class CarrierTransport:
         self._over = True
         self._writeEnded = True
         self._cancelPump()
-        self._protocol.connectionLost(reason)
+        protocol = self._protocol
+        # It has us for its transport: nothing leads round in a circle any more.
+        del self._protocol
+        self._taken = None
+        protocol.connectionLost(reason)

@@ -161,6 +161,7 @@ class Call:
         """The carrier is gone."""
         if not self._fired:
             self.fail(Failure(TunnelBroke()))
+        self._protocol = None
         self.finish(self.stream.reason or _word(reason))
 
     def _cancel(self, _: Deferred[IProtocol]) -> None:

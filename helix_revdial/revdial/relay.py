@@ -117,7 +117,7 @@ class _Pair:
         self.first: str | None = None
         self.failure: Failure | None = None
         self._timer: IDelayedCall | None = None
-        self._over = False
+        self.isOver = False
 
     def connected(self) -> None:
         """One more half is connected; with the second, bytes flow."""
@@ -190,6 +190,7 @@ class _Pair:
 
     def _socketsEnded(self, relay: SocketRelay) -> None:
         self.first = relay.first
+        self._relay = None
         why = {"done": DONE, "lingered": LINGERED}.get(relay.why or "", BROKEN)
         self.settle(why, None)
 
@@ -207,14 +208,14 @@ class _Pair:
         """One direction has ended: from now on silence has a limit."""
         if self.first is None:
             self.first = half.name
-        if self._timer is None and not self._over:
+        if self._timer is None and not (self.isOver or self.taken):
             self._timer = self.clock.callLater(self.linger, self._lingered)
 
     def _lingered(self) -> None:
         self._timer = None
         self.settle(LINGERED, None)
-        self.left.drop()
-        self.right.drop()
+        for half in (self.left, self.right):
+            half.drop()
 
     def settle(self, why: str, failure: Failure | None) -> None:
         """The first reason is the one that is told."""
@@ -224,25 +225,32 @@ class _Pair:
 
     def ended(self) -> None:
         """A half is gone; with the second, or without one to come, so is the pair."""
-        if self._over or self.left.isOpen or self.right.isOpen:
+        if self.isOver or self.left.isOpen or self.right.isOpen:
             return
-        self._over = True
+        self.isOver = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.onEnd is None:
+        left, right = self.left, self.right
+        # Whoever holds a half still may; but nothing leads round in a circle any more, so
+        # that all of it goes without the garbage collector.
+        onEnd, self.onEnd = self.onEnd, None
+        del self.left, self.right
+        left.dissolve()
+        right.dissolve()
+        if onEnd is None:
             return
         now = self.clock.seconds()
         end = RelayEnd(
             self.why or DONE,
-            self.first or self.left.name,
-            self.left.received,
-            self.right.received,
+            self.first or left.name,
+            left.received,
+            right.received,
             now - (now if self.began is None else self.began),
             self.failure,
         )
         try:
-            self.onEnd(end)
+            onEnd(end)
         except Exception:
             self._log.failure("the end of a relay was not taken")
 
@@ -282,9 +290,9 @@ class RelayProtocol(Protocol):
         this half is connected, L{MAX_EARLY} bytes at most: its carrier is there
         already.
         """
-        other = self.other
-        if self.isOpen or other._gone:
+        if self._gone or self.isOpen or self.other._gone:
             return
+        other = self.other
         other._earlyTo = write
         for data in list(other._early):
             other._earlySent += len(data)
@@ -297,14 +305,20 @@ class RelayProtocol(Protocol):
 
     def keepEarly(self) -> None:
         """What was written is lost: it all goes out when this half is connected."""
-        self.other._earlyTo = None
-        self.other._earlySent = 0
+        if not self._gone:
+            self.other._earlyTo = None
+            self.other._earlySent = 0
 
     def _sendEarly(self, write: Callable[[bytes], None], data: bytes) -> None:
         self._earlySent += len(data)
         write(data)
         if sum(map(len, self._early)) >= MAX_EARLY:
             self._wire.pauseProducing()
+
+    def dissolve(self) -> None:
+        """The pair is over: what connects now has come too late."""
+        self._gone = True
+        del self.other
 
     @property
     def ended(self) -> bool:
@@ -321,7 +335,7 @@ class RelayProtocol(Protocol):
         return early[self._earlySent :]
 
     def connectionMade(self) -> None:
-        if self.other._gone or self._gone:
+        if self._gone or self.other._gone:
             # The other side has come and gone, or was given up.
             self._gone = True
             self._wire.abortConnection()
@@ -383,13 +397,15 @@ class RelayProtocol(Protocol):
             self._wire.loseWriteConnection()
         else:
             self._wire.loseConnection()
-            if self.other.isOpen and self._readEnded:
+            if self._readEnded and not self._gone and self.other.isOpen:
                 self.other.close()
 
     def writeConnectionLost(self) -> None:
         """Nothing follows from it: we ended that direction ourselves."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._pair.isOver:
+            return
         self._pair.joinNow()
         wasOpen, self.isOpen = self.isOpen, False
         self._gone = True
@@ -435,6 +451,8 @@ class RelayProtocol(Protocol):
 
         For an owner whose other connection will not be made.
         """
+        if self._pair.isOver:
+            return
         self._pair.settle(ABANDONED, None)
         for half in (self, self.other):
             half._gone = True

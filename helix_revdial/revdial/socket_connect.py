@@ -28,7 +28,7 @@ from os import strerror
 from typing import Any, cast
 
 from twisted.internet import error, tcp
-from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.abstract import FileDescriptor, isIPAddress, isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -61,11 +61,19 @@ class ConnectedSocket(tcp.Connection):
 
     isWatched = False
 
+    hasNoDelay = True
+    """Whoever makes the socket says that it sends small pieces at once."""
+
     # close(2) does it: nobody else has the descriptor.
     _shouldShutdown = False
 
     def __init__(self, made: socket.socket, protocol: IProtocol, reactor: Any, peer: IAddress):
-        super().__init__(made, protocol, reactor)
+        FileDescriptor.__init__(self, reactor)
+        if made.gettimeout() != 0:
+            made.setblocking(False)
+        self.socket = made
+        self.fileno = made.fileno
+        self.protocol = protocol
         self.connected = 1
         self._peer = peer
         self._asksForBytes = True

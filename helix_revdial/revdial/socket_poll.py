@@ -9,8 +9,8 @@ socket that is ready.  It works in any reactor that takes a descriptor.
 Invariants:
 
   - It is in the reactor if and only if a socket is watched.
-  - A socket that is not watched is not in the epoll: a hang-up is level-triggered, and
-    nobody would take it.
+  - A socket that is not watched is not in the epoll, or leaves it at the first event: a
+    hang-up is level-triggered, and nobody would take it.
   - A socket whose number was used again within a batch gets at most a read or a write
     that finds nothing.
 """
@@ -94,6 +94,15 @@ class SocketPoll:
                 self._reactor.addReader(self)
         self._watched[number] = watched
 
+    def drop(self, number: int, watched: Watched) -> None:
+        """
+        Watch a socket no more that is closed next, which takes it out of the epoll.
+        """
+        if self._watched.get(number) is watched:
+            del self._watched[number]
+            if not self._watched:
+                self._reactor.removeReader(self)
+
     def hand(self, number: int, holder: Watched, to: Watched) -> bool:
         """
         From now on C{to} is told in place of C{holder}, of the same events.
@@ -112,6 +121,7 @@ class SocketPoll:
         for number, event in self._poll.poll(0, MAX_EVENTS):
             watched = known(number)
             if watched is None:
+                self._forget(number)
                 continue
             if event & READ:
                 watched.doRead()
@@ -121,6 +131,17 @@ class SocketPoll:
                 watched.connectionLost(Failure(ConnectionLost()))
             else:
                 watched.doWrite()
+
+    def _forget(self, number: int) -> None:
+        """
+        Nobody watches this socket: it was to be closed and is not, or was let go of, with
+        or without another in its place, earlier in the batch.
+        """
+        assert self._poll is not None
+        try:
+            self._poll.unregister(number)
+        except OSError:
+            pass  # it was let go of
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor ends: so does every socket that is watched."""

@@ -80,6 +80,7 @@ class Side:
         self._closeTimer: IDelayedCall | None = None
         self._markSent = False
         self._marked = False
+        self._isHeldBack = False
         self._rest: list[bytes | Control | EndMark] = []
         self._splice: Splice | None = None
         self.isOver = False
@@ -102,21 +103,34 @@ class Side:
             polled.isReading = False
             self._isReading = self._relays.poll.hand(self._fd, polled, self)
         self._relays.reactor.removeWriter(transport)
-        try:
-            transport.setTcpNoDelay(True)
-        except (AttributeError, OSError):
-            pass  # a unix socket
+        if not self.stream.hasNoDelay:
+            try:
+                transport.setTcpNoDelay(True)
+            except (AttributeError, OSError):
+                pass  # a unix socket
         self._splice = spliceOf(self, self.other, self._relays.pipes, self._relays.bulk)
         for told in self.stream.onTaken:
             told(self.relay)
 
     def updateReading(self) -> None:
-        """Read while the other side takes what comes, or while we wait for an end."""
-        wanted = (
-            self.relay.why is None
-            and not self.isOver
-            and (self._draining or (not self._readEnded and not self.other.outbox.waits))
-        )
+        """
+        Read while the other side takes what comes, or while we wait for an end; and let
+        a connection that is to carry another stream be, which is silent until we end
+        this one, and goes back to its transport as it is.
+        """
+        if self.relay.why is not None:
+            return
+        if (
+            self._marked
+            and self.stream.onAgain is not None
+            and self.stream.tls is None
+            and not (self._closeSent or self._isHeldBack)
+        ):
+            wanted = True
+        elif self.isOver:
+            wanted = False
+        else:
+            wanted = self._draining or not (self._readEnded or self.other.outbox.waits)
         if wanted is not self._isReading:
             self._isReading = wanted
             self._watch()
@@ -128,15 +142,24 @@ class Side:
             self._watch()
 
     def _watch(self) -> None:
+        """The relay goes on, and wants to hear of other things."""
         events = (READ if self._isReading else 0) | (WRITE if self._isWriting else 0)
         self._relays.poll.watch(self._fd, self, events)
 
     def leaveReactor(self) -> None:
         """The relay is over."""
-        if self._isReading and not self._isWriting and self._isFree and self.relay.why == "done":
+        poll = self._relays.poll
+        if self.relay.why != "done" or not self._isFree:
+            if self.stream.tls is None:
+                # Its transport closes the socket.
+                poll.drop(self._fd, self)
+            else:
+                poll.watch(self._fd, self, 0)
+        elif self._isReading and not self._isWriting and self.stream.tls is None:
             self._handBack()
+        elif self._isReading or self._isWriting:
+            poll.watch(self._fd, self, 0)
         self._isReading = self._isWriting = False
-        self._watch()
         if self._closeTimer is not None:
             self._closeTimer.cancel()
             self._closeTimer = None
@@ -146,11 +169,10 @@ class Side:
         """Let the transport go on reading with nothing registered anew."""
         transport, poll = self.stream.transport, self._relays.poll
         polled = PolledReading.of(transport, poll)
-        if polled is None and self.stream.tls is None:
+        if polled is None:
             polled = PolledReading(poll, transport)
             cast(Any, transport).reactor = polled
-        if polled is not None:
-            polled.isReading = poll.hand(self._fd, self, polled)
+        polled.isReading = poll.hand(self._fd, self, polled)
 
     def release(self, orderly: bool, text: str) -> None:
         """Let the transport close the socket and tell those above."""
@@ -168,6 +190,14 @@ class Side:
             self.stream.transport.connectionLost(reason)
         except Exception:
             self._log.failure("a protocol failed at the end of its stream")
+
+    def dissolve(self) -> None:
+        """
+        The relay is over and nothing of it is used any more: let its parts go at once,
+        without the garbage collector, who would look through what lives to find them.
+        """
+        del self.other
+        self._splice = None
 
     def guard(self, call: Callable[..., None], *arguments: Any) -> None:
         """What goes wrong here ends this relay and nothing else."""
@@ -196,6 +226,11 @@ class Side:
     # Receiving.
 
     def _read(self) -> None:
+        if self._readEnded and not self._draining:
+            # The next stream's already: it is the transport's.
+            self._isHeldBack = True
+            self.updateReading()
+            return
         splice = self._splice
         if splice is None:
             self.receive(self._relays.size)
@@ -357,8 +392,9 @@ class Side:
             self._readEnded = True
             self.relay.ending(self)
             self.other.end()
-        self.other.peerGone()
-        self.relay.checkDone()
+        if self.relay.why is None:
+            self.other.peerGone()
+            self.relay.checkDone()
 
     def peerGone(self) -> None:
         """Nothing that comes from here is wanted any more; what is pending still goes out."""
@@ -483,8 +519,9 @@ class Side:
         if self._endWaits:
             self._endWaits = False
             self.end()
-        self.other.updateReading()
-        self._checkOver()
+        if self.relay.why is None:
+            self.other.updateReading()
+            self._checkOver()
 
     def end(self) -> None:
         """The other side's peer has ended: end our direction after what is pending."""

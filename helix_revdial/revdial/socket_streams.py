@@ -49,6 +49,7 @@ class SocketStream:
     @ivar framing: Its WebSocket, or C{None} where bytes are bytes.
     @ivar early: What was received and not yet parsed.
     @ivar payload: What was received and parsed before that, and not passed on.
+    @ivar hasNoDelay: Whether its socket sends small pieces at once already.
     @ivar onTaken: Told who has it now, before anything moves.
     @ivar onReceived: Told of payload bytes that came from it.
     @ivar onSent: Told of payload bytes that were sent to it.
@@ -64,6 +65,7 @@ class SocketStream:
     early: bytes = b""
     payload: bytes = b""
     tls: TLSSocket | None = None
+    hasNoDelay: bool = False
     onTaken: list[Callable[[SocketRelay], None]] = field(default_factory=list)
     onReceived: list[Callable[[int], None]] = field(default_factory=list)
     onSent: list[Callable[[int], None]] = field(default_factory=list)
@@ -98,7 +100,7 @@ def plainStream(transport: Any) -> SocketStream | None:
         transport.doWrite()
         if _hasUnsent(transport) or transport.disconnected or transport.disconnecting:
             return None
-    return SocketStream(transport)
+    return SocketStream(transport, hasNoDelay=getattr(transport, "hasNoDelay", False))
 
 
 def streamOf(transport: Any) -> SocketStream | None:

@@ -156,14 +156,14 @@ class SocketRelay:
         self._onEnd = onEnd
         self._moved = 0.0
         self._timer: IDelayedCall | None = None
-        self._left = _sideOf(self, left)
-        self._right = _sideOf(self, right)
-        self._left.other = self._right
-        self._right.other = self._left
+        first, second = _sideOf(self, left), _sideOf(self, right)
+        first.other, second.other = second, first
+        # None when it is over.
+        self._sides: tuple[Side, ...] = (first, second)
 
     def start(self, toLeft: bytes, toRight: bytes) -> None:
         """Take the sockets out of Twisted's hands and let bytes flow."""
-        sides = (self._left, self._right)
+        sides = self._sides
         for side in sides:
             side.take()
         for side, first in zip(sides, (toLeft, toRight), strict=True):
@@ -192,9 +192,11 @@ class SocketRelay:
 
     def ending(self, side: Side) -> None:
         """One direction has ended: from now on silence has a limit."""
+        if self.why is not None:
+            return
         if self.first is None:
-            self.first = "left" if side is self._left else "right"
-        if self._timer is None and self.why is None:
+            self.first = "left" if side is self._sides[0] else "right"
+        if self._timer is None:
             self._moved = self.relays.clock.seconds()
             self._timer = self.relays.clock.callLater(self._linger, self._check)
 
@@ -208,8 +210,10 @@ class SocketRelay:
 
     def checkDone(self) -> None:
         """Both directions may have ended, and both connections."""
-        if self._left.isOver and self._right.isOver:
-            self.finish("done", "")
+        if self.why is None:
+            left, right = self._sides
+            if left.isOver and right.isOver:
+                self.finish("done", "")
 
     def finish(self, why: str, text: str) -> None:
         """It is over: give the sockets back to their transports, which close them."""
@@ -219,15 +223,18 @@ class SocketRelay:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for side in (self._left, self._right):
+        sides, self._sides = self._sides, ()
+        for side in sides:
             side.leaveReactor()
         self.relays.ended()
         try:
             self._onEnd(self)
         except Exception:
             self._log.failure("the end of a relay was not taken")
-        for side in (self._left, self._right):
+        for side in sides:
             side.release(why == "done", text)
+        for side in sides:
+            side.dissolve()
 
 
 def _sideOf(relay: SocketRelay, stream: SocketStream) -> Side:

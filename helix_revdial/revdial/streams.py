@@ -384,8 +384,9 @@ class StreamProtocol(Protocol):
         if self._stream is not None:
             self._stream.end(self._ending or _describe(reason))
         self._tellLost(reason)
-        if self._onEnded is not None:
-            self._onEnded(reason)
+        onEnded, self._onEnded = self._onEnded, None
+        if onEnded is not None:
+            onEnded(reason)
 
     def cut(self, why: str) -> None:
         """End the stream at once, with C{why} on its record."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 from twisted.internet import error
@@ -25,7 +27,7 @@ class RelayCase(SynchronousTestCase):
         """Join peers C{one} and C{two}; their transports are C{wires[n].left}."""
         self.left, self.right = relayPair(self.clock, linger=60.0, onEnd=self.ends.append)
         self.one, self.two = one, two
-        self.wires = (
+        self.wires: tuple[Wire, ...] = (
             Wire(one, self.left, halfClosing=halfClosing[0]).connect(),
             Wire(two, self.right, halfClosing=halfClosing[1]).connect(),
         )
@@ -289,6 +291,23 @@ class EndTests(RelayCase):
         wire = Wire(Recorder(), right).connect()
         wire.left.abortConnection()
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+
+class MemoryTests(RelayCase):
+    """What is over is gone."""
+
+    def test_goesWithoutTheGarbageCollector(self) -> None:
+        """When both halves are let go of nothing of a pair waits for the collector."""
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.relay(Recorder(), Recorder())
+        self.one.wire.loseConnection()
+        self.settle()
+        self.nothingIsLeft()
+        left, right = weakref.ref(self.left), weakref.ref(self.right)
+        del self.left, self.right
+        self.wires = ()
+        self.assertEqual((left(), right()), (None, None))
 
 
 class LingerTests(RelayCase):

@@ -52,6 +52,24 @@ class SocketPollTests(SynchronousTestCase):
         self.poll.watch(self.number, self.told, 0)
         self.assertNotIn(self.poll, self.reactor.getReaders())
 
+    def test_droppedForItsClose(self) -> None:
+        """A socket that is dropped is told nothing more, and is out though it is not closed."""
+        other = Told()
+        self.poll.watch(self.number, self.told, READ)
+        self.poll.watch(self.peer.fileno(), other, READ)
+        self.poll.drop(self.number, other)  # not the one who watches it
+        self.poll.drop(self.number, self.told)
+        self.peer.send(b"x")
+        self.poll.doRead()
+        self.assertEqual(self.told.events, [])
+        # What was not taken out could not be registered.
+        self.poll.watch(self.number, self.told, READ)
+        self.poll.doRead()
+        self.assertEqual(self.told.events, ["read"])
+        self.poll.drop(self.number, self.told)
+        self.poll.drop(self.peer.fileno(), other)
+        self.assertNotIn(self.poll, self.reactor.getReaders())
+
     def test_toldOfWhatIsAsked(self) -> None:
         """Reading and writing, and nothing that is not wanted any more."""
         self.poll.watch(self.number, self.told, READ)

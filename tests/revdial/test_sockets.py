@@ -312,7 +312,7 @@ class SocketRelayTests(SynchronousTestCase):
                 bench.near.wire.write(chunk)
             bench.rest(200)
             relay = bench.pair._relay
-            for side in (relay._left, relay._right):
+            for side in relay._sides:
                 self.assertLessEqual(side.outbox.held, 33 * 1024, name)
                 self.assertFalse(side._isReading and side.other.outbox.waits, name)
             for peer in (bench.far, bench.near):
@@ -383,10 +383,10 @@ class SocketRelayTests(SynchronousTestCase):
                 bench.spin(lambda peer=taker: len(peer.got) == 300_000, position)  # type: ignore[misc]
                 relay = bench.pair._relay
                 self.assertEqual(
-                    relay._left._framing.zeroKey, bool(agreed) and position == "client"
+                    relay._sides[0]._framing.zeroKey, bool(agreed) and position == "client"
                 )
                 self.assertEqual(
-                    relay._right._splice is not None, bool(agreed) or position != "client"
+                    relay._sides[1]._splice is not None, bool(agreed) or position != "client"
                 )
 
     def test_badFrames(self) -> None:
@@ -417,15 +417,15 @@ class SocketRelayTests(SynchronousTestCase):
             bench.near.wire.loseConnection()
             bench.bothLost()
             bench.rest(5)
-            relay = bench.pair._relay
+            relays = bench.pair.sockets
             watched = set(bench.reactor.getReaders()) | set(bench.reactor.getWriters())
-            self.assertEqual(watched & {relay.relays.poll}, set(), name)
+            self.assertEqual(watched & {relays.poll}, set(), name)
             self.assertEqual(
                 [call for call in bench.reactor.getDelayedCalls() if "relay" in repr(call)],
                 [],
                 name,
             )
-            self.assertEqual(relay.relays.poll._watched, {}, name)
+            self.assertEqual(relays.poll._watched, {}, name)
 
 
 class InterleavingTests(SynchronousTestCase):

@@ -216,10 +216,10 @@ class BoundTests(SpliceCase):
             for _ in range(300):
                 giver.push()
                 room.turn()
-            held = stream.relay._right.outbox.held
+            held = stream.relay._sides[1].outbox.held
             self.assertGreater(held, 0, form)
             self.assertLessEqual(held, TINY.atOnce + MAX_HEAD, form)
-            self.assertFalse(stream.relay._left._isReading, form)
+            self.assertFalse(stream.relay._sides[0]._isReading, form)
             self.assertLessEqual(room.pipes.inUse, 1, form)
             self.finish(room, stream)
             self.assertEqual(len(taker.got), 2_000_000, form)
@@ -356,7 +356,7 @@ class BreakTests(SpliceCase):
                 caller._out += frame(b"?%d" % turn, caller._key, PING)
                 caller.push()
                 room.turn()
-            self.assertGreater(stream.relay._left.outbox.held, 0, form)
+            self.assertGreater(stream.relay._sides[0].outbox.held, 0, form)
             reader = FrameReader(masked=masked)
             seen: list[int] = []
             received = caller._received
@@ -529,7 +529,7 @@ class SpliceMachine(RuleBasedStateMachine):
     @invariant()
     def itIsBounded(self) -> None:
         for stream in self.streams:
-            for side in (stream.relay._left, stream.relay._right):
+            for side in stream.relay._sides:
                 assert side.outbox.held <= self.room.relays.size + 64 * MAX_HEAD, stream.state()
 
     def teardown(self) -> None:

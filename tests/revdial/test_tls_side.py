@@ -94,8 +94,8 @@ class TLSBench(Bench):
 
     @property
     def sides(self) -> tuple[Side, Side]:
-        relay = self.pair._relay
-        return relay._left, relay._right
+        left, right = self.pair._relay._sides
+        return left, right
 
 
 class TLSCase(SynchronousTestCase):
@@ -119,7 +119,7 @@ class TLSRelayTests(TLSCase, test_sockets.SocketRelayTests):
     def each(self, forms: tuple[str, ...] = FORMS) -> list[tuple[str, Bench]]:
         benches = super().each(FORMS if forms is test_sockets.FORMS else forms)
         for name, bench in benches:
-            self.assertIsInstance(bench.pair._relay._left, TLSSide, name)
+            self.assertIsInstance(bench.pair._relay._sides[0], TLSSide, name)
         return benches
 
     def test_zeroKey(self) -> None:
