@@ -237,7 +237,7 @@ class Database:
                 else:
                     told.callback(results[index])
 
-        self._workers.call(lambda: self._writeAll([each for each, _ in group])).addBoth(wrote)
+        self._workers.callFirst(lambda: self._writeAll([each for each, _ in group])).addBoth(wrote)
 
     def _writeAll(self, group: list[Callable[[Connection], Any]]) -> list[Any]:
         """@return: what each returned, or the L{Failure} of one that was undone."""
@@ -292,8 +292,11 @@ def openDatabase(url: str, reactor: Any, *, threads: int = 4) -> Database:
     @param reactor: where results fire.
     @param threads: how many queries run at once; one for a database in memory.
     """
-    size = 1 if isMemory(parseURL(url)) else threads
-    return Database(url, ReactorThreads(reactor, size))
+    parsed = parseURL(url)
+    size = 1 if isMemory(parsed) else threads
+    # SQLite works in the thread that calls it; of a server on a network, many can wait.
+    eager = 1 if parsed.drivername == "sqlite" else size
+    return Database(url, ReactorThreads(reactor, size, eager=eager))
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from helix_revdial.storage.database import Database, DatabaseUnavailable, openDatabase
@@ -23,6 +25,16 @@ class SameThreadTests(SynchronousTestCase):
     def test_errorsAreFailures(self) -> None:
         """What the function raises is a failure."""
         self.failureResultOf(SameThread().call(lambda: 1 / 0), ZeroDivisionError)
+
+
+class StoppedTime:
+    """The reactor, but nothing ever takes long."""
+
+    def __init__(self) -> None:
+        self.callLater = Clock().callLater
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
 
 
 class ReactorThreadsTests(TestCase):
@@ -83,6 +95,68 @@ class ReactorThreadsTests(TestCase):
         self.assertEqual(
             [t for t in threading.enumerate() if "database" in t.name], [], "threads left over"
         )
+
+    async def test_oneAfterAnother(self) -> None:
+        """
+        What is ready to run stays in one thread, in order, and its results come in order:
+        several would only take the interpreter from each other.
+        """
+        threads = ReactorThreads(StoppedTime(), 4, eager=1)
+        self.addCleanup(threads.stop)
+        order: list[int] = []
+
+        def done(ident: int, index: int) -> int:
+            order.append(index)
+            return ident
+
+        idents = await gatherResults(
+            [threads.call(threading.get_ident).addCallback(done, index) for index in range(50)]
+        )
+        self.assertEqual(order, list(range(50)))
+        self.assertEqual(len(set(idents)), 1)
+
+    async def test_othersGoOnBesideOneThatIsStuck(self) -> None:
+        """One call that takes long holds up none of those behind it, up to all threads."""
+        threads = ReactorThreads(reactor, 3, eager=1)
+        self.addCleanup(threads.stop)
+        release = threading.Event()
+        self.addCleanup(release.set)
+        stuck = [threads.call(release.wait) for _ in range(2)]
+        self.assertEqual(
+            await gatherResults([threads.call(lambda: 1) for _ in range(20)]), [1] * 20
+        )
+        self.assertEqual([each.called for each in stuck], [False, False])
+        release.set()
+        await gatherResults(stuck)
+
+    async def test_firstIsFirst(self) -> None:
+        """
+        What comes first begins at once beside what runs; where no thread is left, it goes
+        before what waits.
+        """
+        threads = ReactorThreads(reactor, 2, eager=1)
+        self.addCleanup(threads.stop)
+        release = threading.Event()
+        self.addCleanup(release.set)
+        stuck = threads.call(release.wait)
+        self.assertEqual(await threads.callFirst(lambda: "written"), "written")
+        alsoStuck = threads.callFirst(release.wait)
+        order: list[str] = []
+        last = threads.call(lambda: order.append("waited"))
+        first = threads.callFirst(lambda: order.append("first"))
+        release.set()
+        for each in (stuck, alsoStuck, last, first):
+            await each
+        self.assertEqual(order, ["first", "waited"])
+
+    async def test_errorsOfThreads(self) -> None:
+        """What a function raises is its own failure; the next runs in the same thread."""
+        threads = ReactorThreads(reactor, 1)
+        self.addCleanup(threads.stop)
+        wrong, right = threads.call(lambda: 1 / 0), threads.call(lambda: 1)
+        with self.assertRaises(ZeroDivisionError):
+            await wrong
+        self.assertEqual(await right, 1)
 
     async def test_memoryHasOneThread(self) -> None:
         """A database in memory works with threads too, one of them."""
