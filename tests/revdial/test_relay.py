@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet import error
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -300,14 +301,18 @@ class MemoryTests(RelayCase):
         """When both halves are let go of nothing of a pair waits for the collector."""
         gc.disable()
         self.addCleanup(gc.enable)
-        self.relay(Recorder(), Recorder())
-        self.one.wire.loseConnection()
-        self.settle()
-        self.nothingIsLeft()
-        left, right = weakref.ref(self.left), weakref.ref(self.right)
-        del self.left, self.right
-        self.wires = ()
-        self.assertEqual((left(), right()), (None, None))
+        halves = relayPair(self.clock, onEnd=self.ends.append)
+        for half in halves:
+            half.makeConnection(StringTransport())
+        for half in halves:
+            half.connectionLost(connectionDone)
+        for half in halves:
+            # As Twisted's transports do at their end.
+            half.transport.producer = None  # type: ignore[union-attr]
+        self.assertEqual([end.why for end in self.ends], ["done"])
+        known = [weakref.ref(half) for half in halves]
+        del half, halves
+        self.assertEqual([each() for each in known], [None, None])
 
 
 class LingerTests(RelayCase):
