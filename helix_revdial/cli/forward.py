@@ -26,7 +26,14 @@ import click
 
 from helix_revdial.cli.connecting import TIMEOUT, gatewayOf, whyNoStream
 from helix_revdial.cli.edge import CommandError, ReaderGone, plain
-from helix_revdial.cli.invocation import Identifier, Invocation, Timeout, jsonFlag, passInvocation
+from helix_revdial.cli.invocation import (
+    CLOSE_TIMEOUT,
+    Identifier,
+    Invocation,
+    Timeout,
+    jsonFlag,
+    passInvocation,
+)
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -143,9 +150,10 @@ def forward(
 
         report = _Report(invocation.output, runner, asJSON)
         forwarding = Forwarding(reactor, report, SocketRelays(reactor))
+        ways = [gatewayOf(reactor, settings, runner, each.target, timeout) for each in forwards]
+        await _greet(reactor, settings, report)
         try:
-            for each in forwards:
-                endpoint = gatewayOf(reactor, settings, runner, each.target, timeout)
+            for each, endpoint in zip(forwards, ways, strict=True):
                 forwarding.listen(each, endpoint)
             await report.readerGone
         finally:
@@ -153,6 +161,32 @@ def forward(
         raise ReaderGone
 
     return invocation.withSettings(command)
+
+
+async def _greet(reactor: Any, settings: Settings, report: _Report) -> None:
+    """
+    Ask the server before anything listens: a token that it does not take is no better
+    later.  A server that is not there may come.
+
+    @raise Refused: It knows no such token, or no such session, or the token may not.
+    """
+    from helix_revdial.cli.client import connect, segment
+    from helix_revdial.cli.failures import Refused
+
+    client, pool = connect(reactor, settings)
+    kind = "sessions" if report.runner.startswith("ses_") else "runners"
+    try:
+        await client.exchange.request("GET", f"/api/v1/{kind}/{segment(report.runner)}/stream")
+    except Refused as refused:
+        # Whoever may have a stream is told how to ask for one (426).
+        if refused.status in (401, 403, 404):
+            raise
+    except CommandError as error:
+        text = plain(error)
+        report.say("unreachable", f"{text}; connections fail until it answers", detail=text)
+    finally:
+        closing = pool.closeCachedConnections()
+        await closing.addTimeout(CLOSE_TIMEOUT, reactor).addErrback(lambda failure: None)
 
 
 class _Report:

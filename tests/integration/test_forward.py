@@ -387,6 +387,34 @@ class ForwardTests(ForwardCase):
         socket.create_server(("127.0.0.1", port)).close()
         self.assertEqual(process.stderr.read(), b"")
 
+    def test_notForThisToken(self) -> None:
+        """A token that the server does not take, a session that it has not: the end at once."""
+        for runner, token, text in (
+            ("wolf-1", "hlx_" + "x" * 43, "401 - The token is unknown"),
+            ("wolf-1", self.runner, "403 - "),
+            ("ses_01HF7YAT31JSPVDRNZKB7MQJ5K", self.operator, "404 - "),
+        ):
+            done = self.helix("forward", runner, "echo", token=token)
+            self.assertEqual((done.returncode, done.stdout), (1, b""), done)
+            self.assertTrue(done.stderr.decode().startswith(f"helix: {text}"), done.stderr)
+            self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
+
+    def test_beforeTheServer(self) -> None:
+        """A server that is not there yet is told of, and used when it is."""
+        agent = self.wolf(echo)
+        self.fleet.end()
+        process = self.start("forward", "wolf-1", "echo")
+        self.assertRegex(
+            process.stderr.readline(),
+            rb"\Ahelix: nothing listens at .*; connections fail until it answers\n\Z",
+        )
+        place = process.stdout.readline().split()[0].decode()
+        said = len(agent.text)
+        self.startServer(self.fleet)
+        agent.says("connected as", after=said)
+        with self.connection(place) as found:
+            self.echoes(found)
+
     def test_whereItCannotListen(self) -> None:
         """A port that is taken, a file in the way, a live socket: one line, exit code 1."""
         service = Service(echo, str(self.directory / "taken.sock"))
