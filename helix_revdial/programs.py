@@ -100,9 +100,10 @@ class Finished:
     errors: bytes
 
     def complaint(self) -> str:
-        """The first line of standard error, for people."""
+        """The first line of standard error that says something, for people."""
         for line in self.errors.decode("utf-8", "replace").splitlines():
-            if line.strip():
+            # Before git says what became of a push it says where it goes.
+            if line.strip() and not line.startswith("To "):
                 return "".join(c for c in line.strip() if c.isprintable())[:300]
         return "it was killed" if self.exitCode is None else f"exit code {self.exitCode}"
 

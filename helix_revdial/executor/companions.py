@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .confinement import PATH, Confinement
+from .enter import CANNOT_ENTER, CANNOT_RUN, NOT_FOUND
 from .layout import Layout
 from .record import Record
 
@@ -46,15 +47,19 @@ STOP_SECONDS = 3.0
 AGAIN = (1.0, 2.0, 5.0, 15.0, 30.0)
 """Seconds before one that died is started again, the last one for ever."""
 
+_CANNOT = (CANNOT_ENTER, CANNOT_RUN, NOT_FOUND)
+
 KEPT = 2048
 """Bytes of what a companion said that are kept."""
 
 
 class Companion(ProcessProtocol):
     """
-    A program that is started again when it ends, until it is told to stop.
+    A program that is started again when it ends, until it is told to stop; not where it
+    cannot be run at all.
 
     @ivar pid: Its process, or C{None}.
+    @ivar impossible: Why it cannot be run, or C{None}.
     @ivar line: Fires with the first line that it writes to descriptor 3.
     """
 
@@ -72,6 +77,7 @@ class Companion(ProcessProtocol):
     ) -> None:
         self.name = name
         self.pid: int | None = None
+        self.impossible: str | None = None
         self.line: Deferred[bytes] = Deferred()
         self._reactor = reactor
         self._argv = list(argv)
@@ -116,7 +122,9 @@ class Companion(ProcessProtocol):
                 reason=reason.getErrorMessage(),
                 said=self._said.decode("utf-8", "replace"),
             )
-            if self._again:
+            if getattr(reason.value, "exitCode", None) in _CANNOT:
+                self.impossible = self._said.decode("utf-8", "replace").strip()
+            elif self._again:
                 delay = AGAIN[min(self._tries, len(AGAIN) - 1)]
                 self._tries += 1
                 self._later = self._reactor.callLater(delay, self.start)
@@ -251,9 +259,11 @@ class Companions:
         path = self._layout.desktop
         argv = [self._record.terms.python, "-m", "helix_revdial.cli", "desktop", "serve"]
         argv += ["--listen", f"unix:{path}"]
-        await self._run("the desktop service", argv, self.environment)
+        desktop = await self._run("the desktop service", argv, self.environment)
         end = self._reactor.seconds() + SOCKET_SECONDS
         while not self._hand(path):
+            if desktop.impossible is not None:
+                raise RuntimeError(f"the desktop service: {desktop.impossible}")
             if self._stopped or self._reactor.seconds() > end:
                 raise RuntimeError("the desktop service did not start")
             await deferLater(self._reactor, 0.05)

@@ -132,3 +132,24 @@ class FileTests(Deliveries):
         self.assertEqual(last["exitCode"], 0)
         self.assertIn("nothing was changed", last["error"])
         self.assertEqual(self.branches(bare), ["main"])
+
+    def test_takenBranch(self) -> None:
+        """A branch that has other commits is not overwritten, and git's own reason is told."""
+        bare = self.repository()
+        work = self.directory / "work"
+        own = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(work)]
+        for argv in (
+            [*own, "commit", "-q", "--allow-empty", "-m", "somebody's"],
+            [*own, "push", "-q", str(bare), "HEAD:taken"],
+        ):
+            subprocess.run(argv, check=True, timeout=LIMIT)
+        before = self.inside(bare, "rev-parse", "taken")
+        self.give(bare, self.firstUser + 1)
+        session = self.launch(
+            "append file.txt two",
+            repo={"mode": "git", "url": f"file://{bare}", "branch": "main"},
+            delivery={"mode": "branch", "targetBranch": "taken"},
+        )
+        last = self.ended(session)
+        self.assertIn("[rejected]", last["error"])
+        self.assertEqual(self.inside(bare, "rev-parse", "taken"), before)
