@@ -32,6 +32,8 @@ from helix_revdial.executor import demonstration
 from helix_revdial.executor.process_table import ofUser, processTable
 from tests.needs import missing
 
+from .forked import PLAIN, Forked, Running
+
 ROOT = Path(helix_revdial.__file__).parent.parent
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 LIMIT = 30.0
@@ -156,7 +158,7 @@ class ExecutorCase(SynchronousTestCase):
             f"protocols = {json.dumps(self.protocols)}\n"
             f"{self.moreSettings()}"
         )
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Running | None = None
         self.addCleanup(self.end)
         self.start()
 
@@ -180,12 +182,19 @@ class ExecutorCase(SynchronousTestCase):
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.program(),
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-            )
+            program, *arguments = self.program()
+            if program == TWISTD:
+                self.process = Forked(
+                    PLAIN,
+                    arguments,
+                    output=log,
+                    environment=os.environ,
+                    directory=self.directory,
+                )
+            else:
+                self.process = subprocess.Popen(
+                    [program, *arguments], stdout=log, stderr=log, cwd=self.directory
+                )
         until(self._answers, "the executor answers")
 
     def _answers(self) -> bool:

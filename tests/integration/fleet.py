@@ -33,7 +33,7 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from .forked import INSPECTED, Forked
+from .forked import INSPECTED, Forked, Running
 from .scripted import ROOT
 
 LIMIT = 15.0
@@ -190,7 +190,7 @@ class Program:
         self._environment = environment
         self._limits = limits or {}
         self._prefix = prefix
-        self.process: Forked | subprocess.Popen[bytes]
+        self.process: Running
 
     def start(self) -> None:
         """Start it, again if need be; it goes on with the same log."""

@@ -36,9 +36,9 @@ from .scripted import ROOT
 LIMIT = 60.0
 """Seconds that the interpreter may take to fork, its own start included."""
 
-TWISTD = "twisted.scripts.twistd"
+PLAIN = "twisted.scripts.twistd"
 INSPECTED = "tests.integration.inspected"
-"""Modules whose C{run} is a program."""
+"""Modules whose C{run} is C{twistd}: as it is, and with a side door."""
 
 ALSO = ("helix_revdial.storage.schema", "helix_revdial.executor.tap", "psycopg")
 """What the programs import late."""
@@ -62,7 +62,7 @@ class Forked:
         directory: str | os.PathLike[str] = ROOT,
     ) -> None:
         """
-        @param program: L{TWISTD} or L{INSPECTED}.
+        @param program: L{PLAIN} or L{INSPECTED}.
         @param output: A file, for all that it says.
         """
         self.returncode: int | None = None
@@ -124,6 +124,10 @@ class Forked:
     def kill(self) -> None:
         """SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+Running = Forked | subprocess.Popen[bytes]
+"""A process that a test has started."""
 
 
 class _Interpreter:
@@ -235,7 +239,7 @@ def _become(asked: dict[str, Any], stdin: int, output: int) -> NoReturn:
 def main() -> None:
     """Import, and fork when asked."""
     requests = socket.socket(fileno=int(sys.argv[1]))
-    for name in (TWISTD, INSPECTED, *ALSO):
+    for name in (PLAIN, INSPECTED, *ALSO):
         import_module(name)
     assert "twisted.internet.reactor" not in sys.modules, "children would share its descriptors"
     gc.collect()

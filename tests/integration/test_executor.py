@@ -363,9 +363,8 @@ class ApartTests(ExecutorCase):
     def test_second(self) -> None:
         """A second executor does not take the first one's sessions or socket."""
         done = subprocess.run(
-            [*self.process.args],  # type: ignore[union-attr, misc]
-            capture_output=True, text=True, timeout=LIMIT, cwd=self.directory,
-        )  # fmt: skip
+            self.program(), capture_output=True, text=True, timeout=LIMIT, cwd=self.directory
+        )
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("another executor has", done.stdout + done.stderr)
         self.assertEqual(self.ask("GET", "/v1/host")[0], 200)

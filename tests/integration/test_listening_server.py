@@ -25,6 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.directories import shortDirectory
 from tests.integration.fleet import freePort
+from tests.integration.forked import PLAIN, Forked, Running
 from tests.integration.test_server import DEADLINE, TWISTD
 from tests.listening.pems import authority, authorityFile, chain, key, leaf, whole, write
 from tests.needs import needsProgram
@@ -67,23 +68,26 @@ class ServerProcess(SynchronousTestCase):
             "--config", str(self.config), *flags,
         ]  # fmt: skip
 
-    def start(self, *flags: str, **popen: Any) -> subprocess.Popen[bytes]:
+    def start(self, *flags: str, **popen: Any) -> Running:
         """Start it and wait until it listens."""
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                popen.pop("argv", None) or self.argv(*flags),
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-                **popen,
-            )
+            if popen:
+                process: Running = subprocess.Popen(
+                    popen.pop("argv", None) or self.argv(*flags),
+                    stdout=log,
+                    stderr=log,
+                    env=self.environment,
+                    **popen,
+                )
+            else:
+                process = Forked(
+                    PLAIN, self.argv(*flags)[1:], output=log, environment=self.environment
+                )
         self.addCleanup(self.end, process)
         self.says("Listening on", process)
         return process
 
-    def says(
-        self, words: str, process: subprocess.Popen[bytes] | None = None, times: int = 1
-    ) -> str:
+    def says(self, words: str, process: Running | None = None, times: int = 1) -> str:
         """Wait for words in the log; all of it."""
         end = time.monotonic() + DEADLINE
         while True:
@@ -94,7 +98,7 @@ class ServerProcess(SynchronousTestCase):
                 self.fail(f"the server did not say {words!r}:\n{text}")
             time.sleep(0.02)
 
-    def end(self, process: subprocess.Popen[bytes]) -> None:
+    def end(self, process: Running) -> None:
         """SIGTERM, then SIGKILL."""
         if process.poll() is None:
             process.terminate()

@@ -12,8 +12,9 @@ import urllib.error
 import urllib.request
 from typing import Any, ClassVar
 
-from .executors import LIMIT, TWISTD, ExecutorCase, until
+from .executors import LIMIT, ExecutorCase, until
 from .fleet import freePort
+from .forked import PLAIN, Forked
 
 HOST = "host-1"
 
@@ -44,18 +45,18 @@ class TunnelledHostCase(ExecutorCase):
         self.agent = self.run_("agent", "helix-revdial-agent", "--config", str(config))
         self.addCleanup(self.stop, "agent")
 
-    def run_(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def run_(self, name: str, *arguments: str) -> Forked:
         """A program of the project."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HELIX")}
         with (self.directory / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                [TWISTD, "-n", "--pidfile=", "--logfile=-", *arguments],
-                stdout=log,
-                stderr=log,
-                env=environment,
+            return Forked(
+                PLAIN,
+                ["-n", "--pidfile=", "--logfile=-", *arguments],
+                output=log,
+                environment=environment,
             )
 
-    def startServer(self) -> subprocess.Popen[bytes]:
+    def startServer(self) -> Forked:
         url = f"http://127.0.0.1:{self.port}"
         process = self.run_(
             "server", "helix-revdial-server",
@@ -77,7 +78,7 @@ class TunnelledHostCase(ExecutorCase):
         return process
 
     def stop(self, name: str) -> None:
-        process: subprocess.Popen[bytes] = getattr(self, name)
+        process: Forked = getattr(self, name)
         if process.poll() is None:
             process.terminate()
             try:
