@@ -447,7 +447,6 @@ def operations(services: Services) -> list[Operation]:
             body=Seek,
             response=SeekDocument,
             errors=(400, *ended),
-            idempotent=False,
             summary="Where a time of a session leads: its moment, its snapshot, its files.",
             tags=("timeline",),
         ),

@@ -75,8 +75,6 @@ class Operation:
     @ivar otherStatuses: Other statuses of success that C{run} answers with; a 204 has
         no content, any other what C{status} has.
     @ivar errors: The statuses it fails with, beyond those that the table gives.
-    @ivar idempotent: For a POST with C{access}: whether a call may be named with an
-        C{Idempotency-Key}, so that its repetition gets the first one's answer.
     @ivar secret: Whether its answer holds what nobody is told twice.
     @ivar headers: Header fields that C{run} wants, beside those of HTTP and of the table:
         their names, and what they are; for the description only.
@@ -101,7 +99,6 @@ class Operation:
     summary: str = ""
     description: str = ""
     tags: tuple[str, ...] = ()
-    idempotent: bool = True
     secret: bool = False
     rules: dict[str, Any] | None = None
     headers: tuple[tuple[str, str], ...] = ()
@@ -109,8 +106,11 @@ class Operation:
 
     @property
     def takesKey(self) -> bool:
-        """Whether C{Idempotency-Key} means something to it."""
-        return self.idempotent and self.method == "POST" and self.access is not None
+        """
+        Whether a call may be named with an C{Idempotency-Key}, so that its repetition
+        gets the first one's answer: every POST of somebody who says who they are.
+        """
+        return self.method == "POST" and self.access is not None
 
     @property
     def parameters(self) -> list[str]:

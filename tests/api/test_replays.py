@@ -73,6 +73,12 @@ class ReplayTests(SynchronousTestCase):
         self.assertEqual(self.post("k1", token=self.server.user(tenant="other")).status, 201)
         self.assertEqual(self.post("k1", token=self.server.user("ann")).status, 200)
 
+    def test_everyPost(self) -> None:
+        """There is no POST of ours that does not mind the key."""
+        for row in self.server.table.operations:
+            if row.method == "POST" and row.access is not None:
+                self.assertTrue(row.takesKey, row.name)
+
     def test_badKeys(self) -> None:
         """A key is one value of up to 255 visible ASCII characters."""
         self.assertEqual(self.post("x" * 255).status, 201)
