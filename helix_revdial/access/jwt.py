@@ -334,6 +334,9 @@ def _text(claims: dict[str, Any], name: str, limit: int) -> str:
         return ""
     if not isinstance(value, str) or len(value) > limit or not value.isprintable():
         raise JWTInvalid(f"its {name} is none")
+    if not value.strip():
+        # Not the same as none: that would be the whole tenant, for a project.
+        raise JWTInvalid(f"its {name} is empty")
     return value
 
 

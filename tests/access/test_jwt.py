@@ -140,6 +140,14 @@ class ClaimTests(Reading):
         self.jwts.setIssuers([self.shared(tenants=("acme", "beta"))])
         self.assertIn("tenant", self.refused(token(self.claims())))
 
+    def test_emptyClaims(self) -> None:
+        """F1: an empty project is not the whole tenant, nor an empty tenant the default one."""
+        for name in ("tenant_id", "project_id"):
+            for value in ("", " "):
+                self.assertIn(name, self.refused(token(self.claims(**{name: value}))))
+        self.assertEqual(self.principal(token(self.claims(project_id="p"))).project, "p")
+        self.assertIsNone(self.principal(token(self.claims(project_id=None))).project)
+
     def test_required(self) -> None:
         """Issuer, audience, expiry and subject are required."""
         for name in ("iss", "aud", "exp", "sub"):
