@@ -9,9 +9,10 @@ hear of three.  So where decoding fails, each field is tried by itself.
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -19,6 +20,10 @@ import msgspec
 from helix_revdial.http.problem import Problem, validationProblem
 
 T = TypeVar("T")
+
+MAX_MEMBERS = 100
+"""Members of a list or an object that are looked at one by one; of those behind them the
+first that is wrong is told."""
 
 _MISSING = "is required"
 
@@ -102,6 +107,13 @@ def _collect(
                 problems.setdefault(name, []).append("is not known")
         if problems:
             return
+    members = _membersOf(value, type_)
+    if members is not None:
+        before = len(problems)
+        for name, member, memberType in members:
+            _collect(member, memberType, path + name, problems, strict=strict)
+        if len(problems) > before:
+            return
     try:
         msgspec.convert(value, type_, strict=strict)
     except msgspec.ValidationError as error:
@@ -129,6 +141,22 @@ def _structOf(type_: Any) -> Any:
         return _structOf(arms[0]) if len(arms) == 1 else None
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
         return type_
+    return None
+
+
+def _membersOf(value: object, type_: Any) -> Iterator[tuple[str, object, Any]] | None:
+    """The members of a list or an object that the type names no fields of."""
+    if typing.get_origin(type_) is typing.Annotated:
+        return _membersOf(value, typing.get_args(type_)[0])
+    if typing.get_origin(type_) in (typing.Union, types.UnionType):
+        arms = [arm for arm in typing.get_args(type_) if arm is not type(None)]
+        return _membersOf(value, arms[0]) if len(arms) == 1 else None
+    origin, inner = typing.get_origin(type_), typing.get_args(type_)
+    if origin is list and isinstance(value, list):
+        return ((f"[{at}]", one, inner[0]) for at, one in enumerate(value[:MAX_MEMBERS]))
+    if origin is dict and isinstance(value, Mapping):
+        some = itertools.islice(value.items(), MAX_MEMBERS)
+        return ((f".{name}", one, inner[1]) for name, one in some)
     return None
 
 

@@ -14,6 +14,7 @@ from helix_revdial.http.operations import ANY, Call, Operation, OperationTable, 
 from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
+from helix_revdial.http.validation import decodeJSON
 from tests.http.exchange import Exchange, Owner, makeRequest
 
 
@@ -26,6 +27,11 @@ class NewTask(msgspec.Struct):
     prompt: Annotated[str, msgspec.Meta(min_length=1)]
     repo: Repo
     count: int = 1
+    labels: list[str] = []
+    settings: dict[str, int] = {}
+
+
+class Labels(msgspec.Struct):
     labels: list[str] = []
 
 
@@ -279,6 +285,26 @@ class TableTests(SynchronousTestCase):
             body=b'{"prompt":"p","repo":{"mode":"git"},"labels":["a",1]}',
         )
         self.assertEqual(problem.errors, {"labels[1]": ["expected `str`, got `int`"]})
+        self.assertEqual(
+            set(self.wrong(b'{"labels":["a",1,"b",null]}')), {"labels[1]", "labels[3]"}
+        )
+        found = self.wrong(b'{"settings":{"one":1,"two":{},"three":3}}')
+        self.assertEqual(found, {"settings.two": ["expected `int`, got `object`"]})
+        self.assertEqual(set(self.wrong(b'{"labels":[' + b'"a",' * 30 + b"1]}")), {"labels[30]"})
+
+    def test_manyMembers(self) -> None:
+        """Of a list that is wrong throughout a hundred are told, and behind them the first."""
+        wrong = ["a"] * 150 + [1, 2]
+        for given, told in ((wrong, 1), ([1] * 300, 100)):
+            with self.assertRaises(Problem) as caught:
+                decodeJSON(msgspec.json.encode({"labels": given}), Labels)
+            self.assertEqual(len(caught.exception.errors), told)
+        self.assertIn("labels[0]", caught.exception.errors)
+
+    def wrong(self, fields: bytes) -> Any:
+        """What is said of these fields in a body that is well otherwise."""
+        body = b'{"prompt":"p","repo":{"mode":"git"},' + fields[1:]
+        return self.refused("POST", "/tasks", JSON, USER, body=body).errors
 
     def test_noJSON(self) -> None:
         """A body that is no JSON at all is a 400 that says so; nothing raises."""
