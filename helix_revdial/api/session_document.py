@@ -165,16 +165,16 @@ def _addTask(
             for name, value in request.agent.settings.items()
         }
     )
-    document.task = TaskPart(redactor.text(request.prompt), request.labels)
+    labels = {redactor.text(name): redactor.text(one) for name, one in request.labels.items()}
+    document.task = TaskPart(redactor.text(request.prompt), labels)
     document.prompt = document.task.prompt
     document.agent = AgentPart(request.agent.type, request.agent.version, settings)
     document.runtime = msgspec.to_builtins(request.runtime)
     document.workspace = workspaceOf(session)
     url = request.repo.url and withoutPassword(request.repo.url)
-    delivery = session.delivery or (
-        None if request.delivery is None else msgspec.to_builtins(request.delivery)
-    )
-    document.delivery = None if delivery is None else dict(delivery)
+    # What was asked for, and then what was done.
+    asked = {} if request.delivery is None else msgspec.to_builtins(request.delivery)
+    document.delivery = {**asked, **(session.delivery or {})} or None
     document.vcs = VcsPart(url, request.repo.branch, request.repo.commit, document.delivery)
     document.repo = {
         name: value

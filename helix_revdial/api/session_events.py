@@ -88,7 +88,7 @@ def operations(services: Services) -> list[Operation]:
         if session.status in TERMINAL and after is not None and after >= session.lastSeq:
             # To an EventSource: do not come back.
             return Response(204)
-        reader = Reader(services.events, frames, session, after or 0)
+        reader = Reader(services.events, frames, session, after or 0, services.wallClock)
         stream = openEvents(
             services,
             call,
@@ -158,8 +158,16 @@ class Reader:
     @ivar seq: The last event that it was given.
     """
 
-    def __init__(self, log: EventLog, frames: Frames, session: Session, after: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        frames: Frames,
+        session: Session,
+        after: int,
+        wallClock: Callable[[], float],
+    ) -> None:
         self.seq = after
+        self._wallClock = wallClock
         self._log = log
         self._frames = frames
         self._session = session
@@ -201,7 +209,7 @@ class Reader:
                 first, _ = await self._log.bounds(session)
                 if self.seq + 1 < first:
                     self.seq = first - 1
-                    yield _resync(session, first, self.seq)
+                    yield _resync(session, first, self.seq, self._wallClock())
                 continue
             self.seq = read[-1].seq
             self._over = self._over or any(event.ends for event in read)
@@ -262,8 +270,13 @@ def frameOf(event: Event) -> bytes:
     return eventFrame(data, event=event.type, id=str(event.seq))
 
 
-def _resync(session: str, first: int, seq: int) -> bytes:
-    data = {"type": "resync", "sessionId": session, "firstAvailable": first}
+def _resync(session: str, first: int, seq: int, now: float) -> bytes:
+    data = {
+        "type": "resync",
+        "ts": timestamp(now),
+        "sessionId": session,
+        "firstAvailable": first,
+    }
     return eventFrame(msgspec.json.encode(data).decode("ascii"), event="resync", id=str(seq))
 
 

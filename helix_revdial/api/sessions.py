@@ -388,7 +388,6 @@ def operations(services: Services) -> list[Operation]:
             body=OpenIde,
             response=IdeCommands,
             errors=ended,
-            idempotent=False,
             summary="The commands that open a task's files in an editor.",
             tags=("sessions",),
         ),
@@ -423,9 +422,10 @@ def _task(call: Call) -> Session:
 def _workspace(session: Session) -> WorkspaceDocument:
     found = workspaceOf(session)
     if found is None:
-        raise Problem(
-            409, f"The session is {session.status}: it has no workspace yet.", code="no-workspace"
+        why = (
+            "it never had a workspace" if session.status in TERMINAL else "it has no workspace yet"
         )
+        raise Problem(409, f"The session is {session.status}: {why}.", code="no-workspace")
     return found
 
 

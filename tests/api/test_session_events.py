@@ -191,6 +191,8 @@ class StreamTests(EventsTestCase):
         client = self.open(session, "?since=2")
         first = client.frames[0]
         self.assertEqual((first.event, first.document["firstAvailable"]), ("resync", 6))
+        self.assertEqual((first.document["type"], first.document["sessionId"]), ("resync", session))
+        self.assertTrue(first.document["ts"].endswith("Z"), first.document)
         self.assertEqual(client.seqs, list(range(5, self.last(session) + 1)))
         self.assertNotIn("resync", [frame.event for frame in self.open(session, "?since=5").frames])
 

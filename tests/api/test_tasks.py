@@ -210,6 +210,7 @@ class SessionTests(TaskTestCase):
             },
             repo={"mode": "git", "url": "https://ann:hunter22@git.example/x"},
             prompt="use swordfish with ghp_" + "a1" * 20,
+            labels={"with": "swordfish", "also": "ghp_" + "a1" * 20},
         )
         for path in (f"/{session}", "", f"/{session}/logs", f"/{session}/info"):
             text = self.server.get(f"/api/v1/sessions{path}", self.ann).body.decode()
@@ -289,6 +290,23 @@ class SessionTests(TaskTestCase):
         self.assertEqual(answer.status, 200)
         self.assertTrue(answer.headers["content-type"].startswith("text/x-diff"))
         self.assertIn(b"diff --git", answer.body)
+
+    def test_deliveryKeepsWhatWasAsked(self) -> None:
+        """What was delivered does not hide where it was to go."""
+        session = self.task(delivery={"mode": "pr", "targetBranch": "release"})
+        self.assertEqual(self.session(session)["delivery"]["targetBranch"], "release")
+        done = self.until(session, "completed")
+        self.assertIn("url", done["delivery"])
+        self.assertEqual(done["delivery"]["targetBranch"], "release")
+        self.assertEqual(done["vcs"]["delivery"], done["delivery"])
+
+    def test_neverAWorkspace(self) -> None:
+        """Of a session that ended too early, not that there is none I{yet}."""
+        session = self.task(prompt="refuse")
+        self.until(session, "failed")
+        answer = self.server.get(f"/api/v1/sessions/{session}/workspace", self.ann)
+        self.assertEqual(answer.status, 409)
+        self.assertEqual(answer.detail, "The session is failed: it never had a workspace.")
 
     def test_info(self) -> None:
         """A session in short."""
