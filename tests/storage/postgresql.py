@@ -87,6 +87,11 @@ class Cluster:
         """Where the database is."""
         return f"postgresql+psycopg://helix@/postgres?host={quote(str(self._directory), safe='')}"
 
+    @property
+    def directory(self) -> Path:
+        """Where its socket is."""
+        return self._directory
+
     def schemaURL(self) -> tuple[str, Callable[[], None]]:
         """
         A schema of its own.
