@@ -67,6 +67,15 @@ class ConnectionDetail(msgspec.Struct, frozen=True, rename=_snake):
     bytesIn: int = 0
     bytesOut: int = 0
     pendingDials: int = 0
+    targets: tuple[RunnerTarget, ...] | None = None
+
+
+class RunnerTarget(msgspec.Struct, frozen=True, rename=_snake):
+    """A local service beside an agent, and whom it is for."""
+
+    name: str
+    expose: str | None = None
+    default: bool = False
 
 
 class GraceEntry(msgspec.Struct, frozen=True, rename=_snake):
@@ -365,7 +374,8 @@ class Client:
         raw = self.record(answer)
         try:
             return Reply(msgspec.convert(raw, kind, strict=True), raw)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:
+            # msgspec takes no text that has half of a surrogate pair.
             raise self._unexpected(plain(error)) from None
 
     def _unexpected(self, what: str) -> BadAnswer:
@@ -377,9 +387,12 @@ class Client:
 
 def segment(text: str) -> str:
     """One segment of a path; dots alone would climb it."""
-    if not text or not text.strip("."):
-        raise CommandError(f"{text!r} is no id")
-    return quote(text, safe="")
+    try:
+        if text.strip("."):
+            return quote(text, safe="")
+    except UnicodeEncodeError:
+        pass
+    raise CommandError(f"{plain(ascii(text), 80)} is no id")
 
 
 def serverTiming(text: str) -> dict[str, float]:
@@ -422,6 +435,7 @@ __all__ = [
     "NotAnImage",
     "Record",
     "Reply",
+    "RunnerTarget",
     "Screenshot",
     "SessionConnection",
     "Status",

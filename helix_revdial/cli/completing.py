@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 from helix_revdial.cli.edge import plain, runCommand
 from helix_revdial.cli.invocation import SERVER_META
+from helix_revdial.cli.output import several
 from helix_revdial.cli.profile import Flags, resolve
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def agents(
         f"{name}@{version}"
         for one in found
         if one.get("type") == name
-        for version in one.get("versions") or ()
+        for version in several(one, "versions")
     ]
     return [CompletionItem(one) for one in versions if one.startswith(incomplete)]
 

@@ -75,6 +75,17 @@ class SettingsError(CommandError):
     exitCode = USAGE
 
 
+class CannotWrite(CommandError):
+    """
+    Standard output does not take what is written: the disk is full, say.
+
+    @param error: What the system said.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output cannot be written: {error.strerror or error}")
+
+
 class ReaderGone(Exception):
     """Whoever read standard output or standard error went away: there is nobody to tell."""
 
@@ -170,6 +181,7 @@ __all__ = [
     "PASSED",
     "TERMINATED",
     "USAGE",
+    "CannotWrite",
     "Command",
     "CommandError",
     "Interrupted",

@@ -45,10 +45,14 @@ class Invocation:
     What the global flags say, for every command below them.
 
     @ivar output: Where results and notices go.
+    @ivar asJSON: Whether results are wanted as JSON.
+    @ivar nonInteractive: Whether nobody may be asked anything.
     """
 
     flags: Flags = field(default_factory=Flags)
     output: Output = field(default_factory=Output)
+    asJSON: bool = False
+    nonInteractive: bool = False
 
     def ask(self, command: Asking) -> int:
         """
@@ -153,8 +157,40 @@ def _keepServer(context: click.Context, parameter: click.Parameter, value: Any) 
         invocation.flags = replace(invocation.flags, **given)
 
 
-def serverFlags(command: F) -> F:
-    """The flags for the server, of commands that take them behind their names, too."""
+def _present(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Take up a flag of L{presentationFlags}, wherever it stands."""
+    invocation = context.ensure_object(Invocation)
+    match parameter.name if value else None:
+        case "quiet":
+            invocation.output.quiet = True
+        case "noColor":
+            invocation.output.noColor = True
+        case "nonInteractive":
+            invocation.nonInteractive = True
+
+
+def presentationFlags(command: F, hidden: bool = False) -> F:
+    """The flags for how C{helix} speaks to whoever called it."""
+    for flags, name, text in (
+        (("--non-interactive",), "nonInteractive", "Ask nothing: fail instead."),
+        (("--no-color",), "noColor", "No colours, and no pictures that are redrawn."),
+        (("--quiet", "-q"), "quiet", "Results and errors only."),
+    ):
+        command = click.option(
+            *flags,
+            name,
+            is_flag=True,
+            expose_value=False,
+            hidden=hidden,
+            callback=_present,
+            help=text,
+        )(command)
+    return command
+
+
+def commonFlags(command: F) -> F:
+    """The global flags that C{task}, C{session} and C{remote} take behind their names, too."""
+    command = presentationFlags(command, hidden=True)
     for flag, name, metavar in (
         ("--remote-server", "remoteServer", "NAME|URL"),
         ("--rest-base", "restBase", "URL"),
@@ -172,7 +208,13 @@ def serverFlags(command: F) -> F:
     return command
 
 
-jsonFlag = click.option("--json", "asJSON", is_flag=True, help="Print JSON, for programs.")
+def _json(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    return value or context.ensure_object(Invocation).asJSON
+
+
+jsonFlag = click.option(
+    "--json", "asJSON", is_flag=True, callback=_json, help="Print JSON, for programs."
+)
 """The C{--json} of every command that prints a result."""
 
 
@@ -184,7 +226,8 @@ __all__ = [
     "Invocation",
     "Serving",
     "Timeout",
+    "commonFlags",
     "jsonFlag",
     "passInvocation",
-    "serverFlags",
+    "presentationFlags",
 ]

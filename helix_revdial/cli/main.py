@@ -11,13 +11,14 @@ for costs nothing: C{helix --help} needs no network library.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -29,12 +30,18 @@ from helix_revdial.cli.edge import (
     INTERRUPTED,
     PASSED,
     USAGE,
+    CannotWrite,
     CommandError,
     Interrupted,
     ReaderGone,
     plain,
 )
-from helix_revdial.cli.invocation import Invocation, jsonFlag, passInvocation
+from helix_revdial.cli.invocation import (
+    Invocation,
+    jsonFlag,
+    passInvocation,
+    presentationFlags,
+)
 from helix_revdial.cli.profile import Flags
 
 DEBUG_VARIABLE = "HELIX_DEBUG"
@@ -112,6 +119,8 @@ a code for each reason (helix task --help).
     help="A file that holds the API key; - is standard input.",
 )
 @click.option("--profile", metavar="FILE", help="Another profile file.")
+@click.option("--json", "asJSON", is_flag=True, help="JSON, of every command that has it.")
+@presentationFlags
 @click.version_option(__version__, "--version", prog_name="helix", message="%(prog)s %(version)s")
 @click.pass_context
 def helix(
@@ -121,9 +130,11 @@ def helix(
     remoteServer: str | None,
     tokenFile: str | None,
     profile: str | None,
+    asJSON: bool,
 ) -> None:
     """Reach and check sandboxes through their reverse-dial tunnels."""
     invocation = context.ensure_object(Invocation)
+    invocation.asJSON = asJSON
     invocation.flags = Flags(url, tokenFile, profile, restBase, remoteServer)
 
 
@@ -184,6 +195,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (ReaderGone, BrokenPipeError):
         return _deaf()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITTEN:
+            # Of click's own writing: help, versions, completions.
+            return _failed(plain(CannotWrite(error)), FAILED)
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         return _failed(
@@ -194,28 +208,61 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else PASSED
 
 
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""What a write to standard output fails with."""
+
+
 def _failed(text: str, code: int) -> int:
     try:
         sys.stderr.write(f"helix: {text}\n")
         sys.stderr.flush()
     except BrokenPipeError:
         return _deaf()
+    except OSError:
+        _abandon(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _abandon(sys.stdout)
     return code
 
 
 def _deaf() -> int:
-    """Nobody reads: have the interpreter's last flush go nowhere, quietly."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            os.dup2(nowhere, stream.fileno())
-        except (OSError, ValueError):
-            continue
+    """Nobody reads."""
+    _abandon(sys.stdout)
+    _abandon(sys.stderr)
     return BROKEN_PIPE
+
+
+def _abandon(stream: TextIO) -> None:
+    """Have the interpreter's last flush of what could not be written go nowhere, quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    except (OSError, ValueError):
+        return
+    finally:
+        os.close(nowhere)
+
+
+def _standardStreams() -> None:
+    """
+    Give a process that was started without some of its standard streams the ones missing.
+
+    They lead nowhere.  Without them the first socket would take their descriptors.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
 def main() -> NoReturn:
     """The console script C{helix}."""
+    _standardStreams()
     sys.exit(run())
 
 

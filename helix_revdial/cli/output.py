@@ -15,16 +15,18 @@ whoever prints them.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
-from helix_revdial.cli.edge import ReaderGone, plain
+from helix_revdial.cli.edge import CannotWrite, ReaderGone, plain
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 
 class Output:
@@ -33,24 +35,51 @@ class Output:
 
     @param stdout: Text stream for results.
     @param stderr: Text stream for everything else.
+    @ivar quiet: Whether notices are left out.
+    @ivar noColor: Whether results are wanted without colours and pictures.
     """
 
     def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self.stdout = sys.stdout if stdout is None else stdout
         self.stderr = sys.stderr if stderr is None else stderr
+        self.quiet = False
+        self.noColor = False
 
     @property
     def isTerminal(self) -> bool:
         """Whether results are read by a person at a terminal."""
         return self.stdout.isatty()
 
+    @property
+    def redraws(self) -> bool:
+        """
+        Whether a picture can be drawn over another one.
+
+        C{TERM} says what the terminal can (C{dumb}: nothing of the kind); who wants no
+        colours (C{NO_COLOR}, https://no-color.org) gets lines.
+        """
+        able = self.isTerminal and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+        return able and not self.noColor and not os.environ.get("NO_COLOR")
+
+    def console(self) -> Console:
+        """rich's writer, for a terminal."""
+        from rich.console import Console
+
+        return Console(file=self.stdout, highlight=False, no_color=self.noColor or None)
+
     def line(self, text: str = "") -> None:
         """One line of the result; written at once, so that a reader can follow."""
-        _write(self.stdout, text)
+        try:
+            _write(self.stdout, text)
+        except OSError as error:
+            raise CannotWrite(error) from None
 
     def notice(self, text: str) -> None:
-        """One line that is not part of the result."""
-        _write(self.stderr, text)
+        """One line that is not part of the result; where it cannot be written, it is lost."""
+        if self.quiet:
+            return
+        with suppress(OSError):
+            _write(self.stderr, text)
 
     def json(self, value: object, *, indent: int | None = 2) -> None:
         """A value as JSON: one object, or one line with C{indent=None}."""
@@ -68,6 +97,8 @@ class Output:
             self.stdout.buffer.flush()
         except BrokenPipeError:
             raise ReaderGone from None
+        except OSError as error:
+            raise CannotWrite(error) from None
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """
@@ -79,13 +110,20 @@ class Output:
         """
         cells = [list(row) for row in rows]
         if self.isTerminal:
-            from rich.console import Console
-
-            Console(file=self.stdout, highlight=False).print(richTable(columns, cells))
-            self.stdout.flush()
+            self.show(richTable(columns, cells))
         else:
             for text in columnLines(columns, cells):
                 self.line(text)
+
+    def show(self, drawn: RenderableType) -> None:
+        """What rich has drawn, at a terminal."""
+        try:
+            self.console().print(drawn)
+            self.stdout.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
+        except OSError as error:
+            raise CannotWrite(error) from None
 
 
 _DRIVING = re.compile(
@@ -184,19 +222,18 @@ def moment(value: object) -> str | None:
     @param value: Seconds since the epoch, or an RFC 3339 string.
     @return: UTC to the second; text that is no time is returned as it is.
     """
-    when: datetime
     if value is None or value == "":
         return None
-    if isinstance(value, int | float):
-        when = datetime.fromtimestamp(value, UTC)
-    else:
-        try:
+    try:
+        if isinstance(value, int | float):
+            when = datetime.fromtimestamp(value, UTC)
+        else:
             when = datetime.fromisoformat(str(value))
-        except ValueError:
-            return str(value)
         if when.tzinfo is None:
             when = when.replace(tzinfo=UTC)
-    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return str(value)
 
 
 def duration(seconds: float | None) -> str | None:
@@ -238,6 +275,12 @@ def field(record: dict[str, Any], *names: str) -> Any:
     return None
 
 
+def several(record: dict[str, Any], name: str) -> list[Any]:
+    """The list that a field is; an empty one where it is none."""
+    value = record.get(name)
+    return value if isinstance(value, list) else []
+
+
 __all__ = [
     "Output",
     "cell",
@@ -247,5 +290,6 @@ __all__ = [
     "harmless",
     "moment",
     "richTable",
+    "several",
     "size",
 ]

@@ -12,8 +12,8 @@ import click
 
 from helix_revdial.cli.edge import PASSED, plain
 from helix_revdial.cli.exit_codes import ReasonGroup
-from helix_revdial.cli.invocation import Invocation, jsonFlag, passInvocation, serverFlags
-from helix_revdial.cli.output import moment
+from helix_revdial.cli.invocation import Invocation, commonFlags, jsonFlag, passInvocation
+from helix_revdial.cli.output import duration, moment, several, size
 
 if TYPE_CHECKING:
     from helix_revdial.cli.client import Client, Record
@@ -33,6 +33,16 @@ def _get(name: str) -> Callable[[Record], object]:
 
 def _time(name: str) -> Callable[[Record], object]:
     return lambda record: moment(record.get(name))
+
+
+def _number(name: str, shown: Callable[[Any], object]) -> Callable[[Record], object]:
+    """A number as people read it; what is none is shown as it is."""
+
+    def read(record: Record) -> object:
+        value = record.get(name)
+        return shown(value) if isinstance(value, int | float) else value
+
+    return read
 
 
 def _listing(
@@ -69,7 +79,7 @@ def _listing(
 
         return invocation.ask(command)
 
-    command = jsonFlag(serverFlags(passInvocation(listCommand)))
+    command = jsonFlag(commonFlags(passInvocation(listCommand)))
     for flag, parameter in filters:
         command = click.option(flag, parameter, metavar="TEXT")(command)
     remote.command(name, help=summary, hidden=hidden)(command)
@@ -128,9 +138,9 @@ _listing(
         ("WORKSPACE", _get("id")),
         ("STATUS", _get("status")),
         ("RUNNER", _get("executorId")),
-        ("AGE", _get("age")),
+        ("AGE", _number("age", duration)),
         ("ACTIVITY", _time("lastActivity")),
-        ("STORAGE", _get("storageUsed")),
+        ("STORAGE", _number("storageUsed", size)),
     ),
     filters=[("--status", "status")],
 )
@@ -142,17 +152,17 @@ _listing(
 
 
 @remote.command("refs")
-@click.argument("url")
-@serverFlags
+@click.argument("repository", metavar="URL")
+@commonFlags
 @jsonFlag
 @passInvocation
-def refsCommand(invocation: Invocation, url: str, asJSON: bool) -> int:
+def refsCommand(invocation: Invocation, repository: str, asJSON: bool) -> int:
     """The branches and tags of the repository URL, as the server sees them."""
 
     async def command(reactor: Any, client: Client) -> int:
         from helix_revdial.cli.task_api import TaskAPI
 
-        answer = await TaskAPI(client).refs(url)
+        answer = await TaskAPI(client).refs(repository)
         if asJSON:
             invocation.output.json(answer)
             return PASSED
@@ -165,7 +175,7 @@ def refsCommand(invocation: Invocation, url: str, asJSON: bool) -> int:
                     ref.get("type"),
                     ref.get("sha"),
                 )
-                for ref in answer.get("refs") or ()
+                for ref in several(answer, "refs")
                 if isinstance(ref, dict)
             ],
         )

@@ -20,11 +20,11 @@ from helix_revdial.cli.exit_codes import ReasonGroup
 from helix_revdial.cli.files import WholeFile
 from helix_revdial.cli.invocation import (
     Invocation,
+    commonFlags,
     jsonFlag,
     passInvocation,
-    serverFlags,
 )
-from helix_revdial.cli.output import Output, duration, field, harmless, moment
+from helix_revdial.cli.output import Output, duration, field, harmless, moment, several
 from helix_revdial.cli.session_control import (
     cancelCommand,
     pauseCommand,
@@ -89,7 +89,7 @@ def session() -> None:
     show_default=True,
     help="How many at most; 0 for all.",
 )
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def listCommand(
@@ -139,7 +139,7 @@ def listCommand(
 
 @click.command("get")
 @oneSession
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def getCommand(invocation: Invocation, name: str | None, asJSON: bool) -> int:
@@ -159,7 +159,7 @@ def getCommand(invocation: Invocation, name: str | None, asJSON: bool) -> int:
 
 @click.command("workspace")
 @oneSession
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def workspaceCommand(invocation: Invocation, name: str | None, asJSON: bool) -> int:
@@ -189,7 +189,7 @@ def workspaceCommand(invocation: Invocation, name: str | None, asJSON: bool) -> 
 @click.option(
     "-o", "--output", "target", metavar="FILE", help="Where it goes.  [default: standard output]"
 )
-@serverFlags
+@commonFlags
 @passInvocation
 def patchCommand(invocation: Invocation, name: str | None, target: str | None) -> int:
     """Fetch a session's work as a patch: helix session patch | git apply."""
@@ -223,7 +223,7 @@ def patchCommand(invocation: Invocation, name: str | None, target: str | None) -
     default="vscode",
     show_default=True,
 )
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def openCommand(invocation: Invocation, name: str | None, ide: str, asJSON: bool) -> int:
@@ -234,7 +234,7 @@ def openCommand(invocation: Invocation, name: str | None, ide: str, asJSON: bool
         if asJSON:
             invocation.output.json(answer)
             return PASSED
-        for line in answer.get("commands") or ():
+        for line in several(answer, "commands"):
             invocation.output.line(plain(line))
         if answer.get("notes"):
             invocation.output.notice(plain(answer["notes"]))
@@ -295,7 +295,7 @@ class _Pieces:
 def _seconds(text: object) -> float | None:
     try:
         return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

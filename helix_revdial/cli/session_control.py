@@ -13,9 +13,9 @@ import click
 from helix_revdial.cli.edge import FAILED, PASSED, CommandError, plain
 from helix_revdial.cli.invocation import (
     Invocation,
+    commonFlags,
     jsonFlag,
     passInvocation,
-    serverFlags,
 )
 from helix_revdial.cli.output import Output
 from helix_revdial.cli.session_group import (
@@ -36,7 +36,7 @@ MAX_PROMPT = 16 * 1024
 @click.command("pause")
 @oneSession
 @waitFlag
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def pauseCommand(invocation: Invocation, name: str | None, wait: bool, asJSON: bool) -> int:
@@ -53,7 +53,7 @@ def pauseCommand(invocation: Invocation, name: str | None, wait: bool, asJSON: b
 @click.argument("words", nargs=-1, metavar="[ID] [PROMPT]")
 @click.option("--prompt", "promptFlag", metavar="TEXT", help="What the agent is told.")
 @waitFlag
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def resumeCommand(
@@ -84,7 +84,7 @@ def resumeCommand(
 @oneSession
 @click.option("--reason", metavar="TEXT", help="Why; it stands in the session's events.")
 @waitFlag
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def stopCommand(
@@ -102,7 +102,7 @@ def stopCommand(
 @click.command("cancel")
 @oneSession
 @waitFlag
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def cancelCommand(invocation: Invocation, name: str | None, wait: bool, asJSON: bool) -> int:
@@ -129,7 +129,7 @@ def cancelCommand(invocation: Invocation, name: str | None, wait: bool, asJSON: 
 
 @click.command("prompt")
 @click.argument("words", nargs=-1, required=True, metavar="[ID] PROMPT")
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def promptCommand(invocation: Invocation, words: tuple[str, ...], asJSON: bool) -> int:

@@ -23,8 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 oneSession = click.argument("name", required=False, type=SessionName(), metavar="[ID]")
 
-noColorFlag = click.option("--no-color", "noColor", is_flag=True, help="Plain lines, no picture.")
-
 waitFlag = click.option("--wait", is_flag=True, help="Wait until it is so.")
 
 _patience = click.option(
@@ -77,7 +75,6 @@ __all__ = [
     "Doing",
     "apiOf",
     "following",
-    "noColorFlag",
     "oneSession",
     "waitFlag",
     "withSession",

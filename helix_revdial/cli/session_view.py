@@ -158,10 +158,9 @@ class LiveView:
     """
 
     def __init__(self, output: Output, clock: Any) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(file=output.stdout, highlight=False)
+        self._console = output.console()
         self._live = Live(
             console=self._console,
             auto_refresh=False,
@@ -281,20 +280,11 @@ class LiveView:
         return duration((until - self._since).total_seconds()) or ""
 
 
-def viewFor(
-    output: Output, clock: Any, *, asJSON: bool, noColor: bool, environment: Mapping[str, str]
-) -> View:
-    """
-    The view that fits where it is shown.
-
-    @param environment: C{TERM} says what the terminal can; C{NO_COLOR} is heeded.
-    """
+def viewFor(output: Output, clock: Any, *, asJSON: bool) -> View:
+    """The view that fits where it is shown."""
     if asJSON:
         return JSONView(output)
-    able = output.isTerminal and environment.get("TERM", "") not in ("", "dumb")
-    if able and not noColor and not environment.get("NO_COLOR"):
-        return LiveView(output, clock)
-    return LineView(output)
+    return LiveView(output, clock) if output.redraws else LineView(output)
 
 
 def reaches(line: Mapping[str, Any], level: str | None) -> bool:
@@ -362,15 +352,18 @@ def _time(raw: Mapping[str, Any]) -> str:
 
 def _clock(raw: Mapping[str, Any]) -> str:
     found = _moment(raw)
-    return "--:--:--" if found is None else found.astimezone().strftime("%H:%M:%S")
+    try:
+        return "--:--:--" if found is None else found.astimezone().strftime("%H:%M:%S")
+    except (ValueError, OverflowError):
+        return "--:--:--"
 
 
 def _moment(raw: Mapping[str, Any]) -> datetime | None:
     try:
         found = datetime.fromisoformat(str(raw.get("ts")))
-    except ValueError:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 __all__ = ["LEVELS", "JSONView", "LineView", "LiveView", "View", "reaches", "told", "viewFor"]

@@ -5,7 +5,6 @@ C{helix session logs}, C{events} and C{attach}: what a session says, and what ha
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -17,14 +16,13 @@ from helix_revdial.cli.edge import PASSED
 from helix_revdial.cli.invocation import (
     Duration,
     Invocation,
+    commonFlags,
     jsonFlag,
     passInvocation,
-    serverFlags,
 )
 from helix_revdial.cli.output import Output
 from helix_revdial.cli.session_group import (
     following,
-    noColorFlag,
     oneSession,
     withSession,
 )
@@ -44,7 +42,7 @@ _LEVELS = ("debug", "info", "warn", "error")
 @click.option("--level", type=click.Choice(_LEVELS), help="This level and what is worse.")
 @click.option("--raw", is_flag=True, help="Messages only.")
 @following
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def logsCommand(
@@ -113,7 +111,7 @@ def logsCommand(
     help="Only what comes after the event with this number.",
 )
 @following
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def eventsCommand(
@@ -157,15 +155,13 @@ def eventsCommand(
 
 @click.command("attach")
 @oneSession
-@noColorFlag
 @following
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 def attachCommand(
     invocation: Invocation,
     name: str | None,
-    noColor: bool,
     patience: float,
     cancelOnInterrupt: bool,
     asJSON: bool,
@@ -181,7 +177,7 @@ def attachCommand(
         from helix_revdial.cli.session_view import viewFor
 
         output = invocation.output
-        view = viewFor(output, reactor, asJSON=asJSON, noColor=noColor, environment=os.environ)
+        view = viewFor(output, reactor, asJSON=asJSON)
         return await followSession(
             reactor,
             api,

@@ -24,7 +24,7 @@ from helix_revdial.cli.output import Output, cell, columnLines, duration, richTa
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from helix_revdial.cli.client import Client, Reply, Status
+    from helix_revdial.cli.client import Client, Reply, RunnerTarget, Status
 
 INTERVAL = 2.0
 """Seconds between two looks."""
@@ -41,6 +41,7 @@ COLUMNS = (
     "OUT",
     "PENDING",
     "GENERATION",
+    "TARGETS",
     "FEATURES",
 )
 GRACE_COLUMNS = ("IN GRACE", "SECONDS LEFT", "PENDING", "GENERATION")
@@ -78,9 +79,7 @@ async def showStatus(client: Client, output: Output, asJSON: bool) -> int:
     status = reply.value
     now = datetime.now(UTC).timestamp()
     if output.isTerminal:
-        from rich.console import Console
-
-        Console(file=output.stdout, highlight=False).print(_rendered(status, now))
+        output.show(_rendered(status, now))
     else:
         for line in _lines(status, now):
             output.line(line)
@@ -98,7 +97,7 @@ async def watchStatus(
     """
     from helix_revdial.cli.failures import Refused
 
-    live = output.isTerminal and not asJSON
+    live = output.redraws and not asJSON
     with _Live(output) if live else nullcontext() as screen:
         seen = False
         async for _ in _ticks(clock, interval):
@@ -143,11 +142,10 @@ class _Live:
     """
 
     def __init__(self, output: Output) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         self._live = Live(
-            console=Console(file=output.stdout, highlight=False),
+            console=output.console(),
             auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
@@ -199,10 +197,17 @@ def _rows(status: Status, now: float) -> list[tuple[object, ...]]:
             size(detail.bytesOut),
             detail.pendingDials,
             detail.generation,
+            None if detail.targets is None else [_target(each) for each in detail.targets],
             detail.features,
         )
         for detail in status.details
     ]
+
+
+def _target(target: RunnerTarget) -> str:
+    """A target, C{*} at the default one, and whom it is for where that is not its owner."""
+    text = target.name + ("*" if target.default else "")
+    return text if target.expose in (None, "owner") else f"{text}({target.expose})"
 
 
 def _age(since: str | float | None, now: float) -> float | None:
@@ -212,9 +217,9 @@ def _age(since: str | float | None, now: float) -> float | None:
     if isinstance(since, str):
         try:
             when = datetime.fromisoformat(since)
-        except ValueError:
+            since = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
             return None
-        since = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     return max(0.0, now - since)
 
 

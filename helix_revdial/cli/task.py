@@ -11,7 +11,6 @@ A task is made once however often it had to be sent.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -24,10 +23,10 @@ from helix_revdial.cli import completing, task_prompt
 from helix_revdial.cli.checkout import repositoryOf
 from helix_revdial.cli.edge import PASSED, plain
 from helix_revdial.cli.exit_codes import AgentError, InteractionNeeded, ReasonCommand
-from helix_revdial.cli.invocation import Invocation, jsonFlag, passInvocation, serverFlags
+from helix_revdial.cli.invocation import Invocation, commonFlags, jsonFlag, passInvocation
 from helix_revdial.cli.output import Output
 from helix_revdial.cli.retrying import newKey
-from helix_revdial.cli.session_group import apiOf, following, noColorFlag
+from helix_revdial.cli.session_group import apiOf, following
 from helix_revdial.cli.task_request import (
     MAX_INSTANCES,
     Agents,
@@ -129,12 +128,8 @@ class TaskCommand(ReasonCommand):
 @click.option("--webhook", "webhooks", multiple=True, metavar="[EVENT=]URL", help="Repeatable.")
 @click.option("--yes", "-y", is_flag=True, help="Ask nothing: go on.")
 @click.option(
-    "--non-interactive", "nonInteractive", is_flag=True, help="Ask nothing: fail instead."
-)
-@click.option(
     "--follow/--detach", "-f/-d", default=False, help="Watch it to its end.  [default: detach]"
 )
-@noColorFlag
 @following
 @click.option(
     "--idempotency-key",
@@ -142,7 +137,7 @@ class TaskCommand(ReasonCommand):
     metavar="KEY",
     help="The same key makes the same task, once.  [default: a new one]",
 )
-@serverFlags
+@commonFlags
 @jsonFlag
 @passInvocation
 @click.pass_context
@@ -161,9 +156,7 @@ def task(
     labels: tuple[str, ...],
     webhooks: tuple[str, ...],
     yes: bool,
-    nonInteractive: bool,
     follow: bool,
-    noColor: bool,
     patience: float,
     cancelOnInterrupt: bool,
     key: str | None,
@@ -195,9 +188,8 @@ def task(
     checked = partial(taskRequest, prompt="-", agent="-", settings={}, **common)
     repository = repositoryOf(repo, Path.cwd())
     checked(repository=repository)
-    interactive = (
-        not nonInteractive and not yes and task_prompt.interactive() and sys.stderr.isatty()
-    )
+    mayAsk = not invocation.nonInteractive
+    interactive = mayAsk and not yes and task_prompt.interactive() and sys.stderr.isatty()
     if repository.unseen and base is None:
         _unseen(output, repository.unseen, interactive)
     count = sum(number for _, number in wanted)
@@ -207,7 +199,7 @@ def task(
         if not interactive:
             raise InteractionNeeded(f"{count} tasks at once: say --yes if that is meant")
         click.confirm(f"{count} tasks at once?", err=True, abort=True)
-    text = task_prompt.promptFrom(prompt, promptFile, not nonInteractive)
+    text = task_prompt.promptFrom(prompt, promptFile, mayAsk)
 
     async def command(reactor: Any, client: Client) -> int:
         api = apiOf(client, output)
@@ -234,9 +226,7 @@ def task(
                 _tell(output, made, asJSON, len(requests))
         if not follow:
             return PASSED
-        return await _follow(
-            reactor, api, output, made, asJSON, noColor, patience, cancelOnInterrupt
-        )
+        return await _follow(reactor, api, output, made, asJSON, patience, cancelOnInterrupt)
 
     return invocation.ask(command)
 
@@ -316,7 +306,6 @@ async def _follow(
     output: Output,
     made: list[Record],
     asJSON: bool,
-    noColor: bool,
     patience: float,
     cancelOnInterrupt: bool,
 ) -> int:
@@ -333,7 +322,7 @@ async def _follow(
         "cancelOnInterrupt": cancelOnInterrupt,
     }
     if len(ids) == 1:
-        view = viewFor(output, reactor, asJSON=asJSON, noColor=noColor, environment=os.environ)
+        view = viewFor(output, reactor, asJSON=asJSON)
         return await followSession(reactor, api, output, ids[0], view, **flags)
     return await followAll(
         [

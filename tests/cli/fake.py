@@ -77,6 +77,7 @@ class FakeAPI(Resource):
     Answers what it was told to.
 
     @ivar asked: Every request, in order.
+    @ivar answering: Answers what nothing else was said of, by its method and path.
     """
 
     isLeaf = True
@@ -86,6 +87,7 @@ class FakeAPI(Resource):
         self._key = key
         self._answers: dict[tuple[str, str], list[Any]] = {}
         self.asked: list[Asked] = []
+        self.answering: Callable[[str, str], Given] | None = None
 
     def on(self, method: str, path: str, *answers: Any) -> None:
         """
@@ -119,6 +121,8 @@ class FakeAPI(Resource):
         if self.asked[-1].headers.get("authorization") != f"Bearer {self._key}":
             return self._send(request, problem(401, "no valid credential"))
         answers = self._answers.get((request.method.decode(), path))
+        if not answers and self.answering is not None:
+            answers = [self.answering(request.method.decode(), path)]
         if not answers:
             return self._send(request, problem(404, f"nothing at {path}"))
         answer = answers.pop(0) if len(answers) > 1 else answers[0]

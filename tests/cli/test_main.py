@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,25 @@ class MainTests(CommandTestCase):
             ran = self.helix(*arguments)
             self.assertEqual((ran.code, ran.out), (2, ""))
             self.assertIn("Usage: helix", ran.err)
+
+    def test_globalFlags(self) -> None:
+        """C{--json} and how C{helix} speaks are said before the command, or behind it."""
+        self.api.on("GET", "/api/v1/sessions", Given({"items": [{"id": "ses_1"}]}))
+        self.api.on("GET", "/api/v1/sessions/ses_1", Given({"id": "ses_1"}))
+        for words in (
+            ("--json", "session", "list"),
+            ("session", "list", "--json"),
+            ("--json", "--quiet", "--no-color", "--non-interactive", "session", "list"),
+            ("--json", "sessions", "list"),
+        ):
+            ran = self.helix(*words)
+            self.assertEqual((ran.code, ran.err), (0, ""), words)
+            self.assertEqual(json.loads(ran.out), [{"id": "ses_1"}])
+        self.assertEqual(self.helix("session", "get").err, "helix: session ses_1\n")
+        for words in (("--quiet", "session", "get"), ("session", "get", "-q")):
+            self.assertEqual(self.helix(*words).err, "", words)
+        self.assertEqual(self.helix("session", "get", "nope", "--quiet").code, 1)
+        self.assertIn("nope", self.helix("session", "get", "nope", "--quiet").err)
 
     def test_unforeseenError(self) -> None:
         """A fault of ours is one line too, and says how to see more."""

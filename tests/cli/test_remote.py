@@ -57,5 +57,8 @@ class RemoteTests(CommandTestCase):
         self.assertEqual(self.api.asked[-1].query, {"url": "https://h.example/x?a=b&c"})
         self.assertRegex(ran.out, r"main \* +branch +0{40}\nv1 +tag +1{40}\n")
         self.assertEqual(json.loads(self.helix("remote", "refs", "u", "--json").out), answer)
+        # The repository's address and the server's are two things.
+        self.assertEqual(self.helix("remote", "refs", "u", "--url", "http://cp.example").code, 0)
+        self.assertEqual(self.api.asked[-1].query, {"url": "u"})
         self.api.on("GET", "/api/v1/git/refs", problem(502, "no such repository"))
         self.assertEqual(self.helix("remote", "refs", "u").code, 5)

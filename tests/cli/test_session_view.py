@@ -158,17 +158,19 @@ class LineViewTests(SynchronousTestCase):
 
     def test_whichView(self) -> None:
         """A picture only where it can be redrawn, and nobody said otherwise."""
-        for terminal, more, environment, expected in (
-            (True, {}, {"TERM": "xterm"}, LiveView),
-            (True, {}, {"TERM": "dumb"}, LineView),
-            (True, {}, {}, LineView),
-            (True, {}, {"TERM": "xterm", "NO_COLOR": "1"}, LineView),
-            (True, {"noColor": True}, {"TERM": "xterm"}, LineView),
-            (True, {"asJSON": True}, {"TERM": "xterm"}, JSONView),
-            (False, {}, {"TERM": "xterm"}, LineView),
+        for terminal, noColor, asJSON, environment, expected in (
+            (True, False, False, {"TERM": "xterm"}, LiveView),
+            (True, False, False, {"TERM": "dumb"}, LineView),
+            (True, False, False, {}, LineView),
+            (True, False, False, {"TERM": "xterm", "NO_COLOR": "1"}, LineView),
+            (True, True, False, {"TERM": "xterm"}, LineView),
+            (True, False, True, {"TERM": "xterm"}, JSONView),
+            (False, False, False, {"TERM": "xterm"}, LineView),
         ):
-            flags = {"asJSON": False, "noColor": False, **more}
-            view = viewFor(Screen(terminal).output, Clock(), environment=environment, **flags)
+            output = Screen(terminal).output
+            output.noColor = noColor
+            with patch.dict("os.environ", environment, clear=True):
+                view = viewFor(output, Clock(), asJSON=asJSON)
             self.assertIs(type(view), expected)
 
 

@@ -46,6 +46,15 @@ class StatusTests(CommandTestCase):
         self.assertIn("192.0.2.7:40000", ran.out)
         self.assertIn("Connections: 5 active", ran.out)
 
+    def test_targets(self) -> None:
+        """Each runner's targets: the default one, and whom those are for that its owner is not."""
+        targets = [
+            {"name": "web", "expose": "owner", "default": True},
+            {"name": "ssh", "expose": "operator", "default": False},
+        ]
+        self.api.on("GET", PATH, Given({**STATUS, "details": [{**DETAIL, "targets": targets}]}))
+        self.assertIn("web*,ssh(operator)", self.helix("revdial", "status").out)
+
     def test_json(self) -> None:
         """JSON is the server's own answer, unknown fields included."""
         self.api.on("GET", PATH, Given(STATUS))
@@ -120,6 +129,19 @@ class WatchTests(CommandTestCase):
         # The cursor that rich hides is shown again at the end.
         self.assertIn("\x1b[?25h", ran.out)
         self.assertEqual(ran.code, 1)
+
+    def test_terminalThatCannotRedraw(self) -> None:
+        """A terminal that can do nothing but write gets lines; so does who wants no colours."""
+        for environment, more in (
+            ({"TERM": "dumb"}, ()),
+            ({"TERM": "xterm", "NO_COLOR": "1"}, ()),
+            ({"TERM": "xterm"}, ("--no-color",)),
+        ):
+            self.api.on("GET", PATH, Given(STATUS), problem(403, "no"))
+            self.environment = environment
+            ran = self.helix(*more, "revdial", "status", "--watch", terminal=True)
+            self.assertRegex(ran.out, r"Z total active=5 grace=1 pending=0\n", environment)
+            self.assertNotIn("\x1b", ran.out)
 
     def test_interrupted(self) -> None:
         """Cancelling the watch gives the terminal back."""

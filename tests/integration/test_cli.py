@@ -33,6 +33,9 @@ CONNECTION = "/api/v1/external-agents/ses_1/connection"
 SCREENSHOT = "/api/v1/external-agents/ses_1/screenshot"
 
 
+HELIX = (sys.executable, "-m", "helix_revdial.cli")
+
+
 class Process(ProcessProtocol):
     """
     A running C{helix}.
@@ -98,17 +101,24 @@ class ProcessTestCase(TestCase):
         self.addCleanup(self.port.stopListening)
         self.url = f"http://127.0.0.1:{self.port.getHost().port}"
 
-    def start(self, *arguments: str, terminal: bool = False, **environment: str) -> Process:
+    def start(
+        self,
+        *arguments: str,
+        terminal: bool = False,
+        program: tuple[str, ...] = HELIX,
+        **environment: str,
+    ) -> Process:
         """
         Start the command; it is killed at the end of the test if it still runs.
 
         @param terminal: Whether it runs at a terminal of its own.
+        @param program: What runs it.
         """
         process = Process()
         transport = reactor.spawnProcess(
             process,
-            sys.executable,
-            [sys.executable, "-m", "helix_revdial.cli", *arguments],
+            program[0],
+            [*program, *arguments],
             env={
                 "PATH": os.environ.get("PATH", ""),
                 "HOME": str(self.home),
@@ -132,7 +142,7 @@ class ProcessTestCase(TestCase):
 
     async def helix(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Run the command to its end."""
-        process = self.start(*arguments, terminal=False, **environment)
+        process = self.start(*arguments, terminal=False, program=HELIX, **environment)
         code = await process.ended
         return code, process.out.decode(), process.err.decode()
 
@@ -275,6 +285,34 @@ class CommandTests(ProcessTestCase):
         transport.closeStdout()
         self.assertEqual(await process.ended, 141)
         self.assertEqual(process.err, b"")
+
+    async def shell(self, redirections: str, *arguments: str) -> tuple[int, str, str]:
+        """Run the command with its standard streams as a shell gives them."""
+        script = f'exec "$0" -m helix_revdial.cli "$@" {redirections}'
+        process = self.start(*arguments, program=("/bin/sh", "-c", script, sys.executable))
+        code = await process.ended
+        return code, process.out.decode(), process.err.decode()
+
+    async def test_fullDisk(self) -> None:
+        """What standard output does not take is said in one line, exit code 1."""
+        self.api.on("GET", "/api/v1/sessions", Given({"items": []}))
+        for words in (("sessions", "list"), ("--help",)):
+            found = await self.shell(">/dev/full", *words)
+            line = "helix: standard output cannot be written: No space left on device\n"
+            self.assertEqual(found, (1, "", line), words)
+        self.assertEqual(await self.shell(">/dev/full 2>/dev/full", "version"), (1, "", ""))
+
+    async def test_withoutStandardStreams(self) -> None:
+        """A process that was started without some of its standard streams works all the same."""
+        self.api.on("GET", "/api/v1/sessions", Given({"items": []}))
+        for closed, words, code in (
+            ("<&- >&- 2>&-", ("sessions", "list"), 0),
+            (">&- 2>&-", ("bogus",), 2),
+            ("<&- >&-", ("task", "--repo", "none"), 10),
+        ):
+            found = await self.shell(closed, *words)
+            self.assertEqual(found[0], code, (closed, words, found))
+            self.assertNotIn("unforeseen", found[2])
 
     async def test_nothingListens(self) -> None:
         """The server is not there: what to do, exit code 1, at once."""
