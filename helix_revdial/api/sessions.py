@@ -7,6 +7,7 @@ Ending a session ends its tokens and cuts its tunnel.
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -245,8 +246,8 @@ def operations(services: Services) -> list[Operation]:
         return IdeCommands(
             call.body.ide,
             [
-                f"helix forward {runner} ssh --listen 127.0.0.1:2222",
-                f"{program} --remote ssh-remote+127.0.0.1:2222 {place.mountPath}",
+                f"helix forward {runner} 127.0.0.1:2222:ssh",
+                f"{program} --remote ssh-remote+127.0.0.1:2222 {quote(place.mountPath)}",
             ],
             "The first command keeps a port of this machine open to the session's sshd, where its "
             "sandbox offers the target ssh; run the second beside it.",

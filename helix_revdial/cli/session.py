@@ -66,7 +66,8 @@ def session() -> None:
     """Tasks' sessions: watch them, and what is done to them.
 
     A session is named by its id, the beginning of one, its branch or
-    REPOSITORY/BRANCH; without a name it is the newest task.
+    REPOSITORY/BRANCH (the newest; .2 behind it: the one before that);
+    without a name it is the newest task.
 
     \b
     Exit codes: 0 done, 1 failed, 2 repository, 3 agent, 4 authorization,
@@ -81,6 +82,9 @@ def session() -> None:
 @click.option("--agent", metavar="TYPE", help="Only of this agent.")
 @click.option("--project", metavar="ID", help="Only of this project.")
 @click.option("--repo", metavar="TEXT", help="Only with this in the repository's address.")
+@click.option(
+    "--workspace", metavar="ID|RUNNER", help="Only this workspace's, or those on this runner."
+)
 @click.option("--all", "sandboxes", is_flag=True, help="Sandboxes' sessions, too.")
 @click.option(
     "--limit",
@@ -98,6 +102,7 @@ def listCommand(
     agent: str | None,
     project: str | None,
     repo: str | None,
+    workspace: str | None,
     sandboxes: bool,
     limit: int,
     asJSON: bool,
@@ -109,10 +114,11 @@ def listCommand(
 
     async def command(reactor: Any, client: Client) -> int:
         # What the server does not filter is looked for in all.
-        enough = limit if limit and sandboxes and not repo else None
+        enough = limit if limit and sandboxes and not repo and not workspace else None
         found = await apiOf(client, invocation.output).sessions(filters, enough=enough)
         found = [one for one in found if sandboxes or one.get("kind", "task") == "task"]
         found = [one for one in found if not repo or repo in str(_vcs(one, "repoUrl") or "")]
+        found = [one for one in found if not workspace or workspace in _workspace(one)]
         found = found[:limit] if limit else found
         if asJSON:
             invocation.output.json(found)
@@ -305,6 +311,12 @@ def _agent(record: Record) -> str | None:
         return None
     version = agent.get("version", "latest")
     return f"{agent.get('type')}" + ("" if version == "latest" else f"@{version}")
+
+
+def _workspace(record: Record) -> tuple[object, ...]:
+    """The names of a session's workspace: its id, and the runner that it is on."""
+    place = record.get("workspace")
+    return (record.get("id"), place.get("executionHostId") if isinstance(place, dict) else None)
 
 
 def _vcs(record: Record, name: str) -> object:

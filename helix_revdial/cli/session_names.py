@@ -4,7 +4,8 @@ Which session is meant.
 
 A whole id is taken as it is.  The beginning of one, with or without its C{ses_}, is
 looked up and must fit one session only.  Otherwise it is the branch that sessions work
-on, or C{repository/branch}: the newest of them.  Nothing at all is the newest task.
+on, or C{repository/branch}: the newest of them, or with C{.N} behind it the Nth newest.
+Nothing at all is the newest task.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 WHOLE = re.compile(r"ses_[0-9A-HJKMNP-TV-Z]{26}")
 """What an id looks like: a ULID, and what it is one of."""
 
+_NUMBERED = re.compile(r"(.+)\.([1-9][0-9]{0,3})")
+
 LOOKED_THROUGH = 2000
 """Sessions, the newest, that are looked through for a name."""
 
@@ -35,7 +38,7 @@ SHOWN = 5
 
 
 class SessionName(click.ParamType[Any]):
-    """An id, the beginning of one, a branch, or C{repository/branch}."""
+    """An id, the beginning of one, C{[repository/]branch}, or C{[repository/]branch.N}."""
 
     name = "session"
 
@@ -85,9 +88,12 @@ async def resolveSession(api: TaskAPI, name: str | None) -> str:
         shown = ", ".join(plain(one, 64) for one in fits[:SHOWN])
         rest = f" and {len(fits) - SHOWN} more" if len(fits) > SHOWN else ""
         raise CommandError(f"{name} is the beginning of {shown}{rest}: give more of the id")
-    for one in sessions:
-        if name in _branches(one):
-            return str(one.get("id"))
+    numbered = _NUMBERED.fullmatch(name)
+    # A branch may have a name that ends in a number.
+    for branch, place in ((name, 1), (numbered[1], int(numbered[2])) if numbered else (name, 1)):
+        works = [str(one.get("id")) for one in sessions if branch in _branches(one)]
+        if len(works) >= place:
+            return works[place - 1]
     raise CommandError(
         f"no session's id begins with {name}, and none works on a branch of that name: "
         "helix session list shows what there is"

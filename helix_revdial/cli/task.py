@@ -31,6 +31,7 @@ from helix_revdial.cli.task_request import (
     MAX_INSTANCES,
     Agents,
     pairs,
+    pushed,
     settingsOf,
     taskRequest,
     webhooksOf,
@@ -113,7 +114,20 @@ class TaskCommand(ReasonCommand):
     help="What becomes of the work.  [default: patch]",
 )
 @click.option("--target-branch", "targetBranch", metavar="NAME", help="Where it goes.")
-@click.option("--runtime", type=click.Choice(["local", "devcontainer", "disabled"]))
+@click.option(
+    "--push-to-remote",
+    "push",
+    type=click.BOOL,
+    metavar="yes|no",
+    help="The same as --delivery branch, or patch.",
+)
+@click.option(
+    "--runtime",
+    "--sandbox",
+    "runtime",
+    type=click.Choice(["local", "devcontainer", "disabled"]),
+    help="What it runs in.  [default: local]",
+)
 @click.option("--devcontainer", metavar="PATH", help="Its path in the repository.")
 @click.option("--cpu", type=click.IntRange(1), metavar="N", help="CPUs at most.")
 @click.option("--memory", type=click.IntRange(16), metavar="MIB", help="Memory at most.")
@@ -123,7 +137,14 @@ class TaskCommand(ReasonCommand):
     help="Where it runs.  [default: any]",
     shell_complete=completing.runners,
 )
-@click.option("--snapshot", "snapshots", multiple=True, metavar="PROVIDER", help="Best first.")
+@click.option(
+    "--snapshot",
+    "--fs-snapshots",
+    "snapshots",
+    multiple=True,
+    metavar="PROVIDER",
+    help="Best first; repeatable.  [default: auto]",
+)
 @click.option("--project", metavar="ID", shell_complete=completing.projects)
 @click.option("--webhook", "webhooks", multiple=True, metavar="[EVENT=]URL", help="Repeatable.")
 @click.option("--yes", "-y", is_flag=True, help="Ask nothing: go on.")
@@ -153,6 +174,9 @@ def task(
     agents: tuple[str, ...],
     instances: tuple[str, ...],
     settings: tuple[str, ...],
+    snapshots: tuple[str, ...],
+    delivery: str | None,
+    push: bool | None,
     labels: tuple[str, ...],
     webhooks: tuple[str, ...],
     yes: bool,
@@ -179,6 +203,8 @@ def task(
     common = {
         **how,
         "branch": base,
+        "delivery": pushed(delivery, push),
+        "snapshots": [one for one in snapshots if one != "auto"],
         "labels": pairs(labels, "--labels"),
         "webhooks": webhooksOf(webhooks),
         "workBranch": branch,

@@ -16,6 +16,7 @@ import click
 
 from helix_revdial.cli.checkout import Checkout
 from helix_revdial.cli.edge import plain
+from helix_revdial.cli.exit_codes import RepositoryError
 from helix_revdial.cli.profile import secretFromFile
 
 BRANCH = re.compile(r"[A-Za-z0-9._-]+")
@@ -84,6 +85,22 @@ def webhooksOf(given: Sequence[str]) -> list[dict[str, str]]:
     return found
 
 
+def pushed(delivery: str | None, push: bool | None) -> str | None:
+    """
+    What becomes of the work, by C{--delivery} and C{--push-to-remote}.
+
+    @raise click.UsageError: They contradict each other.
+    """
+    if push is None:
+        return delivery
+    if delivery is not None and push is (delivery == "patch"):
+        raise click.UsageError(
+            f"--delivery {delivery} {'pushes nothing' if push else 'pushes the work'}: "
+            "--push-to-remote says otherwise"
+        )
+    return delivery or ("branch" if push else "patch")
+
+
 def taskRequest(
     *,
     prompt: str,
@@ -110,6 +127,7 @@ def taskRequest(
     @param branch: What is worked on, instead of the checkout's branch.
     @param workBranch: The branch that the work is pushed to.
     @raise click.UsageError: The flags contradict each other.
+    @raise RepositoryError: The work is to go to a repository, and there is none.
     """
     if workBranch is not None:
         if BRANCH.fullmatch(workBranch) is None:
@@ -141,6 +159,11 @@ def taskRequest(
         )
     elif branch is not None:
         raise click.UsageError("--branch is of a repository: give --repo")
+    elif delivery != "patch":
+        raise RepositoryError(
+            "the work is to be pushed, and there is no repository: run this in a checkout, or "
+            "give --repo"
+        )
     return _without(
         prompt=prompt,
         projectId=project,
@@ -165,6 +188,7 @@ __all__ = [
     "MAX_INSTANCES",
     "Agents",
     "pairs",
+    "pushed",
     "settingsOf",
     "taskRequest",
     "webhooksOf",

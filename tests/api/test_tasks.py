@@ -6,6 +6,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.cli.forward import Local
 from helix_revdial.config import AgentSection, AgentsSection, ServerConfig, SessionsSection
 from helix_revdial.http.openapi import openapi
 from helix_revdial.storage.ids import isId
@@ -279,7 +280,14 @@ class SessionTests(TaskTestCase):
         self.assertEqual((place["mountPath"], place["executionHostId"]), ("/workspace", "host-1"))
         answer = self.do(waiting, "open/ide", {"ide": "cursor"})
         self.assertEqual(answer.status, 200)
-        self.assertIn("/workspace", answer.json()["commands"][-1])
+        forward, editor = answer.json()["commands"]
+        self.assertIn("/workspace", editor)
+        # The first one is what helix understands, and listens where the second one connects.
+        *start, runner, local = forward.split()
+        self.assertEqual((start, runner), (["helix", "forward"], f"sandbox-{waiting}"))
+        listening = Local.parse(local)
+        self.assertEqual(listening.target, "ssh")
+        self.assertIn(f"{listening.host}:{listening.port}", editor)
         self.assertEqual(self.do(waiting, "open/ide", {"ide": "emacs"}).status, 400)
 
     def test_patch(self) -> None:

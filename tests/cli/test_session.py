@@ -62,6 +62,8 @@ class ReadingTests(SessionTestCase):
             (("--all", "--limit", "1"), 1),
             (("--repo", "acme/x"), 1),
             (("--repo", "acme/y"), 0),
+            (("--workspace", ID), 1),
+            (("--workspace", "host-1"), 0),
         ):
             ran = self.helix("session", "list", "--json", *words)
             self.assertEqual(len(json.loads(ran.out)), count, words)

@@ -62,6 +62,16 @@ class NamesTests(CommandTestCase):
             self.assertEqual(self.meant(name), expected)
         self.assertIn("no session's id", self.meant("y/main"))
 
+    def test_numbers(self) -> None:
+        """C{.N} is the Nth newest of a branch, unless the branch itself is called so."""
+        for name, expected in (("main.1", B), ("x/main.2", A), ("main.2", A)):
+            self.assertEqual(self.meant(name), expected)
+        for name in ("main.3", "main.0", "nix.1"):
+            self.assertIn("no session's id", self.meant(name))
+        self.sessions[3]["vcs"]["branch"] = "fix.1"
+        self.api.on("GET", "/api/v1/sessions", listed(*self.sessions))
+        self.assertEqual(self.meant("fix.1"), A)
+
     def test_newest(self) -> None:
         """Nothing is the newest task, which is told."""
         ran = self.helix("session", "get")

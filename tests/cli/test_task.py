@@ -116,6 +116,17 @@ class TaskTests(CommandTestCase):
         self.assertEqual(ran.code, 0)
         self.assertEqual(self.bodies()[0]["prompt"], "--agent")
 
+    def test_otherNames(self) -> None:
+        """The names that other clients have for flags."""
+        words = ("--sandbox", "local", "--fs-snapshots", "auto", "--push-to-remote", "no")
+        ran = self.helix("task", "-p", "x", "--agent", "a", "--repo", "none", *words)
+        self.assertEqual(ran.code, 0, ran.err)
+        (body,) = self.bodies()
+        self.assertEqual((body["runtime"]["type"], body["delivery"]["mode"]), ("local", "patch"))
+        self.assertNotIn("workspace", body)
+        ran = self.helix("task", "-p", "x", "--repo", "none", "--push-to-remote", "yes")
+        self.assertEqual(ran.code, 2)
+
     def test_onlyAgent(self) -> None:
         """Without a name it is the server's only agent."""
         one, two = {"type": "one"}, {"type": "two"}

@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.cli.checkout import Checkout
 from helix_revdial.cli.edge import SettingsError
-from helix_revdial.cli.task_request import pairs, settingsOf, taskRequest, webhooksOf
+from helix_revdial.cli.exit_codes import RepositoryError
+from helix_revdial.cli.task_request import pairs, pushed, settingsOf, taskRequest, webhooksOf
 from helix_revdial.sessions.tasks import TaskPolicy, TaskRequest, validateTask
 
 NOTHING: dict[str, Any] = {
@@ -118,6 +119,24 @@ class TaskRequestTests(SynchronousTestCase):
         self.refused("different", repository=GIT, workBranch="a", targetBranch="b")
         self.refused("--target-branch", repository=GIT, delivery="patch", targetBranch="b")
         self.refused("--repo", branch="next")
+        for more in ({"workBranch": "a"}, {"delivery": "pr"}, {"targetBranch": "a"}):
+            with self.assertRaises(RepositoryError):
+                self.made(**more)
+
+    def test_pushed(self) -> None:
+        """--push-to-remote is --delivery by another name."""
+        for delivery, push, expected in (
+            (None, None, None),
+            (None, True, "branch"),
+            (None, False, "patch"),
+            ("pr", True, "pr"),
+            ("patch", False, "patch"),
+            ("pr", None, "pr"),
+        ):
+            self.assertEqual(pushed(delivery, push), expected)
+        for delivery, push in (("patch", True), ("branch", False), ("pr", False)):
+            with self.assertRaises(click.UsageError):
+                pushed(delivery, push)
 
     def test_pairs(self) -> None:
         """Names and values; the first = divides them."""
