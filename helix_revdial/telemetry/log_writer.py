@@ -12,7 +12,8 @@ counted, and the count is the first thing written afterwards.
 
 Invariants:
 
-  - L{LogWriter.write} neither blocks nor raises, in whatever thread.
+  - L{LogWriter.write} neither blocks nor raises, in whatever thread, and in the
+    handler of a signal too that comes while its thread writes: Twisted's handlers log.
   - Lines come out in order and whole, but for those that were dropped.
   - At most C{maxHeld} bytes are held.
 
@@ -21,6 +22,7 @@ How each kind of descriptor is written to:
   - a pipe through a description of our own (C{/proc/self/fd}) that does not block,
     since the flag of the given one is shared with other processes;
   - a socket with C{MSG_DONTWAIT};
+  - a regular file at once: to write to it never waits for a reader;
   - anything else when C{poll} says that it takes at least a page.
 """
 
@@ -71,7 +73,9 @@ class LogWriter:
         self._unsaid = 0
         self._held: deque[bytes] = deque()
         self._heldBytes = 0
-        self._lock = threading.Lock()
+        # The handler of a signal may find its own thread within.
+        self._lock = threading.RLock()
+        self._writing = False
         self._thread: threading.Thread | None = None
         self._own: int | None = None
         self._some = self._way(descriptor)
@@ -93,15 +97,21 @@ class LogWriter:
         @param line: With its line end.
         """
         with self._lock:
-            if not self._held:
-                line = self._attempt(line)
-                if not line:
-                    return
-            elif self._heldBytes + len(line) > self._maxHeld:
-                self.dropped += 1
-                self._unsaid += 1
+            if self._writing:
+                # A signal's handler, amid a line of the same thread, which goes on.
+                self._hold(line)
                 return
-            self._hold(line)
+            self._writing = True
+            try:
+                rest = line if self._held else self._attempt(line)
+                if rest:
+                    self._hold(rest, first=rest is not line)
+            finally:
+                self._writing = False
+            # After a fork there is no thread, whatever the parent had.
+            if self._held and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(target=self._drain, name="log", daemon=True)
+                self._thread.start()
 
     def flush(self, limit: float = FLUSH_LIMIT) -> bool:
         """
@@ -127,13 +137,17 @@ class LogWriter:
 
     # Within; the lock is held
 
-    def _hold(self, line: bytes) -> None:
-        self._held.append(line)
+    def _hold(self, line: bytes, *, first: bool = False) -> None:
+        """@param first: Whether it is the rest of a line, which nothing may come before."""
+        if self._held and not first and self._heldBytes + len(line) > self._maxHeld:
+            self.dropped += 1
+            self._unsaid += 1
+            return
+        if first:
+            self._held.appendleft(line)
+        else:
+            self._held.append(line)
         self._heldBytes += len(line)
-        # After a fork there is no thread, whatever the parent had.
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._drain, name="log", daemon=True)
-            self._thread.start()
 
     def _attempt(self, data: bytes) -> bytes:
         """
@@ -189,7 +203,9 @@ class LogWriter:
                 )
             except OSError:
                 return self._whenReady
-            return _pipe(self._own)
+            return _plain(self._own)
+        if stat.S_ISREG(mode):
+            return _plain(descriptor)
         return self._whenReady
 
     def _whenReady(self, data: bytes) -> int:
@@ -204,7 +220,7 @@ class LogWriter:
         return bool(poll.poll(milliseconds))
 
 
-def _pipe(descriptor: int) -> Callable[[bytes], int]:
+def _plain(descriptor: int) -> Callable[[bytes], int]:
     return lambda data: os.write(descriptor, data)
 
 

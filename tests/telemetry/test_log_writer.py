@@ -206,3 +206,35 @@ class ProcessTests(SynchronousTestCase):
         numbers = [line for line in got.splitlines() if line != b"child"]
         self.assertEqual(len({line[:6] for line in numbers}), 200)
         self.assertTrue(b"child" in got, "the child of a fork wrote nothing")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from helix_revdial.telemetry.log_writer import LogWriter
+writer = LogWriter(1)
+some = writer._some
+def interrupted(data):
+    if data.startswith(b"line"):
+        done = some(data[:6])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return done
+    return some(data)
+writer._some = interrupted
+signal.signal(signal.SIGUSR1, lambda number, frame: writer.write(b"from the handler\\n"))
+for number in range(3):
+    writer.write(b"line %d, long enough\\n" % number)
+    writer.flush(10)
+"""
+
+
+class SignalTests(SynchronousTestCase):
+    """What a signal's handler logs while its thread writes."""
+
+    def test_amidALine(self) -> None:
+        """It comes whole, behind the line; neither waits for the other for ever."""
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60
+        )
+        lines = [f"line {number}, long enough" for number in range(3)]
+        expected = [line for each in lines for line in (each, "from the handler")]
+        self.assertEqual((done.stdout.splitlines(), done.stderr), (expected, ""))
