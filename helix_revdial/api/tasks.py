@@ -82,6 +82,7 @@ def operations(services: Services) -> list[Operation]:
                     session=session.id,
                     now=session.created,
                 )
+            services.outbox.know(session)
             call.remember(answer(session))(connection)
 
         try:

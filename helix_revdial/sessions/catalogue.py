@@ -5,12 +5,15 @@ The projects and repositories of a tenant: what its tasks have named so far.
 Nobody declares them: a task that names a project, or a repository, puts it
 here, in the same transaction as the task itself (L{noteUse}), so that forms and
 completions can offer what was used before.  Each list is bounded; what was used
-longest ago is not shown beyond that, and nothing depends on it.
+longest ago is not shown beyond that, and nothing depends on it.  So when something was
+last used need not be right to the second, and what many tasks name one after the other
+is written down once in a while only (L{RecentUses}).
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +28,12 @@ from helix_revdial.storage.tables import projects, repos
 
 MAX_LISTED: Final = 1000
 """Projects, or repositories, of one answer: those that were used last."""
+
+NOTED_EVERY: Final = 60.0
+"""Seconds for which a use need not be noted again."""
+
+MAX_RECENT: Final = 1000
+"""Uses that are remembered."""
 
 _PROVIDERS: Final = (
     ("github", re.compile(r"[@/.]github\.")),
@@ -56,6 +65,32 @@ class Repository:
     provider: str
     branch: str | None
     lastUsed: float | None
+
+
+class RecentUses:
+    """What this process has noted a moment ago, and was committed."""
+
+    def __init__(self) -> None:
+        self._repos: OrderedDict[tuple[str, str], tuple[str | None, float]] = OrderedDict()
+        self._projects: OrderedDict[tuple[str, str], tuple[str | None, float]] = OrderedDict()
+
+    def isNoted(self, tenant: str, project: str | None, url: str | None, at: float) -> bool:
+        """Whether a use like this one is."""
+        for known, name in ((self._projects, project), (self._repos, url)):
+            if name is not None:
+                found = known.get((tenant, name))
+                if found is None or found[0] != project or not 0 <= at - found[1] < NOTED_EVERY:
+                    return False
+        return True
+
+    def note(self, tenant: str, project: str | None, url: str | None, at: float) -> None:
+        """This use is."""
+        for known, name in ((self._projects, project), (self._repos, url)):
+            if name is not None:
+                known[tenant, name] = (project, at)
+                known.move_to_end((tenant, name))
+                if len(known) > MAX_RECENT:
+                    known.popitem(last=False)
 
 
 def noteUse(

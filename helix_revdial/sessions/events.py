@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -119,13 +120,19 @@ class Appender:
     """
 
     def __init__(
-        self, connection: Connection, session: str, now: float, redactor: Callable[[], Redactor]
+        self,
+        connection: Connection,
+        session: str,
+        now: float,
+        redactor: Callable[[], Redactor],
+        learn: Callable[[Mapping[str, Any], str], Redactor],
     ) -> None:
         self.now = now
         self.events: list[Event] = []
         self._connection = connection
         self._session = session
         self._redactor = redactor
+        self._learn = learn
 
     def append(self, type: str, data: Mapping[str, Any], at: float | None = None) -> Event:  # noqa: A002 - the column's name
         """
@@ -138,6 +145,24 @@ class Appender:
         @raise UnknownSession: if there is no such session.
         """
         return self.extend([(type, data, self.now if at is None else at)])[0]
+
+    def begin(
+        self,
+        type: str,  # noqa: A002 - the column's name
+        data: Mapping[str, Any],
+        at: float,
+        *,
+        spec: Mapping[str, Any],
+        agent: str,
+    ) -> Event:
+        """
+        Add the first event of a session that this transaction has just made, with a
+        C{last_seq} of 1: nothing is read for it.
+
+        @param spec: what the session was made from.
+        @param agent: the type of its agent.
+        """
+        return self._add(1, [(type, _cleaned(data, self._learn(spec, agent)), at)])[0]
 
     def clean(self, text: str) -> str:
         """A text without the session's secrets, for what is stored beside its events."""
@@ -160,7 +185,9 @@ class Appender:
         ).scalar_one_or_none()
         if last is None:
             raise UnknownSession(f"there is no session {self._session}")
-        first = last - len(items) + 1
+        return self._add(last - len(items) + 1, cleaned)
+
+    def _add(self, first: int, cleaned: Sequence[tuple[str, dict[str, Any], float]]) -> list[Event]:
         added = [
             Event(self._session, first + index, at, kind, data)
             for index, (kind, data, at) in enumerate(cleaned)
@@ -314,15 +341,21 @@ class EventLog:
 
         def transaction(connection: Connection) -> list[tuple[Any, list[Event]]]:
             done: list[tuple[Any, list[Event]]] = [(None, [])] * len(group)
+            try:
+                with nullcontext() if len(group) == 1 else connection.begin_nested():
+                    for index in order:
+                        done[index] = self._one(connection, group[index], now)
+                return done
+            except Exception as error:
+                if len(group) == 1 or _isUnavailable(error):
+                    raise
+            # One of them fails, which is seldom: each by itself, then, and the others stay.
             for index in order:
-                if len(group) == 1:
-                    done[index] = self._one(connection, group[index], now)
-                    continue
                 try:
                     with connection.begin_nested():
                         done[index] = self._one(connection, group[index], now)
                 except Exception as error:
-                    if isinstance(error, SQLAlchemyError) and unavailable(error) is not None:
+                    if _isUnavailable(error):
                         raise
                     done[index] = (Failure(error), [])
             return done
@@ -351,7 +384,11 @@ class EventLog:
         self, connection: Connection, write: _Write[Any], now: float
     ) -> tuple[Any, list[Event]]:
         appender = Appender(
-            connection, write.session, now, lambda: self._redactorOf(connection, write.session)
+            connection,
+            write.session,
+            now,
+            lambda: self._redactorOf(connection, write.session),
+            lambda spec, agent: self._learn(write.session, spec, agent),
         )
         result = write.function(connection, appender)
         if appender.events:
@@ -363,16 +400,20 @@ class EventLog:
         found = self._redactors.get(session)
         if found is None:
             row = connection.execute(_SPEC, {"of_session": session}).one_or_none()
-            secrets: list[str] = []
-            if row is not None and row.spec is not None:
-                declared = self.secretSettings(row.agent_type or "")
-                secrets += secretsIn(row.spec.get("agent", {}).get("settings"), declared)
-                secrets += userinfoOf((row.spec.get("repo") or {}).get("url") or "")
-                secrets += secretsIn(row.spec.get("repo"), ("uploadToken",))
-            # Only a write's thread touches these, and there is one write at a time.
-            found = self._redactors[session] = Redactor(secrets)
-            if len(self._redactors) > MAX_REDACTORS:
-                self._redactors.popitem(last=False)
+            if row is None:
+                return self._learn(session, {}, "")
+            found = self._learn(session, row.spec or {}, row.agent_type or "")
+        return found
+
+    def _learn(self, session: str, spec: Mapping[str, Any], agent: str) -> Redactor:
+        """What is secret to a session, by what it was made from."""
+        secrets = secretsIn((spec.get("agent") or {}).get("settings"), self.secretSettings(agent))
+        secrets += userinfoOf((spec.get("repo") or {}).get("url") or "")
+        secrets += secretsIn(spec.get("repo"), ("uploadToken",))
+        # Only a write's thread touches these, and there is one write at a time.
+        found = self._redactors[session] = Redactor(secrets)
+        if len(self._redactors) > MAX_REDACTORS:
+            self._redactors.popitem(last=False)
         return found
 
     # Reading
@@ -560,6 +601,11 @@ class EventLog:
                     seq=event.seq,
                     session=event.session,
                 )
+
+
+def _isUnavailable(error: Exception) -> bool:
+    """Whether the database cannot be used: then nothing of the transaction is there."""
+    return isinstance(error, SQLAlchemyError) and unavailable(error) is not None
 
 
 def _cleaned(data: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:

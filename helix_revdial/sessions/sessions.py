@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Final
 
@@ -34,10 +34,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from helix_revdial.access.cache import AnswerCache, BoundedSet
-from helix_revdial.sessions.catalogue import noteUse
+from helix_revdial.sessions.catalogue import RecentUses, noteUse
 from helix_revdial.sessions.changes import happen, lock, put
 from helix_revdial.sessions.events import Appender, EventLog
-from helix_revdial.sessions.lifecycle import ACTIVE, STATES, TERMINAL, Input
+from helix_revdial.sessions.lifecycle import ACTIVE, STATES, TERMINAL, Illegal, Input
+from helix_revdial.sessions.prompts import addPrompt, dropPrompt
 from helix_revdial.sessions.records import Session, columnsOf, fromRow
 from helix_revdial.sessions.redaction import Redactor, secretsIn
 from helix_revdial.sessions.tasks import TaskRequest, nameOf, withoutPassword
@@ -74,6 +75,7 @@ _OF_A_NEW_TASK: Final = (
     "agentType",
     "agentVersion",
     "labels",
+    "lastSeq",
     "branchOf",
 )
 
@@ -142,6 +144,7 @@ class Sessions:
         )
         self._deleted = BoundedSet(MAX_KNOWN)
         self._subscribers: list[Subscriber] = []
+        self._uses = RecentUses()
 
     async def create(
         self,
@@ -209,6 +212,8 @@ class Sessions:
         """
         now = self._wallClock()
         settings = request.agent.settings
+        spec = msgspec.to_builtins(request)
+        url = request.repo.url and withoutPassword(request.repo.url)
         redactor = Redactor(secretsIn(settings, self.events.secretSettings(request.agent.type)))
         session = Session(
             id=newId("ses", now),
@@ -220,33 +225,38 @@ class Sessions:
             kind="task",
             project=request.projectId if project is None else project,
             updated=now,
-            spec=msgspec.to_builtins(request),
+            spec=spec,
             agentType=request.agent.type,
             agentVersion=request.agent.version,
             labels=request.labels,
+            lastSeq=1,
             branchOf=branchOf,
             branchSnapshot=branchSnapshot,
         )
+        isNoted = self._uses.isNoted(tenant, session.project, url, now)
 
         def write(connection: Connection, log: Appender) -> None:
             columns = {name: getattr(session, name) for name in _OF_A_NEW_TASK}
             if branchSnapshot is not None:
                 columns["branchSnapshot"] = branchSnapshot
             connection.execute(_INSERT, columnsOf(columns))
-            noteUse(
-                connection,
-                tenant=tenant,
-                project=session.project,
-                url=request.repo.url and withoutPassword(request.repo.url),
-                branch=request.repo.branch,
-                at=now,
-            )
-            log.append("status", {"status": "queued"}, now)
+            if not isNoted:
+                noteUse(
+                    connection,
+                    tenant=tenant,
+                    project=session.project,
+                    url=url,
+                    branch=request.repo.branch,
+                    at=now,
+                )
+            log.begin("status", {"status": "queued"}, now, spec=spec, agent=request.agent.type)
             if also is not None:
-                also(connection, replace(session, lastSeq=1))
+                also(connection, session)
 
         await self.events.write(session.id, write)
-        return replace(session, lastSeq=1)
+        if not isNoted:
+            self._uses.note(tenant, session.project, url, now)
+        return session
 
     async def change(
         self,
@@ -270,6 +280,45 @@ class Sessions:
             lambda connection, log: happen(
                 connection, lock(connection, session), log, happened, data, **fields
             ),
+        )
+
+    async def resume(self, session: str, prompt: str | None = None) -> Session:
+        """
+        Have a task's session go on, in one transaction with what its agent is told.
+
+        @return: the session as it is then.
+        @raise Illegal: unless it is paused, or goes on already.
+        @raise ExecutorUnreachable: too many prompts wait.
+        """
+
+        def write(connection: Connection, log: Appender) -> Session:
+            found = happen(connection, lock(connection, session), log, "resume")
+            return found if prompt is None else addPrompt(connection, found, log, prompt)
+
+        return await self.events.write(session, write)
+
+    async def prompt(self, session: str, prompt: str) -> Session:
+        """
+        Keep what the agent of a running session is told until its host has it.
+
+        @return: the session as it is then; C{promptSeq} is the prompt's number.
+        @raise Illegal: unless it runs.
+        @raise ExecutorUnreachable: too many prompts wait.
+        """
+
+        def write(connection: Connection, log: Appender) -> Session:
+            found = lock(connection, session)
+            if found.status != "running":
+                raise Illegal(found.status, "prompt")
+            return addPrompt(connection, found, log, prompt)
+
+        return await self.events.write(session, write)
+
+    async def prompted(self, session: str, number: int) -> Session:
+        """The host has answered to a prompt."""
+        return await self.events.write(
+            session,
+            lambda connection, log: dropPrompt(connection, lock(connection, session), log, number),
         )
 
     async def note(self, session: str, **fields: Any) -> Session:

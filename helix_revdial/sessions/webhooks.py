@@ -39,6 +39,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helix_revdial.sessions.events import Event, EventLog
+from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.webhook_calls import (
     Answer,
     CallFailed,
@@ -230,6 +231,13 @@ class Outbox:
             ],
         )
 
+    def know(self, session: Session) -> None:
+        """
+        Remember whom a session's task wants told.  In the transaction that makes the
+        session: what it says need not be read again.
+        """
+        self._remember(session.id, session.tenant, session.project, session.spec)
+
     def mayWant(self, session: str, name: str) -> bool:
         """Whether anybody may want to be told of such an event of a session."""
         found = self._known.get(session)
@@ -241,12 +249,18 @@ class Outbox:
             row = connection.execute(_SPEC, {"of_session": session}).one_or_none()
             if row is None:
                 return _Hooks("", None)
-            named = (row.spec or {}).get("webhooks") or []
-            hooks = [(one["event"], one["url"]) for one in named if _callable(one["url"])]
-            # Only a write's thread touches these, and there is one write at a time.
-            found = self._known[session] = _Hooks(row.tenant, row.project, hooks)
-            if len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
+            found = self._remember(session, row.tenant, row.project, row.spec)
+        return found
+
+    def _remember(
+        self, session: str, tenant: str, project: str | None, spec: Mapping[str, Any] | None
+    ) -> _Hooks:
+        named = (spec or {}).get("webhooks") or []
+        hooks = [(one["event"], one["url"]) for one in named if _callable(one["url"])]
+        # Only a write's thread touches these, and there is one write at a time.
+        found = self._known[session] = _Hooks(tenant, project, hooks)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
         return found
 
     # To look at

@@ -9,7 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.sessions.catalogue import (
     MAX_LISTED,
+    MAX_RECENT,
+    NOTED_EVERY,
     Catalogue,
+    RecentUses,
     nameOf,
     noteUse,
     providerOf,
@@ -18,6 +21,43 @@ from tests.storage.databases import newDatabase
 from tests.storage.postgresql import OnPostgreSQL
 
 GITHUB = "git@github.com:acme/x.git"
+
+
+class RecentUsesTests(SynchronousTestCase):
+    """What need not be noted again."""
+
+    def test_recent(self) -> None:
+        """The same use, for a while; another project, repository or tenant is another."""
+        uses = RecentUses()
+        self.assertFalse(uses.isNoted("t", "a", GITHUB, 0))
+        uses.note("t", "a", GITHUB, 0)
+        self.assertTrue(uses.isNoted("t", "a", GITHUB, NOTED_EVERY - 1))
+        self.assertTrue(uses.isNoted("t", "a", None, 1))
+        for tenant, project, url, at in (
+            ("t", "a", GITHUB, NOTED_EVERY),
+            ("t", "a", GITHUB, -1),
+            ("t", "b", GITHUB, 1),
+            ("t", None, GITHUB, 1),
+            ("t", "a", "https://code.example/y", 1),
+            ("u", "a", GITHUB, 1),
+        ):
+            self.assertFalse(uses.isNoted(tenant, project, url, at), (tenant, project, url, at))
+
+    def test_lastProject(self) -> None:
+        """A repository that another project has used since is noted anew."""
+        uses = RecentUses()
+        for project in ("a", "b"):
+            uses.note("t", project, GITHUB, 0)
+        self.assertFalse(uses.isNoted("t", "a", GITHUB, 1))
+        self.assertTrue(uses.isNoted("t", "b", GITHUB, 1))
+
+    def test_bounded(self) -> None:
+        """What was noted longest ago is forgotten."""
+        uses = RecentUses()
+        for number in range(MAX_RECENT + 1):
+            uses.note("t", f"p{number}", None, 0)
+        self.assertFalse(uses.isNoted("t", "p0", None, 1))
+        self.assertTrue(uses.isNoted("t", "p1", None, 1))
 
 
 class CatalogueTests(SynchronousTestCase):
