@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from helix_revdial.revdial.masks import Masker, PortableMasker, newMasker
+from helix_revdial.revdial.masks import Masker, PortableMasker, mask, newMasker
 
 CONTINUATION = 0x0
 TEXT = 0x1
@@ -144,30 +144,51 @@ class FrameReader:
 
     def single(self, received: memoryview) -> int:
         """
-        Look whether what was received is one message in one frame, and nothing else,
-        without a mask: what a small message is.
+        Look whether what was received is one message in one frame, and nothing else:
+        what a small message is.  It is unmasked where it lies.
 
         @return: The size of its head, behind which is the payload, and the frame is
             read; 0 for everything else, of which nothing is read.
         """
         size = len(received)
         if (
-            self._masked
+            size < 3
+            or received[0] != 0x80 | BINARY
             or self._left
             or self._inMessage
             or self._open
             or self._head
-            or size < 3
-            or received[0] != 0x80 | BINARY
         ):
             return 0
-        length = received[1]
-        if length < 126:
-            return 2 if size == length + 2 else 0
+        length, head = received[1], 2
+        if self._masked:
+            # Without the bit it is too long for what follows.
+            length, head = length ^ 0x80, 6
         if length == 126 and size > 4:
             length = received[2] << 8 | received[3]
-            return 4 if length >= 126 and size == length + 4 and length <= self._maxFrame else 0
-        return 0
+            head += 2
+            if length < 126:
+                return 0
+        elif length > 125:
+            return 0
+        if size != length + head or not 0 < length <= self._maxFrame:
+            return 0
+        if self._masked:
+            key = bytes(received[head - 4 : head])
+            self.isPlain = key == ZERO_KEY
+            if not self.isPlain:
+                mask(key, received[head:])
+        return head
+
+    def endsAlone(self, received: memoryview) -> bool:
+        """Whether what was received is an end mark, and nothing else, which is read then."""
+        head, second = (6, 0x80) if self._masked else (2, 0)
+        return (
+            len(received) == head
+            and received[0] == 0x80 | BINARY
+            and received[1] == second
+            and not (self._left or self._inMessage or self._open or self._head)
+        )
 
     def read(self, received: memoryview) -> list[Found]:
         """
@@ -321,7 +342,7 @@ def frame(payload: bytes, key: bytes | None, opcode: int = BINARY) -> bytes:
         return frameHead(len(payload), None, opcode) + payload
     body = bytearray(payload)
     if body:
-        newMasker(key).apply(memoryview(body))
+        mask(key, memoryview(body))
     return frameHead(len(payload), key, opcode) + bytes(body)
 
 

@@ -37,7 +37,7 @@ from helix_revdial.revdial.frames import (
     frameHead,
     readClose,
 )
-from helix_revdial.revdial.masks import newMasker
+from helix_revdial.revdial.masks import mask
 from helix_revdial.revdial.pipes import Pipe
 from helix_revdial.revdial.socket_outbox import LATER, Outbox
 from helix_revdial.revdial.socket_poll import READ, WRITE, PolledReading
@@ -97,12 +97,16 @@ class Side:
         """Take the socket out of the transport's hands."""
         transport = self.stream.transport
         polled = PolledReading.of(transport, self._relays.poll)
-        if polled is None:
-            self._relays.reactor.removeReader(transport)
-        elif polled.isReading:
+        if polled is not None and polled.isReading:
             polled.isReading = False
             self._isReading = self._relays.poll.hand(self._fd, polled, self)
-        self._relays.reactor.removeWriter(transport)
+        if self.stream.tls is None:
+            if polled is None:
+                transport.stopReading()
+            transport.stopWriting()
+        else:
+            self._relays.reactor.removeReader(transport)
+            self._relays.reactor.removeWriter(transport)
         if not self.stream.hasNoDelay:
             try:
                 transport.setTcpNoDelay(True)
@@ -299,11 +303,17 @@ class Side:
             told(size)
 
     def _unframe(self, framing: Framing, view: memoryview) -> None:
-        head = framing.reader.single(view)
-        if head and not self._readEnded:
+        head = 0 if self._readEnded else framing.reader.single(view)
+        if head:
             size = len(view) - head
             self._count(size)
             self.other.send([view[head:]], size)
+            return
+        if framing.eof and framing.reader.endsAlone(view):
+            if self._readEnded:
+                raise FrameError(1002, "an end after the end of the stream")
+            self._marked = True
+            self._readDone()
             return
         pieces: list[memoryview] = []
         size = 0
@@ -480,7 +490,7 @@ class Side:
         if not framing.client:
             return frameHead(len(piece), None)
         key = self._relays.keys.key()
-        newMasker(key).apply(piece)
+        mask(key, piece)
         return frameHead(len(piece), key)
 
     def _frame(self, opcode: int, payload: bytes) -> bytes:

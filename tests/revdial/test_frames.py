@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,6 +16,7 @@ from helix_revdial.revdial.frames import (
     PING,
     PONG,
     TEXT,
+    ZERO_KEY,
     Control,
     EndMark,
     FrameError,
@@ -265,31 +268,37 @@ class SingleTests(SynchronousTestCase):
 
     @settings(deadline=None, max_examples=200)
     @given(
-        st.sampled_from((0, 1, 125, 126, 127, 65535, 65536)) | st.integers(0, 300),
+        st.sampled_from((0, 1, 125, 126, 127, 512, 513, 65535, 65536)) | st.integers(0, 300),
         st.sampled_from((0x82, 0x02, 0x81, 0x80, 0x89, 0xC2)),
         st.integers(-1, 1),
+        st.sampled_from((None, KEY, ZERO_KEY)),
         st.booleans(),
         st.booleans(),
     )
     def test_theSameAsRead(
-        self, length: int, first: int, more: int, masked: bool, begun: bool
+        self, length: int, first: int, more: int, key: bytes | None, wrong: bool, begun: bool
     ) -> None:
-        """It is used where L{FrameReader.read} would find one range of payload."""
-        wire = bytearray(frame(bytes(length), bytes(4) if masked else None))
+        """It is used where L{FrameReader.read} would find one range of payload, and finds that."""
+        payload = random.Random(length).randbytes(length)
+        wire = bytearray(frame(payload, key))
         wire[0] = first
         wire = wire[:more] if more < 0 else wire + bytes(more)
+        masked = (key is None) is wrong
         reader, other = FrameReader(masked=masked), FrameReader(masked=masked)
         if begun:
             for each in (reader, other):
-                each.read(
-                    memoryview(bytearray(frame(b"abc", None if not masked else bytes(4)))[:3])
-                )
-        head = reader.single(memoryview(wire))
+                each.read(memoryview(bytearray(frame(b"abc", KEY if masked else None)))[:3])
+        mine, theirs = bytearray(wire), bytearray(wire)
+        head = reader.single(memoryview(mine))
         if head:
-            self.assertEqual(other.read(memoryview(wire)), [memoryview(wire)[head:]])
-            self.assertTrue(reader.whole)
-        elif not (begun or masked) and first == 0x82 and not more and 0 < length < 65536:
-            self.fail("it is one message in one frame")
+            self.assertEqual(other.read(memoryview(theirs)), [memoryview(theirs)[head:]])
+            self.assertEqual((mine[head:], theirs[head:]), (payload, payload))
+            self.assertEqual((reader.whole, reader.between), (True, True))
+            self.assertEqual(reader.isPlain, other.isPlain)
+        else:
+            self.assertEqual(mine, wire, "it was changed")
+            if not (begun or wrong or more) and first == 0x82 and 0 < length < 65536:
+                self.fail("it is one message in one frame")
 
 
 class CloseTests(SynchronousTestCase):

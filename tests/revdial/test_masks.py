@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.revdial.masks import KEY_BATCH, Keys, Masker, PortableMasker, newMasker
+from helix_revdial.revdial.masks import (
+    KEY_BATCH,
+    SMALL,
+    Keys,
+    Masker,
+    PortableMasker,
+    mask,
+    newMasker,
+)
 
 
 def reference(key: bytes, payload: bytes) -> bytes:
@@ -42,6 +50,15 @@ class MaskTests(SynchronousTestCase):
             self.assertEqual(place[:start], bytes(start))
             self.assertEqual(bytes(place[start : start + 70_001]), (b"abcd" * 17_501)[:70_001])
             self.assertEqual(place[start + 70_001 :], bytes(100_000 - start - 70_001))
+
+    def test_whole(self) -> None:
+        """A whole payload, of any size about the one where another way is taken."""
+        for size in (*range(20), *range(SMALL - 5, SMALL + 6), 70_001):
+            place = bytearray(range(256)) * (size // 256 + 1)
+            payload = bytes(place[:size])
+            mask(b"abcd", memoryview(place)[:size])
+            self.assertEqual(place[:size], reference(b"abcd", payload), size)
+            self.assertEqual(place[size:], (bytes(range(256)) * (size // 256 + 1))[size:])
 
     def test_portableBlocks(self) -> None:
         """The portable way carries its phase from block to block."""
