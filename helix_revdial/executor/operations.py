@@ -67,6 +67,7 @@ class ControlDocument(msgspec.Struct):
 
     deadline: Annotated[float, msgspec.Meta(ge=0, le=3600)] | None = None
     prompt: str | None = None
+    number: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class SnapshotDocument(msgspec.Struct):
@@ -147,7 +148,11 @@ def executorOperations(
         async def run(call: Call) -> None:
             asked: ControlDocument = call.body
             await sessions.control(
-                call.params["session"], verb, deadline=asked.deadline, text=asked.prompt
+                call.params["session"],
+                verb,
+                deadline=asked.deadline,
+                text=asked.prompt,
+                number=asked.number,
             )
 
         return Operation(

@@ -529,25 +529,39 @@ class LocalSessions:
                 yield b"\n"
 
     async def control(
-        self, session: str, verb: str, *, deadline: float | None, text: str | None
+        self,
+        session: str,
+        verb: str,
+        *,
+        deadline: float | None,
+        text: str | None,
+        number: int | None = None,
     ) -> None:
         """
         Have something done.
 
+        @param number: Of a prompt: one that the agent was handed is not handed again.
         @raise NoSuchSession: There is none.
         @raise Refused: It cannot be.
         """
-        await self._command(self._find(session), verb, deadline, text)
+        await self._command(self._find(session), verb, deadline, text, number)
 
     async def _command(
-        self, session: _Session, verb: str, deadline: float | None, text: str | None
+        self,
+        session: _Session,
+        verb: str,
+        deadline: float | None,
+        text: str | None,
+        number: int | None = None,
     ) -> dict[str, Any]:
         while session.recovering:
             await session.news(self._reactor, 1.0)
         if session.ended is not None or session.supervised is None:
             raise HasEnded
         try:
-            return await session.supervised.command(verb, deadline=deadline, text=text)
+            return await session.supervised.command(
+                verb, deadline=deadline, text=text, number=number
+            )
         except CommandRefused as error:
             if session.state == "ended":
                 raise HasEnded from None

@@ -7,7 +7,7 @@ The executor starts it and may go: it leads a session of its own, and whoever co
 after finds it by its socket.  It holds a lock for as long as it lives, so that there
 are never two, and so that it is known when there is none.
 
-The socket speaks lines of JSON.  In: C{{"id", "verb", "deadline", "text"}}, and how far
+The socket speaks lines of JSON.  In: C{{"id", "verb", "deadline", "text", "number"}}, and how far
 the reports have come, C{{"fetched": seq}} and C{{"acknowledge": seq}}.  Out: C{{"id",
 "answer"}} or C{{"id", "refused"}}, and C{{"state", "seq"}} at the
 beginning and whenever it is another, C{{"state", "seq"}}.  The socket's directory is
@@ -51,6 +51,7 @@ class Command(msgspec.Struct, omit_defaults=True):
     verb: str | None = None
     deadline: float | None = None
     text: str | None = None
+    number: int | None = None
     acknowledge: int | None = None
     fetched: int | None = None
 
@@ -105,7 +106,7 @@ class _Control(LineOnlyReceiver):
         answer = Answer(id=command.id)
         try:
             answer.answer = await self._server.supervisor.command(
-                verb, deadline=command.deadline, text=command.text
+                verb, deadline=command.deadline, text=command.text, number=command.number
             )
         except Refused as error:
             answer.refused = str(error)

@@ -200,7 +200,12 @@ class Supervised:
         self._gone()
 
     async def command(
-        self, verb: str, *, deadline: float | None = None, text: str | None = None
+        self,
+        verb: str,
+        *,
+        deadline: float | None = None,
+        text: str | None = None,
+        number: int | None = None,
     ) -> dict[str, Any]:
         """
         Have it do something.
@@ -216,9 +221,9 @@ class Supervised:
             raise SupervisorGone("the session's supervisor has ended")
         if len(self._waiting) >= MAX_WAITING:
             raise CommandRefused("too much is asked of this session at once")
-        number = next(self._ids)
-        answer = self._waiting[number] = Deferred()
-        command = Command(id=number, verb=verb, deadline=deadline, text=text)
+        identity = next(self._ids)
+        answer = self._waiting[identity] = Deferred()
+        command = Command(id=identity, verb=verb, deadline=deadline, text=text, number=number)
         self._connection.sendLine(msgspec.json.encode(command))
         return await answer
 

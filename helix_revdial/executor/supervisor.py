@@ -113,6 +113,7 @@ class Supervisor:
         self._failure: str | None = None
         self._kill: IDelayedCall | None = None
         self._busy = False
+        self._prompted = 0
         self._tending = LoopingCall(self._tend)
         self._tending.clock = reactor
 
@@ -258,13 +259,19 @@ class Supervisor:
     # What it is told
 
     async def command(
-        self, verb: str, *, deadline: float | None = None, text: str | None = None
+        self,
+        verb: str,
+        *,
+        deadline: float | None = None,
+        text: str | None = None,
+        number: int | None = None,
     ) -> dict[str, Any]:
         """
         Do what was asked for.
 
         @param deadline: Seconds until it is done by force.
         @param text: A prompt, or a snapshot's label.
+        @param number: The prompt's: one that was taken is not taken again.
         @return: What there is to answer.
         @raise Refused: It cannot be.
         """
@@ -278,12 +285,10 @@ class Supervisor:
             await self._alone(self._pause)
         elif verb == "resume":
             await self._alone(self._resume)
-            if text:
-                self._prompt(text)
         elif verb == "token":
             self._companions.setToken(text or "")
         elif verb == "prompt":
-            self._prompt(text or "")
+            self._prompt(text or "", number)
         elif verb == "snapshot":
             made: SnapshotMade = await self._alone(lambda: self._snapshot(text or ""))
             return {
@@ -381,13 +386,16 @@ class Supervisor:
             self._change("stopping")
         await self._forced()
 
-    def _prompt(self, text: str) -> None:
+    def _prompt(self, text: str, number: int | None) -> None:
         """Hand the agent more to do, in the way that it was declared to take it."""
+        if number is not None and number <= self._prompted:
+            return
         if self._task is None or self.state not in ("running", "paused"):
             why: str | None = "the agent does not run"
         else:
             why = self._task.prompt(text)
         if why is None:
+            self._prompted = max(self._prompted, number or 0)
             self._reporting.report("prompt", accepted=True)
         else:
             self._reporting.report("prompt", accepted=False, message=why)

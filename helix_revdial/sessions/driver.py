@@ -191,27 +191,26 @@ class Driver:
         """
         Have a session go on.
 
-        @param prompt: what its agent is told.
+        @param prompt: what its agent is told; kept until its executor has it.
         @raise Illegal: unless it is paused.
         """
-        changed = await self.sessions.change(session, "resume")
-        self._changed(changed, prompt)
+        changed = await self.sessions.resume(session, prompt)
+        self._changed(changed)
         return changed
 
     async def prompt(self, session: Session, prompt: str) -> None:
         """
-        Tell a running session's agent more.
+        Tell a running session's agent more.  Where its executor cannot be reached now, it
+        is told when it can be.
 
         @raise Illegal: unless it runs.
         @raise ExecutorRefused: when the agent takes no prompts.
-        @raise ExecutorUnreachable: when it is not known whether it was told.
+        @raise ExecutorUnreachable: when too many wait for the executor.
         """
-        if session.status != "running":
-            raise Illegal(session.status, "prompt")
-        executor = self.executors.reach(session.executor)
-        await executor.control(
-            session.id, "prompt", deadline=self.settings.stopDeadline, prompt=prompt
-        )
+        changed = await self.sessions.prompt(session.id, prompt)
+        run = self._runs.get(session.id)
+        if run is not None:
+            await run.prompted(changed)
 
     async def delete(self, session: Session) -> None:
         """
@@ -298,10 +297,10 @@ class Driver:
                 error=str(error),
             )
 
-    def _changed(self, session: Session, prompt: str | None = None) -> None:
+    def _changed(self, session: Session) -> None:
         run = self._runs.get(session.id)
         if run is not None:
-            run.changed(session, prompt)
+            run.changed(session)
 
     def work(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Have something done until it is done or the driver stops."""

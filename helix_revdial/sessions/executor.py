@@ -30,10 +30,9 @@ from twisted.web.iweb import IBodyProducer
 
 Verb = Literal["pause", "resume", "stop", "cancel", "prompt"]
 """
-C{pause} freezes every process of the session, C{resume} lets them go on (with
-a prompt, which the agent is handed too), C{stop} asks them to end and kills
-what is left at the deadline, C{cancel} kills at once, C{prompt} hands the
-agent more to do.
+C{pause} freezes every process of the session, C{resume} lets them go on, C{stop}
+asks them to end and kills what is left at the deadline, C{cancel} kills at once,
+C{prompt} hands the agent more to do.
 """
 
 HostState = Literal["provisioning", "running", "paused", "stopping", "ended"]
@@ -199,6 +198,17 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     fromSnapshot: SnapshotSource | None = None
 
 
+class Prompt(msgspec.Struct, frozen=True):
+    """
+    More for an agent to do.
+
+    @ivar number: from 1 within its session; a host takes each once.
+    """
+
+    number: int
+    text: str
+
+
 class WorkspaceFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """
     Where a session's files are.
@@ -330,14 +340,15 @@ class Executor(Protocol):
         """
 
     async def control(
-        self, session: str, verb: Verb, *, deadline: float, prompt: str | None = None
+        self, session: str, verb: Verb, *, deadline: float, prompt: Prompt | None = None
     ) -> None:
         """
         Ask for something; a report says when it happened.  Asking for what is
         under way or done already changes nothing.
 
         @param deadline: seconds until the host does it by force.
-        @param prompt: for C{resume} and C{prompt}.
+        @param prompt: for C{prompt}; one of a number that the host has taken changes
+            nothing.
         @raise ExecutorRefused: for a session that is not there or has ended,
             and for what its state forbids.
         """

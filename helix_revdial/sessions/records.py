@@ -5,7 +5,7 @@ A session as a value, and as a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -40,6 +40,8 @@ class Session:
     @ivar branchSnapshot: what of that one it began with: the snapshot's C{id}, and its
         C{name} on the host.
     @ivar forgotten: when its executor had removed what was left of it.
+    @ivar prompts: what its executor has not been told yet, each with its C{number} and
+        C{text}; C{promptSeq}: the newest number.
     """
 
     id: str
@@ -71,6 +73,8 @@ class Session:
     branchOf: str | None = None
     branchSnapshot: Mapping[str, str] | None = None
     forgotten: float | None = None
+    prompts: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    promptSeq: int = 0
 
     @property
     def isOver(self) -> bool:
@@ -93,6 +97,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "executorSeq": "executor_seq",
     "branchOf": "branch_of",
     "branchSnapshot": "branch_snapshot",
+    "promptSeq": "prompt_seq",
 }
 """The columns that are not called as their attributes."""
 
@@ -134,4 +139,6 @@ def fromRow(row: Row[Any]) -> Session:
         branchOf=row.branch_of,
         branchSnapshot=row.branch_snapshot,
         forgotten=row.forgotten,
+        prompts=row.prompts or (),
+        promptSeq=row.prompt_seq,
     )

@@ -46,6 +46,7 @@ from helix_revdial.sessions.executor import (
     HostHealth,
     HostSession,
     LaunchSpec,
+    Prompt,
     Report,
     SnapshotMade,
     Verb,
@@ -230,12 +231,12 @@ class RemoteExecutor:
         await self._document("PUT", f"sessions/{_named(session)}", HostSession, spec)
 
     async def control(
-        self, session: str, verb: Verb, *, deadline: float, prompt: str | None = None
+        self, session: str, verb: Verb, *, deadline: float, prompt: Prompt | None = None
     ) -> None:
         """As L{Executor.control<helix_revdial.sessions.executor.Executor.control>}."""
         body: dict[str, Any] = {"deadline": deadline}
         if prompt is not None:
-            body["prompt"] = prompt
+            body |= {"prompt": prompt.text, "number": prompt.number}
         path = f"sessions/{_named(session)}/{verb}"
         await self._answered("POST", path, body, seconds=ANSWER + deadline)
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
@@ -24,6 +25,7 @@ from helix_revdial.sessions.executor import (
     ExecutorUnreachable,
     HostSession,
     LaunchSpec,
+    Prompt,
     Report,
     Verb,
 )
@@ -111,7 +113,9 @@ class Run:
         self._room: Deferred[None] | None = None
         self._broken: BaseException | None = None
         self._obeying: Deferred[None] | None = None
-        self._wanted: tuple[Verb, str | None] | None = None
+        self._wanted: Verb | None = None
+        self._asking: dict[int, Deferred[None]] = {}
+        self._handing: Deferred[None] | None = None
         self._launched = False
         self._lostAt: float | None = None
         self._deadline: IDelayedCall | None = None
@@ -128,6 +132,7 @@ class Run:
         for one in (self._obeying, self._storing):
             if one is not None:
                 one.cancel()
+        self._leavePrompts()
 
     async def run(self) -> None:
         """See the session to its end, and see to what is left."""
@@ -339,20 +344,39 @@ class Run:
 
     # What is asked of it
 
-    def changed(self, session: Session, prompt: str | None = None) -> None:
+    async def prompted(self, session: Session) -> None:
+        """
+        Somebody has something for the agent, which stands in the row.
+
+        @return: when the executor has it, or cannot be reached now.
+        @raise ExecutorRefused: the executor does not take it.
+        """
+        if not self._launched:
+            # It is not known yet whether the executor can be reached.
+            self.changed(session)
+            return
+        asked = self._asking[session.promptSeq] = Deferred()
+        self.changed(session)
+        await asked
+
+    def changed(self, session: Session) -> None:
         """Somebody has asked for something, which stands in the row."""
         self._took(session)
         match session.status:
             case "pausing":
-                self._wanted = ("pause", None)
+                self._wanted = "pause"
             case "resuming":
-                self._wanted = ("resume", prompt)
+                self._wanted = "resume"
             case "stopping":
                 force = self._forced or session.goal == "cancelled"
-                self._wanted = ("cancel" if force else "stop", None)
+                self._wanted = "cancel" if force else "stop"
                 self._watchDeadline()
-            case _:
+            case _ if not session.prompts:
                 return
+        if self._wanted is not None and self._handing is not None:
+            # A prompt that the executor does not answer to is not waited for.
+            handing, self._handing = self._handing, None
+            handing.cancel()
         if self._launched and self._obeying is None:
             obeying = Deferred.fromCoroutine(self._obey())
             if not obeying.called:
@@ -367,22 +391,64 @@ class Run:
 
     async def _obey(self) -> None:
         pause = self._settings.firstRetry
-        while self._wanted is not None and self.session.status not in TERMINAL:
-            wanted = self._wanted
-            verb, prompt = wanted
+        while self.session.status not in TERMINAL:
+            verb = self._wanted
             try:
-                await self._executor().control(
-                    self.session.id, verb, deadline=self._remaining(verb), prompt=prompt
-                )
+                if verb is not None:
+                    await self._executor().control(
+                        self.session.id, verb, deadline=self._remaining(verb)
+                    )
+                elif self.session.prompts:
+                    await self._handOver(msgspec.convert(self.session.prompts[0], Prompt))
+                else:
+                    break
             except ExecutorUnreachable:
+                self._leavePrompts()
                 await deferLater(self._clock, pause)
                 pause = min(pause * 2, self._settings.lastRetry)
                 continue
             except ExecutorRefused as error:
-                await self._refused(verb, error)
-            if self._wanted is wanted:
+                if verb is not None:
+                    await self._refused(verb, error)
+            if self._wanted is verb:
                 self._wanted = None
             pause = self._settings.firstRetry
+        self._leavePrompts()
+
+    async def _handOver(self, prompt: Prompt) -> None:
+        """Give the executor a prompt, and be done with it whatever it says."""
+        refused: ExecutorRefused | None = None
+        told = self._executor().control(
+            self.session.id, "prompt", deadline=self._settings.stopDeadline, prompt=prompt
+        )
+        self._handing = handing = Deferred.fromCoroutine(told)
+        try:
+            await handing
+        except ExecutorRefused as error:
+            refused = error
+        except CancelledError:
+            if self._handing is handing:
+                raise
+            raise ExecutorUnreachable("something else is more urgent") from None
+        finally:
+            if self._handing is handing:
+                self._handing = None
+        session = self.session.id
+        self._took(
+            await self._insist(lambda: self._shared.sessions.prompted(session, prompt.number))
+        )
+        asked = self._asking.pop(prompt.number, None)
+        if asked is not None and refused is not None:
+            asked.errback(refused)
+        elif asked is not None:
+            asked.callback(None)
+
+    def _leavePrompts(self) -> None:
+        """Nobody need wait any longer: what is kept is handed over when it can be."""
+        asking, self._asking = self._asking, {}
+        for one in asking.values():
+            if not one.called:
+                one.callback(None)
 
     def _remaining(self, verb: Verb) -> float:
         if verb == "cancel":

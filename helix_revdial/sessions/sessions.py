@@ -37,7 +37,8 @@ from helix_revdial.access.cache import AnswerCache, BoundedSet
 from helix_revdial.sessions.catalogue import RecentUses, noteUse
 from helix_revdial.sessions.changes import happen, lock, put
 from helix_revdial.sessions.events import Appender, EventLog
-from helix_revdial.sessions.lifecycle import ACTIVE, STATES, TERMINAL, Input
+from helix_revdial.sessions.lifecycle import ACTIVE, STATES, TERMINAL, Illegal, Input
+from helix_revdial.sessions.prompts import addPrompt, dropPrompt
 from helix_revdial.sessions.records import Session, columnsOf, fromRow
 from helix_revdial.sessions.redaction import Redactor, secretsIn
 from helix_revdial.sessions.tasks import TaskRequest, nameOf, withoutPassword
@@ -279,6 +280,45 @@ class Sessions:
             lambda connection, log: happen(
                 connection, lock(connection, session), log, happened, data, **fields
             ),
+        )
+
+    async def resume(self, session: str, prompt: str | None = None) -> Session:
+        """
+        Have a task's session go on, in one transaction with what its agent is told.
+
+        @return: the session as it is then.
+        @raise Illegal: unless it is paused, or goes on already.
+        @raise ExecutorUnreachable: too many prompts wait.
+        """
+
+        def write(connection: Connection, log: Appender) -> Session:
+            found = happen(connection, lock(connection, session), log, "resume")
+            return found if prompt is None else addPrompt(connection, found, log, prompt)
+
+        return await self.events.write(session, write)
+
+    async def prompt(self, session: str, prompt: str) -> Session:
+        """
+        Keep what the agent of a running session is told until its host has it.
+
+        @return: the session as it is then; C{promptSeq} is the prompt's number.
+        @raise Illegal: unless it runs.
+        @raise ExecutorUnreachable: too many prompts wait.
+        """
+
+        def write(connection: Connection, log: Appender) -> Session:
+            found = lock(connection, session)
+            if found.status != "running":
+                raise Illegal(found.status, "prompt")
+            return addPrompt(connection, found, log, prompt)
+
+        return await self.events.write(session, write)
+
+    async def prompted(self, session: str, number: int) -> Session:
+        """The host has answered to a prompt."""
+        return await self.events.write(
+            session,
+            lambda connection, log: dropPrompt(connection, lock(connection, session), log, number),
         )
 
     async def note(self, session: str, **fields: Any) -> Session:

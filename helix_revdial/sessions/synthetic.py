@@ -39,6 +39,7 @@ from helix_revdial.sessions.executor import (
     HostSession,
     HostState,
     LaunchSpec,
+    Prompt,
     Report,
     SnapshotMade,
     Verb,
@@ -78,6 +79,7 @@ class _Run:
         self.exit: Report | None = None
         self.workspace: WorkspaceFacts | None = None
         self.snapshots: list[str] = []
+        self._prompted = 0
         self._owner = owner
         self._waiting: list[Deferred[None]] = []
         self._random = random.Random(f"{owner.seed}\n{spec.prompt}")  # noqa: S311 - no secret
@@ -214,7 +216,7 @@ class _Run:
 
     # What is asked
 
-    def control(self, verb: Verb, deadline: float, prompt: str | None) -> None:
+    def control(self, verb: Verb, deadline: float, prompt: Prompt | None) -> None:
         """Do what is asked; reports tell of it."""
         if self.ended:
             raise ExecutorRefused("the session has ended")
@@ -224,11 +226,10 @@ class _Run:
                 self._goTo("paused")
             case "resume" if self.state == "paused":
                 self._goTo("running")
-                if prompt is not None:
-                    self._report("prompt", accepted=True)
                 rest, self._rest = self._rest or 0, None
                 self._timer = self._owner.clock.callLater(max(rest, 0), self._due)
-            case "prompt":
+            case "prompt" if prompt is not None and prompt.number > self._prompted:
+                self._prompted = prompt.number
                 self._report("prompt", accepted=True)
             case "cancel":
                 self._end(signal="SIGKILL")
@@ -304,7 +305,7 @@ class SyntheticExecutor:
             self._runs[session] = _Run(self, spec)
 
     async def control(
-        self, session: str, verb: Verb, *, deadline: float, prompt: str | None = None
+        self, session: str, verb: Verb, *, deadline: float, prompt: Prompt | None = None
     ) -> None:
         """Do what is asked."""
         self._run(session).control(verb, deadline, prompt)

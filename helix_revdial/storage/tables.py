@@ -104,6 +104,9 @@ sessions = Table(
     Column("branch_snapshot", JSON, nullable=True),
     # When its executor had cleaned up after it.
     Column("forgotten", Double, nullable=True),
+    # What its executor is still to be told, [{"number", "text"}]; the newest number.
+    Column("prompts", JSON, nullable=True),
+    Column("prompt_seq", Integer, nullable=False, server_default="0"),
     Index("ix_sessions_tenant_created", "tenant", "created"),
     Index("ix_sessions_tenant_owner_created", "tenant", "owner", "created"),
     Index("ix_sessions_tenant_status_created", "tenant", "status", "created"),

@@ -121,13 +121,21 @@ class TaskTests(ExecutorCase):
         self.assertEqual(list((self.state / "uploads").iterdir()), [])
 
     def test_prompts(self) -> None:
-        """A prompt reaches the agent as a line of its standard input; with none it is refused."""
+        """
+        A prompt reaches the agent as a line of its standard input, each number once; an agent
+        that reads none refuses it.
+        """
         session = self.launch("say first\nread\nsay done")
         self.said(session, "first")
         self.order(session, "prompt", prompt="say second")
         reports = self.reports(session)
         self.assertEqual(self.output(reports), ["first", "second", "done"])
         self.assertIn({"prompt": True}, [{r["kind"]: r.get("accepted")} for r in reports])
+        again = self.launch("say first\nread\nread\nsay done")
+        self.said(again, "first")
+        for number, text in ((1, "say a"), (1, "say a"), (2, "say b"), (2, "say b")):
+            self.order(again, "prompt", prompt=text, number=number)
+        self.assertEqual(self.output(self.reports(again)), ["first", "a", "b", "done"])
         other = self.launch("say first\nsleep 60", agent={"prompts": "none"})
         self.said(other, "first")
         status, document = self.ask("POST", f"/v1/sessions/{other}/prompt", {"prompt": "more"})

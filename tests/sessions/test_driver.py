@@ -16,6 +16,7 @@ from helix_revdial.sessions.executor import (
     ExecutorUnreachable,
     HostSession,
     LaunchSpec,
+    Prompt,
     Report,
     Verb,
 )
@@ -53,7 +54,7 @@ class FlakyExecutor(SyntheticExecutor):
         await super().launch(session, spec)
 
     async def control(
-        self, session: str, verb: Verb, *, deadline: float, prompt: str | None = None
+        self, session: str, verb: Verb, *, deadline: float, prompt: Prompt | None = None
     ) -> None:
         self._check()
         self.asked.append(verb)

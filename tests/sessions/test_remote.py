@@ -18,6 +18,7 @@ from helix_revdial.sessions.executor import (
     ExecutorRefused,
     ExecutorUnreachable,
     LaunchSpec,
+    Prompt,
     Report,
     RepoSpec,
     RuntimeSpec,
@@ -294,7 +295,9 @@ class RemoteTests(SynchronousTestCase):
         self.assertTrue(self.host.asked().endswith(b'{"deadline":3.0}'))
         self.host.answer(202)
         self.successResultOf(done)
-        done = self.call(self.executor.control("ses_1", "prompt", deadline=3.0, prompt="more"))
-        self.assertTrue(self.host.asked().endswith(b'"prompt":"more"}'))
+        done = self.call(
+            self.executor.control("ses_1", "prompt", deadline=3.0, prompt=Prompt(2, "more"))
+        )
+        self.assertTrue(self.host.asked().endswith(b'"prompt":"more","number":2}'))
         self.host.answer(409, b'{"detail":"No."}')
         self.failureResultOf(done, ExecutorRefused)
