@@ -110,7 +110,7 @@ class Output:
         """
         cells = [list(row) for row in rows]
         if self.isTerminal:
-            self.show(richTable(columns, cells))
+            self.show(richTable(columns, cells, self.console().width))
         else:
             for text in columnLines(columns, cells):
                 self.line(text)
@@ -193,25 +193,51 @@ def columnLines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> lis
     ]
 
 
+LEAST = 10
+"""Characters that a column of a table has at least, where a value has as many."""
+
+
 def richTable(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
+    columns: Sequence[str], rows: Sequence[Sequence[object]], width: int
 ) -> RenderableType:
-    """A table for a terminal; nothing in a cell is taken for markup."""
+    """
+    A table for a terminal; nothing in a cell is taken for markup.
+
+    Columns without any value are left out, and the first one, which names its row, is
+    never cut into pieces.  Where there is no room for a table each row is a list.
+
+    @param width: The terminal's columns.
+    """
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, show_edge=False
-    )
-    for index, column in enumerate(columns):
+    used = [i for i in range(len(columns)) if not rows or any(r[i] not in (None, "") for r in rows)]
+    columns = [columns[i] for i in used]
+    rows = [[row[i] for i in used] for row in rows]
+    texts = [[cell(value) for value in row] for row in rows]
+    widths = [max(map(len, (name, *column))) for name, *column in zip(columns, *texts, strict=True)]
+    least = [*widths[:1], *(min(each, LEAST) for each in widths[1:])]
+    if rows and sum(least) + 3 * (len(least) - 1) > width:
+        label = max(map(len, columns)) + 2
+        lines = []
+        for row in texts:
+            for name, text in zip(columns, row, strict=True):
+                lines.append(Text(f"{name:{label}}", "bold").append(text, "not bold"))
+            lines.append(Text(""))
+        return Group(*lines[:-1])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, name in enumerate(columns):
         table.add_column(
-            Text(column),
+            Text(name),
             justify="right" if _numeric(rows, index) else "left",
             overflow="fold",
+            no_wrap=index == 0,
+            min_width=least[index],
         )
-    for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
+    for row in texts:
+        table.add_row(*(Text(text) for text in row))
     return table
 
 

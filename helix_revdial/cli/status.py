@@ -79,7 +79,7 @@ async def showStatus(client: Client, output: Output, asJSON: bool) -> int:
     status = reply.value
     now = datetime.now(UTC).timestamp()
     if output.isTerminal:
-        output.show(_rendered(status, now))
+        output.show(_rendered(status, now, output.console().width))
     else:
         for line in _lines(status, now):
             output.line(line)
@@ -117,7 +117,7 @@ async def watchStatus(
                 continue
             seen = True
             if screen is not None:
-                screen.show(_rendered(reply.value, moment.timestamp()))
+                screen.show(_rendered(reply.value, moment.timestamp(), output.console().width))
             elif asJSON:
                 output.json({"time": stamp, **reply.raw}, indent=None)
             else:
@@ -239,17 +239,15 @@ def _lines(status: Status, now: float) -> list[str]:
     return [*lines, _totals(status)]
 
 
-def _rendered(status: Status, now: float) -> RenderableType:
-    """The tables for a terminal; columns without any value are left out."""
+def _rendered(status: Status, now: float, width: int) -> RenderableType:
+    """The tables for a terminal of that many columns."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[RenderableType] = []
     for columns, rows in ((COLUMNS, _rows(status, now)), (GRACE_COLUMNS, _graceRows(status))):
         if rows:
-            used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
-            table = richTable([columns[i] for i in used], [[row[i] for i in used] for row in rows])
-            parts += [table, Text("")]
+            parts += [richTable(columns, rows, width), Text("")]
     return Group(*parts, Text(_totals(status)))
 
 

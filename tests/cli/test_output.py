@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
+from unittest.mock import patch
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.cli.edge import plain
 from helix_revdial.cli.images import imageKind
-from helix_revdial.cli.output import cell, columnLines, duration, moment, size
-from tests.cli.fake import JPEG, PNG, WEBP
+from helix_revdial.cli.output import Output, cell, columnLines, duration, moment, size
+from tests.cli.fake import JPEG, PNG, WEBP, Terminal
 
 
 class OutputTests(SynchronousTestCase):
@@ -26,6 +30,25 @@ class OutputTests(SynchronousTestCase):
             ["NAME        COUNT", "long name       5", "x          12,000", "-               -"],
         )
         self.assertEqual(columnLines(("A", "B"), []), ["A  B"])
+
+    def test_tableAtATerminal(self) -> None:
+        """The first column is whole, empty ones are left out; without room rows are lists."""
+        name = "ses_" + "0" * 26
+        columns, row = (
+            ("SESSION", "STATUS", "REPO", "NAME"),
+            (name, "running", None, "a [b] c " * 9),
+        )
+        for width, expected in ((60, False), (40, True), (8, True), (1, True)):
+            out = Terminal(io.BytesIO(), encoding="utf-8", write_through=True)
+            with patch.dict("os.environ", {"COLUMNS": str(width), "TERM": "xterm"}):
+                Output(out).table(columns, [row, row])
+            drawn = re.sub(r"\x1b\[[0-9;]*m", "", out.buffer.getvalue().decode())  # type: ignore[attr-defined]
+            self.assertNotIn("REPO", drawn)
+            self.assertEqual("─" not in drawn, expected, drawn)
+            self.assertLessEqual(max(map(len, drawn.splitlines())), width)
+            if width > 30:
+                self.assertEqual(drawn.count(name), 2, drawn)
+                self.assertIn("a [b] c", drawn)
 
     def test_cells(self) -> None:
         """Lists are joined; what is empty is a dash."""
