@@ -34,6 +34,7 @@ class AgentList(msgspec.Struct):
     """Every agent, by type."""
 
     items: list[AgentDocument]
+    total: int
 
 
 class ProjectDocument(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -45,9 +46,10 @@ class ProjectDocument(msgspec.Struct, rename="camel", omit_defaults=True):
 
 
 class ProjectList(msgspec.Struct):
-    """The tenant's projects, the one that was used last first."""
+    """The tenant's projects, a thousand at most, the one that was used last first."""
 
     items: list[ProjectDocument]
+    total: int
 
 
 class RepositoryDocument(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -63,9 +65,10 @@ class RepositoryDocument(msgspec.Struct, rename="camel", omit_defaults=True):
 
 
 class RepositoryList(msgspec.Struct):
-    """The tenant's repositories, the one that was used last first."""
+    """The tenant's repositories, a thousand at most, the one that was used last first."""
 
     items: list[RepositoryDocument]
+    total: int
 
 
 class OfProject(msgspec.Struct, rename="camel"):
@@ -101,7 +104,8 @@ def operations(services: Services) -> list[Operation]:
     """Agents, their schemas, projects, repositories, and references."""
 
     async def listAgents(call: Call) -> AgentList:
-        return AgentList([_agent(agent) for agent in services.agents])
+        items = [_agent(agent) for agent in services.agents]
+        return AgentList(items, len(items))
 
     async def getSchema(call: Call) -> dict[str, Any]:
         name = call.params["agent"]
@@ -118,7 +122,7 @@ def operations(services: Services) -> list[Operation]:
         principal = asking(call)
         found = await services.catalogue.projects(tenant=principal.tenant, only=principal.project)
         return ProjectList(
-            [ProjectDocument(one.id, one.name, _time(one.lastUsed)) for one in found]
+            [ProjectDocument(one.id, one.name, _time(one.lastUsed)) for one in found], len(found)
         )
 
     async def listRepositories(call: Call) -> RepositoryList:
@@ -126,7 +130,7 @@ def operations(services: Services) -> list[Operation]:
         project = call.query.projectId
         if principal.project is not None:
             if project not in (None, principal.project):
-                return RepositoryList([])
+                return RepositoryList([], 0)
             project = principal.project
         found = await services.catalogue.repositories(tenant=principal.tenant, project=project)
         return RepositoryList(
@@ -141,7 +145,8 @@ def operations(services: Services) -> list[Operation]:
                     _time(one.lastUsed),
                 )
                 for one in found
-            ]
+            ],
+            len(found),
         )
 
     async def listRefs(call: Call) -> RefsDocument:

@@ -84,6 +84,7 @@ class ForwardList(msgspec.Struct, rename="camel"):
     """Every forward, oldest first."""
 
     items: list[ForwardDocument]
+    total: int
 
 
 def operations(services: Services) -> list[Operation]:
@@ -91,7 +92,8 @@ def operations(services: Services) -> list[Operation]:
     forwards = services.forwards
 
     async def listForwards(call: Call) -> ForwardList:
-        return ForwardList([_document(one) for one in forwards.list()])
+        items = [_document(one) for one in forwards.list()]
+        return ForwardList(items, len(items))
 
     async def createForward(call: Call) -> Response:
         principal = asking(call)

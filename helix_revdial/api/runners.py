@@ -48,6 +48,7 @@ class RunnerList(msgspec.Struct):
     """Every host that takes the tenant's sessions, by its id."""
 
     items: list[RunnerDocument]
+    total: int
 
 
 class RuntimeDocument(msgspec.Struct, rename="camel"):
@@ -63,6 +64,7 @@ class RuntimeList(msgspec.Struct):
     """What the hosts that are there can do."""
 
     items: list[RuntimeDocument]
+    total: int
 
 
 def operations(services: Services) -> list[Operation]:
@@ -73,7 +75,8 @@ def operations(services: Services) -> list[Operation]:
         return [one for one in services.executors if one.tenant in (None, tenant)]
 
     async def listRunners(call: Call) -> RunnerList:
-        return RunnerList([_document(one) for one in reachable(call)])
+        items = [_document(one) for one in reachable(call)]
+        return RunnerList(items, len(items))
 
     async def listRuntimes(call: Call) -> RuntimeList:
         found = {
@@ -83,17 +86,16 @@ def operations(services: Services) -> list[Operation]:
             for runtime in one.health.runtimes
         }
         allowed = services.config.sessions.allowDisabledRuntime
-        return RuntimeList(
-            [
-                RuntimeDocument(
-                    runtime,
-                    [],
-                    [],
-                    ["default", *([DISABLED] if allowed and DISABLED in found else [])],
-                )
-                for runtime in sorted(found - {DISABLED})
-            ]
-        )
+        items = [
+            RuntimeDocument(
+                runtime,
+                [],
+                [],
+                ["default", *([DISABLED] if allowed and DISABLED in found else [])],
+            )
+            for runtime in sorted(found - {DISABLED})
+        ]
+        return RuntimeList(items, len(items))
 
     def runners(name: str, path: str) -> Operation:
         return Operation(

@@ -46,6 +46,7 @@ class SecretList(msgspec.Struct):
     """A tenant's secrets, newest first."""
 
     items: list[SecretDocument]
+    total: int
 
 
 class DeliveryDocument(msgspec.Struct, omit_defaults=True):
@@ -97,7 +98,7 @@ def operations(services: Services) -> list[Operation]:
 
     async def listAll(call: Call) -> SecretList:
         found = await services.webhookSecrets.list(asking(call).tenant)
-        return SecretList([_document(one) for one in found])
+        return SecretList([_document(one) for one in found], len(found))
 
     async def retire(call: Call) -> None:
         secret = call.params["secret"]

@@ -331,9 +331,16 @@ def _checkWebhooks(webhooks: list[TaskWebhook], policy: TaskPolicy, wrong: _Wron
         try:
             parts = urlsplit(webhook.url)
             plain = parts.scheme in ("http", "https") and bool(parts.hostname)
-            plain = plain and parts.username is None and _LINE.fullmatch(webhook.url) is not None
+            plain = plain and _LINE.fullmatch(webhook.url) is not None
+            named = parts.username is not None or parts.password is not None
         except ValueError:
-            plain = False
-        problem = policy.webhookURL(webhook.url) if plain else "is no http or https address"
+            plain = named = False
+        if not plain:
+            problem = "is no http or https address"
+        elif named:
+            # Where it is shown it would be a secret in a URL.
+            problem = "has a user or a password"
+        else:
+            problem = policy.webhookURL(webhook.url)
         if problem:
             wrong(f"webhooks[{index}].url", problem)

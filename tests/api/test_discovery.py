@@ -55,6 +55,16 @@ class DiscoveryTests(SynchronousTestCase):
             self.server.get("/api/v1/schemas/agents/other.json", self.viewer).status, 404
         )
 
+    def test_totals(self) -> None:
+        """A list without pages says how much it has, as those with pages do."""
+        admin = self.server.user(role="admin")
+        for path in (
+            *("agents", "projects", "repos", "runners", "executors", "runtimes"),
+            *("webhooks/secrets", "admin/forwards"),
+        ):
+            told = self.get(f"/api/v1/{path}", admin)
+            self.assertEqual(told["total"], len(told["items"]), path)
+
     def test_strangers(self) -> None:
         """Nothing of it is for who shows no token."""
         for path in ("agents", "schemas/agents/coder.json", "projects", "repos", "git/refs?url=x"):

@@ -65,6 +65,18 @@ class ValidateTests(SynchronousTestCase):
             {"agent.type", "workspace.executionHostId", "webhooks[0].url"},
         )
 
+    def test_webhookAddresses(self) -> None:
+        """Each that cannot be has its own reason."""
+        for url, why in (
+            ("ftp://h.example/", "is no http or https address"),
+            ("https:///x", "is no http or https address"),
+            ("https://ann@h.example/", "has a user or a password"),
+            ("https://:hunter22@h.example/", "has a user or a password"),
+        ):
+            with self.assertRaises(TaskInvalid) as raised:
+                validateTask(task(webhooks=[{"event": "*", "url": url}]), POLICY)
+            self.assertEqual(raised.exception.errors, {"webhooks[0].url": [why]})
+
     def test_disabled(self) -> None:
         """A runtime without a sandbox is the server's to allow."""
         wanted = task(runtime={"type": "disabled"})
