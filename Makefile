@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Most tests that take long wait for other processes.
+JOBS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
 .PHONY: demo test check lint types suite wheel pytest-suite openapi bench bench-short clean
