@@ -119,8 +119,7 @@ class Options(usage.Options):
         """
         Make the settings.
 
-        @raise usage.UsageError: They make no agent.
-        @raise SystemExit: C{--check-config} was given.
+        @raise SystemExit: They make no agent, or were only to be checked.
         """
         checking = bool(self["check-config"])
         try:
@@ -132,10 +131,9 @@ class Options(usage.Options):
                 for settings in runners:
                     settings.checkToken()
         except SettingsError as error:
-            if checking:
-                (self._errors or sys.stderr).write(f"{error}\n")
-                raise SystemExit(1) from None
-            raise usage.UsageError(str(error)) from None
+            # Without the usage: it is not the flags' names that are wrong.
+            (self._errors or sys.stderr).write(f"{error}\n")
+            raise SystemExit(1) from None
         if checking:
             for settings in runners:
                 for warning in settings.warnings:
