@@ -345,9 +345,13 @@ class Assembly:
         ]
 
 
-async def _forOperators() -> Callable[[Expose], bool]:
+def _forOperators() -> Callable[[Expose], bool]:
     """What a forward of the configuration may have: what operators may."""
-    return lambda expose: expose in ("operator", "owner")
+    return _isForOperators
+
+
+def _isForOperators(expose: Expose) -> bool:
+    return expose in ("operator", "owner")
 
 
 def _record(audit: AuditLog, event: str, fields: dict[str, Any]) -> None:

@@ -153,11 +153,13 @@ class Waiting:
             self._refuse(found.err, found.reason or "unreachable")
         else:
             self.dial = assign.dial
-            self._timer = self._clock.callLater(self._limit, self._timedOut)
             try:
-                self._opening = found.open()
-                self._opening.addCallbacks(self._opened, self._notOpened)
-                self._opening.addErrback(self._failed)
+                opening = self._opening = found.open()
+                if not opening.called:
+                    # What is on this host has answered.
+                    self._timer = self._clock.callLater(self._limit, self._timedOut)
+                opening.addCallbacks(self._opened, self._notOpened)
+                opening.addErrback(self._failed)
             except Exception:
                 self._failed(Failure())
 

@@ -99,12 +99,13 @@ class Descriptors:
     def inUse(self) -> int:
         """How many are open, as far as is known."""
         now = self._clock.seconds()
+        held = self._held()
         if now >= self._countAgain:
             self._countAgain = now + COUNT_EVERY
             open_ = self._count()
             if open_ is not None:
-                self._others = open_ - self._held()
-        return self._others + self._held()
+                self._others = open_ - held
+        return self._others + held
 
     def scarce(self) -> bool:
         """Whether only the reserve is left."""

@@ -45,7 +45,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .carrier import isTLS
 from .frames import (
     BINARY,
     CLOSE,
@@ -127,8 +126,8 @@ class FramedConnection(Protocol):
         self.carrier = "websocket" if webSocket else "raw"
         self._keys = keys
         self._masks = webSocket and client
-        self._zeroKey = zeroKey
         self._reader = FrameReader(masked=webSocket and not client)
+        self._framing = Framing(self._reader, client=self._masks, eof=True, zeroKey=zeroKey)
         self._head = head
         self._onUp = onUp
         self.endSent = False
@@ -197,12 +196,19 @@ class FramedConnection(Protocol):
     # Receiving.
 
     def _read(self, data: bytes) -> None:
-        try:
-            found = self._reader.read(memoryview(bytearray(data)))
-        except FrameError as broken:
-            self._refuse(broken.code, str(broken))
-            return
-        self._kept.extend(bytes(one) if isinstance(one, memoryview) else one for one in found)
+        received = memoryview(bytearray(data))
+        head = self._reader.single(received)
+        if head:
+            # A line, or a small message: it came alone, in one piece.
+            self._kept.append(bytes(received[head:]))
+        else:
+            try:
+                found = self._reader.read(received)
+            except FrameError as broken:
+                self._refuse(broken.code, str(broken))
+                return
+            for one in found:
+                self._kept.append(bytes(one) if isinstance(one, memoryview) else one)
         if not self._delivering:
             self._deliver()
 
@@ -240,20 +246,19 @@ class FramedConnection(Protocol):
             call()
 
     def _tell(self, one: Arrived) -> None:
-        if isinstance(one, Control):
+        if isinstance(one, bytes):
+            if not self._closing:
+                self.user.payload(one)
+        elif isinstance(one, Control):
             if one.opcode == CLOSE:
                 self._peerClosed(one.payload)
             elif one.opcode == PONG:
                 self.user.ponged()
             elif not self._closing:
                 self._write(self._frame(PONG, one.payload))
-        elif self._closing:
-            return
-        elif isinstance(one, EndMark):
+        elif not self._closing:
             self.endReceived = True
             self.user.ended()
-        else:
-            self.user.payload(one)
 
     @property
     def isStalled(self) -> bool:
@@ -293,7 +298,7 @@ class FramedConnection(Protocol):
             and not wire.disconnecting
             and not wire.dataBuffer
             and not wire._tempDataBuffer
-            and not isTLS(wire)
+            and not wire.TLS
         ):
             try:
                 sent = cast(socket.socket, wire.getHandle()).send(data)
@@ -400,10 +405,9 @@ class FramedConnection(Protocol):
             return None
         stream = plainStream(self.transport)
         if stream is not None:
-            stream.framing = Framing(
-                self._reader, client=self._masks, eof=True, zeroKey=self._zeroKey
-            )
-            stream.early = b"".join(self._unread)
+            stream.framing = self._framing
+            if self._unread:
+                stream.early = b"".join(self._unread)
             stream.hasNoDelay = True
         return stream
 

@@ -77,6 +77,8 @@ class ConnectedSocket(tcp.Connection):
         self.connected = 1
         self._peer = peer
         self._asksForBytes = True
+        # The reactor may know us; asking it takes longer.
+        self._isReader = self._isWriter = False
 
     def begin(self) -> None:
         """Connect the protocol, and read unless it wants to wait."""
@@ -86,16 +88,26 @@ class ConnectedSocket(tcp.Connection):
     def readIfWanted(self) -> None:
         """The protocol is connected: read, unless it has paused us."""
         if self._asksForBytes and self.connected and not self.disconnecting:
-            super().startReading()
+            self.startReading()
 
     def stopReading(self) -> None:
-        if self._asksForBytes:
-            self._asksForBytes = False
+        self._asksForBytes = False
+        if self._isReader:
+            self._isReader = False
             super().stopReading()
 
     def startReading(self) -> None:
-        self._asksForBytes = True
+        self._asksForBytes = self._isReader = True
         super().startReading()
+
+    def stopWriting(self) -> None:
+        if self._isWriter:
+            self._isWriter = False
+            super().stopWriting()
+
+    def startWriting(self) -> None:
+        self._isWriter = True
+        super().startWriting()
 
     def receiveNow(self) -> bool:
         """

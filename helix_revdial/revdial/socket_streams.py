@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from helix_revdial.revdial.tls_socket import TLSSocket
 
 
-@dataclass
+@dataclass(slots=True)
 class Framing:
     """
     The WebSocket of a connection that is taken over.
@@ -39,7 +39,7 @@ class Framing:
     zeroKey: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class SocketStream:
     """
     A connection that can be taken over.

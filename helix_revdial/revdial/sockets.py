@@ -50,6 +50,9 @@ from helix_revdial.revdial.tls_side import TLSSide
 BUFFER = 256 * 1024
 """Bytes that one receive may bring."""
 
+LINGER_PARTS = 20
+"""A relay that lingers is dropped at most this part of its limit late."""
+
 BULK = Bulk()
 
 
@@ -89,6 +92,9 @@ class SocketRelays:
             self.pipes = pipes or Pipes(self.clock)
         self.bulk = bulk
         self._relays = 0
+        # Those of which one direction has ended, with one timer for all.
+        self._lingering: dict[SocketRelay, None] = {}
+        self._timer: IDelayedCall | None = None
         self.size = size
         # Made with the first relay: an agent without streams does not have it.
         self._buffer: memoryview | None = None
@@ -124,11 +130,39 @@ class SocketRelays:
         relay.start(toLeft, toRight)
         return relay
 
-    def ended(self) -> None:
-        """A relay is over; with the last one, the pipes go."""
+    def lingers(self, relay: SocketRelay) -> None:
+        """From now on the silence of a relay has a limit."""
+        self._lingering[relay] = None
+        due = self.clock.seconds() + relay.linger
+        if self._timer is not None and self._timer.getTime() > due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self.clock.callLater(relay.linger, self._lookAtSilence)
+
+    def _lookAtSilence(self) -> None:
+        self._timer = None
+        now = self.clock.seconds()
+        for relay in list(self._lingering):
+            if relay.silentAt() <= now:
+                relay.finish("lingered", "nothing moved after the first end")
+        # Many may be due one after the other: they are not looked through for each.
+        waits = [
+            max(relay.silentAt() - now, relay.linger / LINGER_PARTS) for relay in self._lingering
+        ]
+        if waits and self._timer is None:
+            self._timer = self.clock.callLater(min(waits), self._lookAtSilence)
+
+    def ended(self, relay: SocketRelay) -> None:
+        """A relay is over; with the last one, the timer and the pipes go."""
+        self._lingering.pop(relay, None)
         self._relays -= 1
-        if not self._relays and self.pipes is not None:
-            self.pipes.close()
+        if not self._relays:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self.pipes is not None:
+                self.pipes.close()
 
 
 class SocketRelay:
@@ -136,6 +170,7 @@ class SocketRelay:
     One pair.
 
     @ivar why: How it ended, or C{None}.
+    @ivar linger: Seconds of silence after the first end.
     @ivar first: Which side ended first: C{"left"}, C{"right"}, or C{None}.
     """
 
@@ -152,10 +187,9 @@ class SocketRelay:
         self.relays = relays
         self.why: str | None = None
         self.first: str | None = None
-        self._linger = linger
+        self.linger = linger
         self._onEnd = onEnd
-        self._moved = 0.0
-        self._timer: IDelayedCall | None = None
+        self._moved: float | None = None
         first, second = _sideOf(self, left), _sideOf(self, right)
         first.other, second.other = second, first
         # None when it is over.
@@ -187,8 +221,12 @@ class SocketRelay:
 
     def moved(self) -> None:
         """A byte moved."""
-        if self._timer is not None:
+        if self._moved is not None:
             self._moved = self.relays.clock.seconds()
+
+    def silentAt(self) -> float:
+        """When it will have been silent for too long, by the clock, if it lingers."""
+        return (self._moved or 0.0) + self.linger
 
     def ending(self, side: Side) -> None:
         """One direction has ended: from now on silence has a limit."""
@@ -196,17 +234,9 @@ class SocketRelay:
             return
         if self.first is None:
             self.first = "left" if side is self._sides[0] else "right"
-        if self._timer is None:
+        if self._moved is None:
             self._moved = self.relays.clock.seconds()
-            self._timer = self.relays.clock.callLater(self._linger, self._check)
-
-    def _check(self) -> None:
-        self._timer = None
-        left = self._moved + self._linger - self.relays.clock.seconds()
-        if left > 0:
-            self._timer = self.relays.clock.callLater(left, self._check)
-        else:
-            self.finish("lingered", "nothing moved after the first end")
+            self.relays.lingers(self)
 
     def checkDone(self) -> None:
         """Both directions may have ended, and both connections."""
@@ -220,13 +250,10 @@ class SocketRelay:
         if self.why is not None:
             return
         self.why = why
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         sides, self._sides = self._sides, ()
         for side in sides:
             side.leaveReactor()
-        self.relays.ended()
+        self.relays.ended(self)
         try:
             self._onEnd(self)
         except Exception:

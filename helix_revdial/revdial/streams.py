@@ -80,7 +80,7 @@ class TargetAddress:
     target: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Stream:
     """
     The record of one dial and of the stream that it gave.

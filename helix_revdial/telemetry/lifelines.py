@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 PER_RUNNER = 50
 """Records of one runner."""
@@ -30,9 +32,10 @@ TOTAL = 10_000
 MAX_RUNNERS = 10_000
 """Runners whose comings and goings are remembered."""
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class Lifeline:
+
+class Lifeline(NamedTuple):
     """
     One dial, and the stream that came of it.
 
@@ -62,7 +65,7 @@ class Lifeline:
     carrier: str | None
     bytesIn: int
     bytesOut: int
-    about: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, str] = _NOTHING
     pooled: bool = False
 
 

@@ -115,8 +115,10 @@ def redact(text: str) -> str:
     # others than it names.
     lower = text.lower() if text.isascii() else None
     for signs, pattern, instead in _SECRETS:
-        if lower is None or any(sign in lower for sign in signs):
-            text = pattern.sub(instead, text)
+        for sign in signs:
+            if lower is None or sign in lower:
+                text = pattern.sub(instead, text)
+                break
     return text
 
 
@@ -291,12 +293,14 @@ class LineObserver:
         """
         self.writer = writer
         self._lineOf = lineOf
-        self._level = LogLevel.levelWithName(level)
+        least = LogLevel.levelWithName(level)
+        # To compare two levels takes the library longer than to write most lines.
+        self._levels = frozenset(one for one in LogLevel.iterconstants() if not one < least)
 
     def __call__(self, event: LogEvent) -> None:
         """Write it; an event of no level, as Twisted's older log has them, counts as C{info}."""
         try:
-            if levelOf(event) < self._level:
+            if levelOf(event) not in self._levels:
                 return
             line = self._lineOf(event)
         except Exception:
