@@ -15,6 +15,7 @@ import msgspec
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
+from helix_revdial.sessions.executor import HostHealth
 from helix_revdial.sessions.executors import Registered
 from helix_revdial.telemetry.timestamps import timestamp
 
@@ -28,7 +29,8 @@ class RunnerDocument(msgspec.Struct, rename="camel", omit_defaults=True):
     id: str
     kind: str
     health: str
-    """C{ok}; C{degraded} after two heartbeats that did not come; C{offline} after three."""
+    """C{ok}; C{degraded} after two heartbeats that did not come; C{offline} after three, and
+    for 30 days after the host was there."""
     slots: int
     running: int
     snapshotCapabilities: list[str]
@@ -45,7 +47,7 @@ class RunnerDocument(msgspec.Struct, rename="camel", omit_defaults=True):
 
 
 class RunnerList(msgspec.Struct):
-    """Every host that takes the tenant's sessions, by its id."""
+    """Every host that takes the tenant's sessions, or has done so, by its id."""
 
     items: list[RunnerDocument]
     total: int
@@ -76,7 +78,11 @@ def operations(services: Services) -> list[Operation]:
 
     async def listRunners(call: Call) -> RunnerList:
         items = [_document(one) for one in reachable(call)]
-        return RunnerList(items, len(items))
+        items += [
+            _filled(_gone(one.id, one.lastHeartbeat), one.health, 0)
+            for one in await services.knownExecutors.gone(asking(call).tenant)
+        ]
+        return RunnerList(sorted(items, key=lambda one: one.id), len(items))
 
     async def listRuntimes(call: Call) -> RuntimeList:
         found = {
@@ -105,7 +111,7 @@ def operations(services: Services) -> list[Operation]:
             run=listRunners,
             access="viewer",
             response=RunnerList,
-            errors=(401, 403),
+            errors=(401, 403, 503),
             summary="The hosts that run sessions, and how they are now.",
             tags=("discovery",),
         )
@@ -128,23 +134,31 @@ def operations(services: Services) -> list[Operation]:
 
 
 def _document(one: Registered) -> RunnerDocument:
-    document = RunnerDocument(
-        id=one.id,
-        kind=one.executor.kind,
-        health=one.standing,
+    document = _gone(one.id, one.lastHeartbeat)
+    document.kind, document.health = one.executor.kind, one.standing
+    document.running = len(one.assigned)
+    return document if one.health is None else _filled(document, one.health, len(one.assigned))
+
+
+def _gone(executor: str, lastHeartbeat: float | None) -> RunnerDocument:
+    return RunnerDocument(
+        id=executor,
+        kind="local",
+        health="offline",
         slots=0,
-        running=len(one.assigned),
+        running=0,
         snapshotCapabilities=[],
         runtimes=[],
         agents=[],
-        lastHeartbeat=None if one.lastHeartbeat is None else timestamp(one.lastHeartbeat),
+        lastHeartbeat=None if lastHeartbeat is None else timestamp(lastHeartbeat),
     )
-    health = one.health
-    if health is not None:
-        document.slots, document.running = health.slots, max(health.running, len(one.assigned))
-        document.snapshotCapabilities = list(health.snapshotCapabilities)
-        document.runtimes, document.agents = list(health.runtimes), list(health.agents)
-        document.os, document.arch, document.host = health.os, health.arch, health.host
-        document.version, document.load = health.version or None, health.load
-        document.reflink = health.reflink
+
+
+def _filled(document: RunnerDocument, health: HostHealth, assigned: int) -> RunnerDocument:
+    document.slots, document.running = health.slots, max(health.running, assigned)
+    document.snapshotCapabilities = list(health.snapshotCapabilities)
+    document.runtimes, document.agents = list(health.runtimes), list(health.agents)
+    document.os, document.arch, document.host = health.os, health.arch, health.host
+    document.version, document.load = health.version or None, health.load
+    document.reflink = health.reflink
     return document

@@ -38,6 +38,7 @@ from helix_revdial.sessions.driver import Driver, DriverSettings
 from helix_revdial.sessions.events import EventLog
 from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.git_refs import GitRefs
+from helix_revdial.sessions.known_executors import KnownExecutors
 from helix_revdial.sessions.patch_copies import PatchCopies
 from helix_revdial.sessions.patches import Patches, PatchLimits
 from helix_revdial.sessions.redaction import secretProperties
@@ -111,6 +112,7 @@ class Services:
     fileWorkers: Workers = field(default_factory=SameThread)
     events: EventLog = field(init=False)
     executors: Executors = field(init=False)
+    knownExecutors: KnownExecutors = field(init=False)
     driver: Driver = field(init=False)
     timeline: Timeline = field(init=False)
     patches: Patches = field(init=False)
@@ -140,6 +142,7 @@ class Services:
         self.events.secretSettings = self.secretSettings
         self.timeline = Timeline(self.database, self.events, self.wallClock)
         self.executors = Executors(self.clock, self.wallClock, heartbeat=section.heartbeat)
+        self.knownExecutors = KnownExecutors(self.database, self.wallClock, self.executors)
         self.webhookSecrets = WebhookSecrets(self.database, self.wallClock)
         self.outbox = Outbox(self.database, self.wallClock, self.events, documentOf)
         self.uploads = Uploads(

@@ -99,6 +99,8 @@ class Executors:
         self._known: dict[str, Registered] = {}
         self._subscribers: list[Callable[[], None]] = []
         self._awaiting: list[Callable[[Registered], None]] = []
+        self._listening: list[Callable[[Registered], None]] = []
+        self._leaving: list[Callable[[str], None]] = []
         self._beat = LoopingCall(self._askAll)
         self._beat.clock = clock
 
@@ -142,10 +144,12 @@ class Executors:
         return registered
 
     def remove(self, executor: str) -> None:
-        """It is gone: its sessions wait for its return."""
+        """It is none any more: its sessions wait for its return."""
         gone = self._known.pop(executor, None)
         if gone is not None and gone.asking is not None:
             gone.asking.cancel()
+        for callback in list(self._leaving):
+            callback(executor)
 
     def get(self, executor: str | None) -> Registered | None:
         """The executor of that id."""
@@ -197,6 +201,14 @@ class Executors:
         """Have C{callback} called with each that answers for the first time, or again."""
         self._awaiting.append(callback)
 
+    def onHeard(self, callback: Callable[[Registered], None]) -> None:
+        """Have C{callback} called whenever one has said how it is."""
+        self._listening.append(callback)
+
+    def onRemoved(self, callback: Callable[[str], None]) -> None:
+        """Have C{callback} called with the id of each that is none any more."""
+        self._leaving.append(callback)
+
     def _askAll(self) -> None:
         for one in self:
             self._ask(one)
@@ -228,6 +240,8 @@ class Executors:
             one.asking = None
         one.health, one.missed = health, 0
         one.lastHeartbeat = self._wallClock()
+        for callback in list(self._listening):
+            callback(one)
         if away:
             for callback in list(self._awaiting):
                 callback(one)

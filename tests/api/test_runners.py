@@ -7,7 +7,12 @@ from typing import Any, cast
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.config import ServerConfig, SessionsSection
-from helix_revdial.sessions.executor import Executor, ExecutorUnreachable, HostHealth
+from helix_revdial.sessions.executor import (
+    Executor,
+    ExecutorUnreachable,
+    HostHealth,
+    HostSession,
+)
 from tests.api.harness import Server
 
 HEALTH = HostHealth(
@@ -35,6 +40,9 @@ class Host:
         if self.away:
             raise ExecutorUnreachable("away")
         return HEALTH
+
+    async def sessions(self) -> list[HostSession]:
+        return []
 
 
 class RunnersTests(SynchronousTestCase):
@@ -85,6 +93,14 @@ class RunnersTests(SynchronousTestCase):
         self.host.away = False
         self.server.clock.advance(beat)
         self.assertEqual(self.items("runners")[0]["health"], "ok")
+
+    def test_gone(self) -> None:
+        """A host that was there and is not known to be, since a restart, is offline."""
+        before = self.items("runners")
+        self.server.services.executors.stop()
+        del self.server.services.executors._known["wolf-1"]
+        self.assertEqual(self.items("runners"), [{**before[0], "health": "offline"}])
+        self.assertEqual(self.items("runtimes"), [])
 
     def test_runtimes(self) -> None:
         """To run without a sandbox is a profile, where the operator allows it."""
