@@ -117,6 +117,8 @@ class Observation(Watching):
         self._wallClock = wallClock
         self._runnerLabels = runnerLabels
         self._logStreams = logStreams
+        # Each look at the class's own makes another one.
+        self._streamLog = self._log
         self._logWriter = logWriter
         self._files = files
         self._lag = LoopLag(reactor)
@@ -187,7 +189,7 @@ class Observation(Watching):
         line = self._lifeline(call, "ended")
         self.lifelines.add(line)
         if self._logStreams:
-            self._log.info(
+            self._streamLog.info(
                 "Dial {dial} to {runner}: {outcome}, {reason}; {bytesIn} bytes in, {bytesOut} out, "
                 "{seconds:.3f} s",
                 dial=line.dial,

@@ -109,6 +109,9 @@ class Descriptors:
 
     def scarce(self) -> bool:
         """Whether only the reserve is left."""
+        if self._clock.seconds() < self._countAgain:
+            # As it is asked some times for each dial.
+            return self._others + self._held() >= self.limit - self.reserve
         return self.inUse >= self.limit - self.reserve
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hmac
 from enum import Enum, auto
 from hashlib import sha256
+from os import urandom
 from secrets import token_hex, token_urlsafe
 
 from helix_revdial.revdial.features import TARGETS, TICKETS
@@ -74,7 +75,7 @@ class Dial:
     )
 
     def __init__(self, key: str, target: str | None, deadline: float) -> None:
-        self.id = token_hex(16)
+        self.id = urandom(16).hex()
         self.key = key
         self.target = target
         self.deadline = deadline

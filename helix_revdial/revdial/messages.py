@@ -53,7 +53,8 @@ _PATH = re.compile(r"/(?!/)[!-\"$-\[\]-~]*")
 _SIMPLE = re.compile(
     rb'\{"command":"(?:'
     rb'dial","dial":"([A-Za-z0-9_-]{1,128})"(?:,"target":"([A-Za-z0-9][A-Za-z0-9._-]{0,127})")?'
-    rb'|connected","dial":"([A-Za-z0-9_-]{1,128})","seconds":([0-9]{1,9}\.[0-9]{1,9})'
+    rb'|connected","dial":"([A-Za-z0-9_-]{1,128})","seconds":'
+    rb"((?:0|[1-9][0-9]{0,8})(?:\.[0-9]{1,9})?(?:e-[0-9]{1,2})?)"
     rb")\}"
 )
 """The lines of a dial on a parked connection, as both of our ends write them."""
