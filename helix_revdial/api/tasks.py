@@ -5,6 +5,8 @@ Handing in a task.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from sqlalchemy import Connection
 
@@ -40,6 +42,35 @@ class TaskAccepted(msgspec.Struct):
     taskId: str
     status: str
     links: Links
+
+
+_MISSING: dict[str, Any] = {"type": ["string", "null"], "maxLength": 0}
+
+RULES: dict[str, Any] = {
+    "properties": {
+        "repo": {
+            "oneOf": [
+                {
+                    "properties": {
+                        "mode": {"const": "git"},
+                        "url": {"type": "string", "minLength": 1},
+                    },
+                    "required": ["url"],
+                },
+                {
+                    "properties": {
+                        "mode": {"const": "upload"},
+                        "url": _MISSING,
+                        "uploadToken": {"type": "string", "minLength": 1},
+                    },
+                    "required": ["uploadToken"],
+                },
+                {"properties": {"mode": {"const": "none"}, "url": _MISSING}},
+            ]
+        }
+    }
+}
+"""What goes with each way to begin a workspace."""
 
 
 def operations(services: Services) -> list[Operation]:
@@ -104,6 +135,7 @@ def operations(services: Services) -> list[Operation]:
             run=create,
             access="task-creator",
             body=TaskRequest,
+            rules=RULES,
             maxBody=MAX_TASK,
             response=TaskAccepted,
             status=201,

@@ -164,6 +164,26 @@ class NewBranch(msgspec.Struct, forbid_unknown_fields=True):
     )
 
 
+def _eitherOf(time: str) -> dict[str, Any]:
+    """The rule that there is a time or a snapshot, and not both."""
+    nothing = {"type": "null"}
+    return {
+        "oneOf": [
+            {
+                "properties": {
+                    time: {"type": ["number", "string"]},
+                    "fsSnapshotId": nothing,
+                },
+                "required": [time],
+            },
+            {
+                "properties": {time: nothing, "fsSnapshotId": {"type": "string"}},
+                "required": ["fsSnapshotId"],
+            },
+        ]
+    }
+
+
 class BranchWorkspace(msgspec.Struct, omit_defaults=True):
     """What a branch's workspace will be."""
 
@@ -445,6 +465,7 @@ def operations(services: Services) -> list[Operation]:
             run=seek,
             access="task-viewer",
             body=Seek,
+            rules=_eitherOf("ts"),
             response=SeekDocument,
             errors=(400, *ended),
             summary="Where a time of a session leads: its moment, its snapshot, its files.",
@@ -457,6 +478,7 @@ def operations(services: Services) -> list[Operation]:
             run=branch,
             access="session-operator",
             body=NewBranch,
+            rules=_eitherOf("fromTs"),
             maxBody=128 * 1024,
             response=BranchMade,
             status=201,

@@ -8,7 +8,7 @@ caller's own: both have to be those of one user.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -147,7 +147,6 @@ def translate(error: Exception) -> Problem | None:
     if not isinstance(error, UploadRefused):
         return None
     headers: list[tuple[bytes, bytes]] = []
-    fields: dict[str, Any] = {}
     match error:
         case UnknownUpload():
             status = 404
@@ -160,13 +159,11 @@ def translate(error: Exception) -> Problem | None:
         case UploadExpired():
             status = 410
         case StorageFull():
-            status, fields = 507, {"type": "insufficient-storage"}
+            status = 507
         case _:
             status = 400
     text = str(error)
-    return Problem(
-        status, text[:1].upper() + text[1:] + ".", code=error.word, headers=headers, **fields
-    )
+    return Problem(status, text[:1].upper() + text[1:] + ".", code=error.word, headers=headers)
 
 
 def _promised(upload: Upload, token: str) -> Response:

@@ -36,8 +36,11 @@ _SLUGS: Mapping[int, str] = {
     431: "header-too-large",
     500: "internal",
     501: "not-implemented",
+    502: "bad-gateway",
     503: "unavailable",
     504: "timeout",
+    505: "http-version",
+    507: "insufficient-storage",
 }
 
 

@@ -6,8 +6,10 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from jsonschema import Draft202012Validator
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.http.problem import Problem
 from tests.contract.changes import incompatibilities
 from tests.contract.document import committed, generated, text
 
@@ -26,6 +28,42 @@ class CommittedTests(SynchronousTestCase):
             text(committed()) == text(generated()),
             "docs/openapi.json is not that of the operation table: run make openapi",
         )
+
+
+class ErrorTests(SynchronousTestCase):
+    def test_eachHasItsType(self) -> None:
+        """Every error that is promised has a type of its own kind."""
+        for path, methods in generated()["paths"].items():
+            for method, operation in methods.items():
+                for status in operation["responses"]:
+                    if int(status) >= 400:
+                        self.assertNotEqual(Problem(int(status)).type, "error", (method, path))
+
+    def test_tasks(self) -> None:
+        """What a task's repository needs is in the description, as the server wants it."""
+        document = generated()
+        body = document["paths"]["/api/v1/tasks"]["post"]["requestBody"]
+        schema = body["content"]["application/json"]["schema"]
+        valid = Draft202012Validator({**schema, "components": document["components"]})
+        for repo, good in (
+            ({"mode": "git", "url": "git@github.com:acme/x.git"}, True),
+            ({"mode": "git"}, False),
+            ({"mode": "git", "url": None}, False),
+            ({"mode": "git", "url": ""}, False),
+            ({"mode": "upload", "uploadToken": "hlxu_x"}, True),
+            ({"mode": "upload"}, False),
+            ({"mode": "upload", "uploadToken": "x", "url": "https://h/x"}, False),
+            ({"mode": "none"}, True),
+            ({"mode": "none", "url": None}, True),
+            ({"mode": "none", "url": "https://h/x"}, False),
+        ):
+            task = {
+                "prompt": "p",
+                "repo": repo,
+                "runtime": {"type": "local"},
+                "agent": {"type": "a"},
+            }
+            self.assertEqual(valid.is_valid(task), good, repo)
 
 
 BODY = {
