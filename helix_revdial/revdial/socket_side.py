@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT = 10.0
 """Seconds for a WebSocket peer to end the connection once we have closed."""
+
+_RESET = struct.pack("ii", 1, 0)
+_FLUSH = struct.pack("ii", 0, 0)
+"""C{SO_LINGER}: what the kernel does with a socket that is closed, ours or a dead process's."""
 
 
 @implementer(IReadWriteDescriptor)
@@ -113,6 +118,10 @@ class Side:
             except (AttributeError, OSError):
                 pass  # a unix socket
         self._splice = spliceOf(self, self.other, self._relays.pipes, self._relays.bulk)
+        if self._framing is None and self.stream.tls is None:
+            # Bytes without frames end with the connection: should this process be killed,
+            # the kernel must not end it as if everything had come.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         for told in self.stream.onTaken:
             told(self.relay)
 
@@ -189,6 +198,8 @@ class Side:
             except Exception:
                 self._log.failure("a connection could not be used again")
             return
+        if orderly and self._framing is None and self.stream.tls is None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FLUSH)
         reason = connectionDone if orderly else Failure(error.ConnectionAborted(text))
         try:
             self.stream.transport.connectionLost(reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from .fleet import LIMIT, FleetCase, Server, echo, freePort, receive, until
 
 PATH = "/api/v1/admin/forwards"
 
+MUCH = 4 * 2**20
+"""Bytes after which a stream is surely joined on its whole way."""
+
 
 def addressed(connection: socket.socket) -> None:
     """Sends back all that came before the end of it."""
@@ -24,6 +28,28 @@ def addressed(connection: socket.socket) -> None:
     while piece := connection.recv(65536):
         data += piece
     connection.sendall(data)
+
+
+def flood(connection: socket.socket) -> None:
+    """Sends without an end."""
+    while True:
+        connection.sendall(bytes(65536))
+
+
+_sunk: queue.Queue[str] = queue.Queue()
+
+
+def sink(connection: socket.socket) -> None:
+    """Reads; tells when much has come, and how it ended."""
+    size = 0
+    try:
+        while data := connection.recv(65536):
+            before, size = size, size + len(data)
+            if before < MUCH <= size:
+                _sunk.put("much")
+        _sunk.put("end")
+    except ConnectionResetError:
+        _sunk.put("break")
 
 
 def twoPorts() -> int:
@@ -113,7 +139,7 @@ class TCPForwardTests(FleetCase):
                 self.assertEqual(status, 204)
                 self.assertEqual(receive(stream), b"")
             self.closes()
-        self.assertEqual(server.get(PATH), {"items": []})
+        self.assertEqual(server.get(PATH)["items"], [])
         events = [one["event"] for one in server.get("/api/v1/admin/audit")["items"]]
         self.assertIn("forward-created", events)
         self.assertIn("forward-deleted", events)
@@ -148,6 +174,30 @@ class TCPForwardTests(FleetCase):
         (found,) = server.get(PATH)["items"]
         self.assertEqual((found["accepted"], found["failed"], found["refused"]), (250, 0, 0))
 
+    def test_killed(self) -> None:
+        """Who is killed breaks what flows: neither end takes what it has for all there is."""
+        server = self.forwarding()
+        self.programs[1].end()
+        agent = self.wolf(server, flood, sink)
+        self.create(server, target="flood")
+        self.create(server, listen=f"tcp:{self.port + 1}", target="sink")
+        with self.connect() as download:
+            size = 0
+            while size < MUCH:
+                size += len(download.recv(65536))
+            agent.kill()
+            with self.assertRaises(ConnectionResetError):
+                while download.recv(65536):
+                    pass
+        said = len(agent.text)
+        agent.start()
+        agent.says("connected as", after=said)
+        with self.connect(self.port + 1) as upload:
+            upload.sendall(bytes(MUCH))
+            self.assertEqual(_sunk.get(timeout=LIMIT), "much")
+            server.kill()
+            self.assertEqual(_sunk.get(timeout=LIMIT), "break")
+
     def test_refusals(self) -> None:
         """What cannot be is refused, with the field; and who may not make one."""
         server = self.forwarding()
@@ -162,7 +212,7 @@ class TCPForwardTests(FleetCase):
             self.assertEqual((status, list(problem["errors"])), (400, [field]), problem)
         operator = self.token(server, kind="user", user="ann", role="operator")
         self.assertEqual(self.create(server, operator)[0], 403)
-        self.assertEqual(server.get(PATH), {"items": []})
+        self.assertEqual(server.get(PATH)["items"], [])
 
     def test_notOnTheList(self) -> None:
         """Who is not on the list gets nothing, and the target hears nothing."""
@@ -185,7 +235,7 @@ class TCPForwardTests(FleetCase):
             ]
             server.request("DELETE", f"/api/v1/tokens/{record['id']}", server.admin)
             self.assertEqual(receive(stream), b"")
-        until(lambda: server.get(PATH) == {"items": []}, "the forward is gone")
+        until(lambda: not server.get(PATH)["items"], "the forward is gone")
         self.closes()
 
     def test_theServerStops(self) -> None:
