@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helix_revdial.access.audit import AuditLog
@@ -71,12 +72,16 @@ from helix_revdial.settings import (
 )
 from helix_revdial.starting import CannotStart
 from helix_revdial.storage.database import openDatabase
+from helix_revdial.storage.sole import SoleUse
 from helix_revdial.storage.threads import ReactorThreads
 from helix_revdial.systemd.store import DescriptorStore
 from helix_revdial.systemd.supervision import Supervision
 
 MAX_GIT = 8
 """Repositories that are asked for their branches at one time."""
+
+SOLE_INTERVAL = 5.0
+"""Seconds between two looks whether the database is this server's alone."""
 
 FILE_THREADS = 4
 """Pieces of uploads that are written or read at one time."""
@@ -102,6 +107,7 @@ class Assembly:
         environment: Mapping[str, str],
         wallClock: Callable[[], float],
         *,
+        sole: SoleUse,
         factory: HTTPFactory,
         metrics: MetricsService,
         supervision: Supervision,
@@ -112,6 +118,7 @@ class Assembly:
     ) -> None:
         """
         @param environment: Of which the programs that look at repositories get C{PATH}.
+        @param sole: What keeps other servers from the database; it is let go of at the end.
         @param factory: Whose requests are answered here.
         @param certificates: Whose client certificates are.
         @param issuers: Whose JSON web tokens are believed.
@@ -122,6 +129,10 @@ class Assembly:
         self._reactor = clock = reactor
         self._wallClock = wallClock
         self._metrics = metrics
+        self._sole = sole
+        self._soleWorker = ReactorThreads(reactor, 1, "sole use")
+        self._soleWatch = LoopingCall(self._beSole)
+        self._soleWatch.clock = clock
         self._synthetic: SyntheticExecutor | None = None
         database = openDatabase(config.databaseURL, reactor, threads=config.server.databaseThreads)
         tokens = Tokens(database, clock, wallClock)
@@ -296,10 +307,29 @@ class Assembly:
             )
             self.services.executors.add("synthetic", self._synthetic)
         self.services.executors.start()
+        if self._sole.canBeLost:
+            self._soleWatch.start(SOLE_INTERVAL, now=False)
         self.webhooks.begin()
         self.retention.begin()
         self.services.driver.begin()
         self.services.patchCopies.begin()
+
+    async def _isSole(self) -> None:
+        try:
+            if await self._soleWorker.call(self._sole.check):
+                return
+        except Exception:
+            self._log.failure("It cannot be told whether another server uses the database")
+            return
+        self._log.critical(
+            "Another server has taken this one's database while it could not be reached: this "
+            "one ends. Give each server a database of its own."
+        )
+        self._soleWatch.stop()
+        self._reactor.stop()
+
+    def _beSole(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._isSole())
 
     # Serve
 
@@ -341,8 +371,17 @@ class Assembly:
             lambda: Deferred.fromCoroutine(services.connections.stop()),
             lambda: Deferred.fromCoroutine(services.audit.stop()),
             lambda: Deferred.fromCoroutine(services.database.close()),
+            lambda: Deferred.fromCoroutine(self._leave()),
             self._metrics.stopService,
         ]
+
+    async def _leave(self) -> None:
+        """Let another server have the database."""
+        if self._soleWatch.running:
+            self._soleWatch.stop()
+        # After a look that is under way.
+        await self._soleWorker.call(self._sole.release)
+        self._soleWorker.stop()
 
 
 def _forOperators() -> Callable[[Expose], bool]:

@@ -184,12 +184,13 @@ class ControlPlane(LoggingService):
         @raise CannotStart: The state cannot be used.
         """
         config, environment = self._config, self._environment
-        prepareState(config, environment, self._reactor, self._wallClock)
+        sole = prepareState(config, environment, self._reactor, self._wallClock)
         self._assembly = assembly = Assembly(
             self._reactor,
             config,
             environment,
             self._wallClock,
+            sole=sole,
             factory=self.factory,
             metrics=self.metrics,
             supervision=self.supervision,

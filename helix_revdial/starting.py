@@ -1,6 +1,7 @@
 # -*- test-case-name: tests.integration.test_server -*-
 """
-What is done before a server serves: directory, schema, first tokens.
+What is done before a server serves: directory, the lock on the database, schema, first
+tokens.
 
 All of it in the starting thread, before the reactor runs.  Whatever fails ends the
 process with one line that says what to do; a server never runs half.
@@ -23,6 +24,7 @@ from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.config import ServerConfig
 from helix_revdial.imported_tokens import NotImported, importAdminToken, importRunnerToken
 from helix_revdial.storage.database import Database, DatabaseUnavailable, WrongRevision
+from helix_revdial.storage.sole import InUse, SoleUse
 from helix_revdial.storage.threads import SameThread
 from helix_revdial.systemd.credentials import CredentialUnusable
 
@@ -53,15 +55,26 @@ def prepareState(
     environment: Mapping[str, str],
     clock: IReactorTime,
     wallClock: Callable[[], float],
-) -> None:
+) -> SoleUse:
     """
     Make what a server needs before it can serve, where it is not there.
 
     @param environment: Looked at for tokens that others made.
+    @return: What keeps other servers from the database.
     @raise CannotStart: The state cannot be used.
     """
     try:
-        _prepare(config, environment, clock, wallClock)
+        Path(config.server.stateDirectory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        sole = SoleUse(config.databaseURL)
+        sole.take()
+        try:
+            _prepare(config, environment, clock, wallClock)
+        except BaseException:
+            sole.release()
+            raise
+        return sole
+    except InUse as error:
+        raise CannotStart(f"cannot start: {error}") from None
     except (NotImported, CredentialUnusable) as error:
         raise CannotStart(str(error)) from None
     except (DatabaseUnavailable, WrongRevision, TokenConflict, TokenError, OSError) as error:
@@ -76,7 +89,6 @@ def _prepare(
     clock: IReactorTime,
     wallClock: Callable[[], float],
 ) -> None:
-    Path(config.server.stateDirectory).mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(config.databaseURL, SameThread())
     try:
         alone = database.engine.dialect.name == "sqlite"

@@ -110,6 +110,23 @@ class ServerProcessTests(SynchronousTestCase):
         self.end(self.start())
         self.assertEqual((self.state / "admin.token").read_text(), token)
 
+    def test_secondServer(self) -> None:
+        """
+        A second server on the same state ends with one line, and changes nothing; the
+        first goes on, and when it was killed another may have its place.
+        """
+        first = self.start()
+        port, self.port = self.port, freePort()
+        done = self.ended()
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("another server works with this database (process ", done.stdout)
+        self.assertNotIn("Traceback", done.stderr + done.stdout)
+        self.port = port
+        self.get("/readyz")
+        first.kill()
+        first.wait()
+        self.end(self.start())
+
     def test_portTaken(self) -> None:
         """It binds or ends non-zero with one line."""
         with socket.socket() as other:

@@ -99,9 +99,9 @@ class Cluster:
         @return: the URL by which it looks like an empty database, and what drops it.
         """
         schema = f"t_{secrets.token_hex(8)}"
-        self._run(f"CREATE SCHEMA {schema}")
+        self.run(f"CREATE SCHEMA {schema}")
         options = quote(f"-c search_path={schema} -c lock_timeout=3000")
-        return f"{self.url}&options={options}", lambda: self._run(f"DROP SCHEMA {schema} CASCADE")
+        return f"{self.url}&options={options}", lambda: self.run(f"DROP SCHEMA {schema} CASCADE")
 
     def emptied(self) -> str:
         """The URL of the one database that has every table, with nothing in them now."""
@@ -112,7 +112,7 @@ class Cluster:
             engine.dispose()
             self._prepared = True
         else:
-            self._run("; ".join(f"DELETE FROM {table}" for table in metadata.tables))
+            self.run("; ".join(f"DELETE FROM {table}" for table in metadata.tables))
         return self.url
 
     def stop(self) -> None:
@@ -126,7 +126,8 @@ class Cluster:
                 self._server.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _run(self, statement: str) -> None:
+    def run(self, statement: str) -> None:
+        """Carry out a statement in it."""
         engine = create_engine(self.url)
         with engine.begin() as connection:
             connection.execute(text(statement))
@@ -180,7 +181,7 @@ class Cluster:
         deadline = time.monotonic() + START_LIMIT
         while True:
             try:
-                self._run("SELECT 1")
+                self.run("SELECT 1")
             except OperationalError as error:
                 if self._server.poll() is not None or time.monotonic() > deadline:
                     said = self._log.read_text(errors="replace")
