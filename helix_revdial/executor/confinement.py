@@ -91,23 +91,30 @@ class Confinement:
     shown: Shown = field(default_factory=dict)
     supervisor: int | None = None
 
-    def create(self) -> None:
+    def create(self) -> list[str]:
         """
         Make the control groups.
 
+        @return: What the task is to be bounded in and is not: C{memory}, C{cpu}.
         @raise GroupUnusable: That cannot be.
         """
+        wanted = {}
+        if self.limits.memory is not None:
+            wanted["memory"] = ("memory.max", str(self.limits.memory))
+        if self.limits.cpu is not None:
+            wanted["cpu"] = ("cpu.max", f"{self.limits.cpu * 100_000} 100000")
         if self.group is None:
-            return
+            return list(wanted)
+        self.group.create()
+        self.group.enable()
         for part in ("task", "side"):
-            group = self.group.part(part)
-            group.create()
+            self.group.part(part).create()
         task = self.group.part("task")
         task.limit("pids.max", str(self.limits.processes))
         if self.limits.memory is not None:
-            task.limit("memory.max", str(self.limits.memory))
-        if self.limits.cpu is not None:
-            task.limit("cpu.max", f"{self.limits.cpu * 100_000} 100000")
+            # What does not fit is not to go on in the host's swap.
+            task.limit("memory.swap.max", "0")
+        return [name for name, (file, value) in wanted.items() if not task.limit(file, value)]
 
     def argv(
         self,

@@ -7,8 +7,11 @@ frozen, and killed at once, whatever its processes do (cgroup-v2.rst of the kern
 C{cgroup.freeze}, C{cgroup.kill}).  Whether there are groups that can be used is found
 out by making one, freezing it and removing it, not by guessing.
 
-No controller is switched on: a group of ours never stops the service manager from
-starting the program again in its place.  A limit is set where its file is there.
+The controllers that bound memory, processors and processes are switched on where that
+harms nobody: a group with controllers for its children can have no process itself, so
+a group in which we are is left as it is, lest the service manager cannot start the program
+again in its place.  Where it has put us into a group of our own (L{OWN}), the sessions'
+are beside that.
 """
 
 from __future__ import annotations
@@ -23,6 +26,12 @@ from twisted.logger import Logger
 
 NAME = "helix-revdial-executor"
 """The group below which the sessions have theirs."""
+
+OWN = "executor"
+"""The group within its service's that the program itself is in (C{DelegateSubgroup=})."""
+
+CONTROLLERS = ("cpu", "memory", "pids")
+"""What bounds a session."""
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -95,6 +104,16 @@ class ControlGroup:
         except GroupUnusable:
             if self.path.exists():
                 raise
+
+    def enable(self) -> None:
+        """Let the groups within it be bounded in what there is a controller for, if that can be."""
+        try:
+            there = (self.path / "cgroup.controllers").read_text().split()
+            wanted = " ".join(f"+{name}" for name in CONTROLLERS if name in there)
+            if wanted:
+                self._write("cgroup.subtree_control", wanted)
+        except (OSError, GroupUnusable) as error:
+            self._log.debug("no controllers: {error}", error=error)
 
     def limit(self, name: str, value: str) -> bool:
         """
@@ -172,7 +191,8 @@ def ownGroup(groups: str) -> str:
 
 def findControlGroups(given: str | None = None, process: Path = Path("/proc/self")) -> ControlGroup:
     """
-    Where the sessions' groups go: below the one that was given, else below our own.
+    Where the sessions' groups go: below the one that was given, else below our own, or
+    beside it where it is the program's alone.
 
     @param given: A directory of the control groups' file system.
     @param process: Where it stands what is mounted, and which group is our own.
@@ -188,7 +208,11 @@ def findControlGroups(given: str | None = None, process: Path = Path("/proc/self
             raise GroupUnusable(f"{process}: {error.strerror}") from None
         if mounted is None:
             raise GroupUnusable("no control groups of version 2 are mounted")
-        base = mounted / own.lstrip("/") / NAME
+        outer = mounted / own.lstrip("/")
+        if outer.name == OWN:
+            outer = outer.parent
+        ControlGroup(outer).enable()
+        base = outer / NAME
     group = ControlGroup(base)
     group.create()
     trial = group.part(f"trial-{os.getpid()}")
@@ -200,4 +224,5 @@ def findControlGroups(given: str | None = None, process: Path = Path("/proc/self
         trial.freeze(False)
     finally:
         trial.remove()
+    group.enable()
     return group

@@ -167,9 +167,13 @@ class Supervisor:
     async def _live(self) -> dict[str, Any]:
         self._change("provisioning")
         try:
-            self._confinement.create()
+            unbounded = self._confinement.create()
         except GroupUnusable as error:
             raise WorkspaceFailed(f"the host cannot hold the session: {error}") from None
+        if unbounded:
+            self._reporting.say(
+                f"this host does not bound a task's {' and '.join(unbounded)}", "warn"
+            )
         await self._workspace.prepare()
         self._reporting.report("workspace", workspace=self.facts)
         if self._goal is None:

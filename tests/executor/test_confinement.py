@@ -10,8 +10,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from helix_revdial.executor.confinement import Confinement
+from helix_revdial.executor.confinement import Confinement, Limits
 from helix_revdial.executor.control_groups import (
+    NAME,
     ControlGroup,
     GroupUnusable,
     findControlGroups,
@@ -132,6 +133,52 @@ class TableTests(SynchronousTestCase):
         self.assertNotIn(child.pid, descendants(table, [os.getpid()], without=[child.pid]))
 
 
+def kernelFiles(group: Path, controllers: str = "cpuset cpu io memory pids") -> None:
+    """What the kernel has in a group."""
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "cgroup.controllers").write_text(f"{controllers}\n")
+    for name in ("cgroup.subtree_control", "cgroup.freeze", "cgroup.kill"):
+        (group / name).write_text("")
+
+
+class LimitTests(SynchronousTestCase):
+    """What is written, to directories with the kernel's files."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()).absolute()
+        self.limits = Limits(processes=77, memory=64 * 1024 * 1024, cpu=2)
+        self.confinement = Confinement("s", group=ControlGroup(self.path), limits=self.limits)
+
+    def make(self, controllers: str, *files: str) -> None:
+        for group in (self.path, self.path / "task", self.path / "side"):
+            kernelFiles(group, controllers)
+        for name in files:
+            (self.path / "task" / name).write_text("")
+
+    def read(self, name: str) -> str:
+        return (self.path / name).read_text()
+
+    def test_bounded(self) -> None:
+        """A task has what its resources say, and nothing of the host's swap."""
+        self.make("cpu memory pids", "memory.max", "memory.swap.max", "cpu.max", "pids.max")
+        self.assertEqual(self.confinement.create(), [])
+        self.assertEqual(self.read("cgroup.subtree_control"), "+cpu +memory +pids")
+        self.assertEqual(self.read("task/memory.max"), "67108864")
+        self.assertEqual(self.read("task/memory.swap.max"), "0")
+        self.assertEqual(self.read("task/cpu.max"), "200000 100000")
+        self.assertEqual(self.read("task/pids.max"), "77")
+
+    def test_unbounded(self) -> None:
+        """What the host has no controller for is told; what it has one for is set."""
+        self.make("cpu io", "cpu.max")
+        self.assertEqual(self.confinement.create(), ["memory"])
+        self.assertEqual(self.read("cgroup.subtree_control"), "+cpu")
+        self.assertEqual(self.read("task/cpu.max"), "200000 100000")
+        self.assertFalse((self.path / "task" / "memory.max").exists())
+        self.assertEqual(Confinement("s", limits=self.limits).create(), ["memory", "cpu"])
+        self.assertEqual(Confinement("s").create(), [])
+
+
 class FindTests(SynchronousTestCase):
     def test_mounts(self) -> None:
         """The mount of version 2 is found beside others, its name unescaped."""
@@ -144,6 +191,27 @@ class FindTests(SynchronousTestCase):
         self.assertIsNone(mountPoint(lines.splitlines()[0]))
         self.assertEqual(ownGroup("4:memory:/x\n0::/a.slice/b.service\n"), "/a.slice/b.service")
         self.assertEqual(ownGroup("4:memory:/x\n"), "/")
+
+    def test_beside(self) -> None:
+        """
+        Sessions' groups are below our own, which is not asked for controllers that it cannot
+        have; beside it where the service manager has put us alone, and there it is.
+        """
+        place = Path(self.mktemp()).absolute()
+        (place / "proc").mkdir(parents=True)
+        mounted = f"26 24 0:24 / {place}/two rw - cgroup2 cgroup2 rw\n"
+        (place / "proc" / "mountinfo").write_text(mounted)
+        for own, outer in (("a.service", "a.service"), ("b.service/executor", "b.service")):
+            (place / "proc" / "cgroup").write_text(f"0::/{own}\n")
+            wanted = place / "two" / outer / NAME
+            trial = wanted / f"trial-{os.getpid()}"
+            for group in (place / "two" / own, wanted.parent, trial, wanted):
+                kernelFiles(group)
+            self.assertEqual(findControlGroups(None, place / "proc").path, wanted)
+            for group in (wanted.parent, wanted):
+                self.assertEqual(
+                    (group / "cgroup.subtree_control").read_text(), "+cpu +memory +pids"
+                )
 
     def test_none(self) -> None:
         """Directories that are no control groups are not taken for some."""
