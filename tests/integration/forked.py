@@ -6,7 +6,8 @@ imported what the programs import, has no reactor and no thread, and does nothin
 fork: each child becomes C{twistd} with a test's arguments, environment, directory and
 output, and nothing of its parent's but the modules.  What a program does when it is
 started by its own command is tested where that is started: C{test_server},
-C{test_drain}, C{test_agent} and others.
+C{test_serve}, C{test_agent} and others.  Twisted reads what a service manager passes
+when it is imported: such programs cannot be forked.
 
 The protocol: one request, a line of JSON beside three descriptors (its standard input
 and output, and a socket), for each child.  That socket carries the child's pid, and when

@@ -16,10 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .forked import Running
 
 LISTEN_START = 3
 """Where a program finds the first descriptor: C{SD_LISTEN_FDS_START}."""
+
+TWISTD = str(Path(sys.executable).with_name("twistd"))
 
 
 class ServiceManager:
@@ -51,19 +57,21 @@ class ServiceManager:
         return number
 
     def start(
-        self, argv: Sequence[str], environment: Mapping[str, str], output: IO[str]
-    ) -> subprocess.Popen[str]:
-        """Start a program with every socket and all that is kept."""
+        self, arguments: Sequence[str], environment: Mapping[str, str], output: IO[str]
+    ) -> Running:
+        """Start C{twistd} with every socket and all that is kept."""
         passed = [(name, one.fileno()) for name, one in self.sockets] + self.stored
         environment = {**environment, "NOTIFY_SOCKET": self._notify.address}
-        if passed:
-            environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in passed)
+        if not passed:
+            from .forked import PLAIN, Forked
+
+            return Forked(PLAIN, arguments, output=output, environment=environment)
+        environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in passed)
         numbers = [number for _, number in passed]
         return subprocess.Popen(
-            [sys.executable, __file__, ",".join(map(str, numbers)), *argv],
+            [sys.executable, __file__, ",".join(map(str, numbers)), TWISTD, *arguments],
             stdout=output,
             stderr=output,
-            text=True,
             env=environment,
             pass_fds=numbers,
         )

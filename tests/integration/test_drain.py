@@ -25,8 +25,9 @@ from urllib.parse import parse_qs, urlsplit
 from twisted.trial.unittest import SynchronousTestCase
 
 from .fleet import freePort
+from .forked import Running
 from .service_manager import ServiceManager
-from .test_server import DEADLINE, TWISTD
+from .test_server import DEADLINE
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 64
 
@@ -113,7 +114,7 @@ class DrainCase(SynchronousTestCase):
         """More flags of the server."""
         return []
 
-    def startServer(self) -> subprocess.Popen[str]:
+    def startServer(self) -> Running:
         """Start a server, and wait until it says that it is ready."""
         door = (
             "systemd:domain=INET:name=http"
@@ -124,7 +125,7 @@ class DrainCase(SynchronousTestCase):
         process = self.process(
             self.manager,
             [
-                TWISTD, "--nodaemon", "--pidfile=", "--logfile=-", "helix-revdial-server",
+                "--nodaemon", "--pidfile=", "--logfile=-", "helix-revdial-server",
                 "--listen", door, "--state-directory", str(self.state), *self.settings(),
             ],
             {},
@@ -132,12 +133,12 @@ class DrainCase(SynchronousTestCase):
         self.manager.wait("READY", "1", DEADLINE, after=after)
         return process
 
-    def startAgent(self) -> subprocess.Popen[str]:
+    def startAgent(self) -> Running:
         """Start an agent, and wait until it is connected."""
         after = len(self.agents.said)
         process = self.process(
             self.agents,
-            [TWISTD, "--nodaemon", "--pidfile=", "--logfile=-", "helix-revdial-agent"],
+            ["--nodaemon", "--pidfile=", "--logfile=-", "helix-revdial-agent"],
             {
                 "HELIX_API_BASE_URL": f"http://127.0.0.1:{self.port}",
                 "HELIX_SESSION_ID": self.session,
@@ -148,9 +149,7 @@ class DrainCase(SynchronousTestCase):
         self.agents.wait("STATUS", "connected to", DEADLINE, after=after)
         return process
 
-    def process(
-        self, manager: ServiceManager, argv: list[str], more: dict[str, str]
-    ) -> subprocess.Popen[str]:
+    def process(self, manager: ServiceManager, argv: list[str], more: dict[str, str]) -> Running:
         log = Path(self.mktemp())
         self.logs.append(log)
         with log.open("w") as output:
@@ -236,7 +235,7 @@ class DrainCase(SynchronousTestCase):
                 self.fail(f"after {DEADLINE:g} s still not {what}:\n{self.said()}")
             time.sleep(0.05)
 
-    def ends(self, process: subprocess.Popen[str], limit: float) -> float:
+    def ends(self, process: Running, limit: float) -> float:
         """How long the process took to end; it must have ended by SIGTERM's own doing."""
         began = time.monotonic()
         try:

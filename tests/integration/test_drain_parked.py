@@ -8,13 +8,13 @@ Both may take minutes to drain: who ends soon had nothing to wait for.
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import test_drain
+from .forked import Running
 from .test_server import DEADLINE
 
 MINUTES = "300"
@@ -82,7 +82,7 @@ class ParkedCase(test_drain.DrainCase):
         pooled: bool = items[0]["pooled"]
         return pooled
 
-    def sockets(self, process: subprocess.Popen[str]) -> int:
+    def sockets(self, process: Running) -> int:
         """TCP connections of a process that are open."""
         mine = {
             os.readlink(f"/proc/{process.pid}/fd/{number}")
