@@ -219,7 +219,7 @@ class Sessions:
             id=newId("ses", now),
             tenant=tenant,
             owner=owner,
-            name=name or nameOf(redactor.text(request.prompt)),
+            name=redactor.text(name) if name else nameOf(redactor.text(request.prompt)),
             status="queued",
             created=now,
             kind="task",

@@ -143,6 +143,18 @@ class TimelineTests(TimelineTestCase):
         self.made(session, "moments", {"label": "with ghp_0123456789abcdefghijABCDEFGHIJ"})
         self.assertNotIn(b"ghp_", self.look(session, "timeline").body)
 
+    def test_secretsInTheNameOfABranch(self) -> None:
+        """A branch is not called by a secret, wherever its name stands."""
+        session = self.task(prompt="forever")
+        self.until(session, "running")
+        made = self.made(session, "fs-snapshots", {})
+        secret = "ghp_" + "a1" * 20
+        fields = {"name": f"with {secret}", "fsSnapshotId": made["id"]}
+        branch = self.made(session, "session-branch", fields)
+        self.assertEqual(branch["name"], "with ***")
+        self.assertEqual(self.session(branch["id"])["name"], "with ***")
+        self.assertEqual(self.seen(session, "timeline")["branches"][0]["name"], "with ***")
+
     def test_snapshots(self) -> None:
         """A snapshot is the host's, is noted once whoever tells of it, and has a moment."""
         session = self.task(prompt="forever")
