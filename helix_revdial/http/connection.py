@@ -65,6 +65,7 @@ from helix_revdial.http.answer import (
     writeAnswer,
 )
 from helix_revdial.http.body import BodyUnavailable
+from helix_revdial.http.eager import writeEagerly
 from helix_revdial.http.head import BadRequest, Head, HeadReader
 from helix_revdial.http.intake import Intake
 from helix_revdial.http.lifecycle import ConnectionLife, Phase
@@ -522,7 +523,7 @@ class HTTPConnection(ConnectionLife):
     def _write(self, pieces: list[bytes]) -> None:
         if self.phase is not Phase.SERVING:
             raise ConnectionGone
-        self.transport.writeSequence(pieces)
+        writeEagerly(self.transport, pieces)
 
     def _finish(self, request: Request, status: int) -> None:
         """The answer is written."""
