@@ -4,6 +4,10 @@ From bytes and strings of callers to typed values, with everything that is wrong
 
 msgspec stops at the first fault; a caller who has three fields wrong wants to
 hear of three.  So where decoding fails, each field is tried by itself.
+
+Whether a field is needed may hang on another one.  A struct then has a static method
+C{needed}, which is given its members as they came and names those fields; whoever uses
+the struct still has to check it where all else is well.
 """
 
 from __future__ import annotations
@@ -94,9 +98,12 @@ def _collect(
     struct = _structOf(type_)
     if struct is not None and isinstance(value, Mapping) and not struct.__struct_config__.tag:
         fields = msgspec.structs.fields(struct)
+        needed = struct.needed(value) if hasattr(struct, "needed") else ()
         for field in fields:
             name = f"{path}.{field.encode_name}" if path else field.encode_name
-            if field.encode_name in value:
+            if field.encode_name in needed and not value.get(field.encode_name):
+                problems.setdefault(name, []).append(_MISSING)
+            elif field.encode_name in value:
                 _collect(value[field.encode_name], field.type, name, problems, strict=strict)
             elif field.required:
                 problems.setdefault(name, []).append(_MISSING)

@@ -51,6 +51,17 @@ class TaskRepo(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     commit: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     uploadToken: Annotated[str, msgspec.Meta(max_length=200)] | None = None
 
+    @staticmethod
+    def needed(members: Mapping[str, object]) -> tuple[str, ...]:
+        """What its mode needs, so that it is told with whatever else is wrong."""
+        match members.get("mode"):
+            case "git":
+                return ("url",)
+            case "upload":
+                return ("uploadToken",)
+            case _:
+                return ()
+
 
 class TaskResources(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """How much of the host it may use."""

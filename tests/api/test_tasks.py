@@ -136,6 +136,16 @@ class CreateTests(TaskTestCase):
             answer.json()["errors"],
             {name: ["is required"] for name in ("prompt", "repo", "runtime", "agent")},
         )
+        for repo, name in (
+            ({"mode": "git"}, "repo.url"),
+            ({"mode": "git", "url": None}, "repo.url"),
+            ({"mode": "upload"}, "repo.uploadToken"),
+        ):
+            answer = self.server.post("/api/v1/tasks", self.ann, {"prompt": "p", "repo": repo})
+            self.assertEqual(
+                answer.json()["errors"],
+                {one: ["is required"] for one in (name, "runtime", "agent")},
+            )
         self.assertEqual(self.server.get("/api/v1/sessions", self.ann).json()["total"], 0)
 
     def test_addresses(self) -> None:
