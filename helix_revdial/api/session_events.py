@@ -20,7 +20,7 @@ from helix_revdial.api.event_streams import EventsQuery, openEvents
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import PATH
 from helix_revdial.http.events import EVENT_STREAM, EventStream, eventFrame
-from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.operations import Call, HeaderField, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
 from helix_revdial.sessions.events import Event, EventLog
@@ -128,6 +128,15 @@ def operations(services: Services) -> list[Operation]:
             access="task-viewer",
             query=SinceQuery,
             media=(EVENT_STREAM,),
+            otherStatuses=(204,),
+            headers=(
+                HeaderField(
+                    "Last-Event-ID",
+                    "The last event that the client has: it gets those after it.",
+                    pattern="^[0-9]{1,18}$",
+                    required=False,
+                ),
+            ),
             rate=None,
             errors=(400, 401, 403, 404),
             summary="A session's events: what has happened, then what happens.",

@@ -15,7 +15,7 @@ import msgspec
 from helix_revdial.access.principals import Principal
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
-from helix_revdial.http.operations import Call, Operation
+from helix_revdial.http.operations import Call, HeaderField, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
 from helix_revdial.sessions.uploads import (
@@ -133,7 +133,7 @@ def operations(services: Services) -> list[Operation]:
             access="task-creator",
             body=("*/*",),
             response=UploadDocument,
-            headers=((TOKEN, "The uploadToken that the upload was promised with."),),
+            headers=(HeaderField(TOKEN, "The uploadToken that the upload was promised with."),),
             errors=(400, 401, 403, 404, 409, 410, 413, 507),
             summary="Send an archive.",
             description="What breaks off leaves nothing, and may be sent again.",

@@ -39,6 +39,20 @@ NO_CONTROLS = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 
 _REF = "#/components/schemas/{name}"
 
+_HEADER = "#/components/headers/"
+
+_HEADERS = {
+    "RetryAfter": {
+        "description": "Seconds after which the call may be made again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Replayed": {
+        "description": "That the call was carried out before, and this is its answer.",
+        "schema": {"const": "true"},
+    },
+}
+
 
 def openapi(table: OperationTable) -> dict[str, Any]:
     """
@@ -66,6 +80,7 @@ def openapi(table: OperationTable) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas.components,
+            "headers": _HEADERS,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "apiKey": {
@@ -117,13 +132,13 @@ def _operation(row: Operation, schemas: _Schemas) -> dict[str, Any]:
     described["parameters"] = [*_pathParameters(row), *_queryParameters(row, schemas)]
     described["parameters"] += [
         {
-            "name": name,
+            "name": header.name,
             "in": "header",
-            "required": True,
-            "description": meaning,
-            "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+            "required": header.required,
+            "description": header.description,
+            "schema": {"type": "string", "pattern": header.pattern},
         }
-        for name, meaning in row.headers
+        for header in row.headers
     ]
     if row.takesKey:
         described["parameters"].append(_KEY)
@@ -202,9 +217,12 @@ def _responses(row: Operation, schemas: _Schemas) -> dict[str, Any]:
     if row.takesKey and row.status == 201:
         replayed = {"description": "What was answered to the first call of this key."}
         responses["200"] = replayed | ({"content": content} if content else {})
+        responses["200"]["headers"] = {"Idempotency-Replayed": {"$ref": _HEADER + "Replayed"}}
     problem = {"application/problem+json": {"schema": schemas.of(ProblemDocument)}}
     for error in sorted({*row.errors, *_ownErrors(row)}):
         responses[str(error)] = {"description": phraseOf(error), "content": problem}
+        if error == 429:
+            responses["429"]["headers"] = {"Retry-After": {"$ref": _HEADER + "RetryAfter"}}
     return responses
 
 

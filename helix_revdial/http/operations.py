@@ -47,6 +47,21 @@ _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
 
 
 @dataclass(frozen=True)
+class HeaderField:
+    """
+    A header field that an operation reads itself; for the description.
+
+    @ivar pattern: What its value looks like.
+    @ivar required: Whether the call fails without it.
+    """
+
+    name: str
+    description: str
+    pattern: str = "^[!-~]{1,255}$"
+    required: bool = True
+
+
+@dataclass(frozen=True)
 class Operation:
     """
     One row.
@@ -76,8 +91,8 @@ class Operation:
         no content, any other what C{status} has.
     @ivar errors: The statuses it fails with, beyond those that the table gives.
     @ivar secret: Whether its answer holds what nobody is told twice.
-    @ivar headers: Header fields that C{run} wants, beside those of HTTP and of the table:
-        their names, and what they are; for the description only.
+    @ivar headers: Header fields that C{run} reads, beside those of HTTP and of the table;
+        for the description only.
     @ivar rate: What of its caller's rate a call costs one of; C{None}: nothing.
     """
 
@@ -101,7 +116,7 @@ class Operation:
     tags: tuple[str, ...] = ()
     secret: bool = False
     rules: dict[str, Any] | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[HeaderField, ...] = ()
     rate: str | None = "calls"
 
     @property

@@ -39,6 +39,24 @@ class ErrorTests(SynchronousTestCase):
                     if int(status) >= 400:
                         self.assertNotEqual(Problem(int(status)).type, "error", (method, path))
 
+    def test_streams(self) -> None:
+        """Where to resume a stream of events, and that it may be over, is in the description."""
+        stream = generated()["paths"]["/api/v1/sessions/{session}/events"]["get"]
+        self.assertEqual(stream["responses"]["204"], {"description": "No Content"})
+        fields = {one["name"]: one for one in stream["parameters"]}
+        self.assertEqual(fields["Last-Event-ID"]["in"], "header")
+        self.assertFalse(fields["Last-Event-ID"]["required"])
+
+    def test_retryAfter(self) -> None:
+        """Each 429 says when to come back."""
+        document = generated()
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                if "429" in operation["responses"]:
+                    headers = operation["responses"]["429"]["headers"]
+                    self.assertIn("Retry-After", headers, (method, path))
+        self.assertIn("RetryAfter", document["components"]["headers"])
+
     def test_tasks(self) -> None:
         """What a task's repository needs is in the description, as the server wants it."""
         document = generated()
