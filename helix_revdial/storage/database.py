@@ -58,7 +58,7 @@ STATEMENT_LIMIT: Final = 15.0
 MAX_WAITING: Final = 2000
 """Calls that may be running or waiting for a thread at the same time."""
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The revision of the schema that this version of the code works with."""
 
 _WRITING = "helix_writing"

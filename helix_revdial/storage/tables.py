@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -107,7 +108,17 @@ sessions = Table(
     # What its executor is still to be told, [{"number", "text"}]; the newest number.
     Column("prompts", JSON, nullable=True),
     Column("prompt_seq", Integer, nullable=False, server_default="0"),
-    Index("ix_sessions_tenant_created", "tenant", "created"),
+    # What lists count and order: no row is looked at for it.
+    Index(
+        "ix_sessions_tenant_present",
+        "tenant",
+        "created",
+        "id",
+        # Null in all of them; where it is not there, SQLite looks for it in the row.
+        "deleted",
+        sqlite_where=text("deleted IS NULL"),
+        postgresql_where=text("deleted IS NULL"),
+    ),
     Index("ix_sessions_tenant_owner_created", "tenant", "owner", "created"),
     Index("ix_sessions_tenant_status_created", "tenant", "status", "created"),
     Index("ix_sessions_kind_status", "kind", "status"),
