@@ -49,6 +49,9 @@ T = TypeVar("T")
 GROUP: Final = 200
 """Writes that share a transaction at most."""
 
+READ_GROUP: Final = 8
+"""Reads of SQLite that share a transaction at most: one that is slow holds up so many."""
+
 LOCK_WAIT: Final = 5.0
 """Seconds that a transaction waits for a lock, or a call for a connection."""
 
@@ -127,6 +130,7 @@ class Database:
         self._groups = parsed.drivername == "sqlite" and not isMemory(parsed)
         self._writes: deque[tuple[Callable[[Connection], Any], Deferred[Any]]] = deque()
         self._writing = False
+        self._reads: deque[tuple[Callable[[Connection], Any], Deferred[Any]]] = deque()
         self._closed: Deferred[None] | None = None
         self._closing = False
 
@@ -166,9 +170,24 @@ class Database:
         Run C{function} in a transaction that only reads: it waits for no
         writer, and sees one state of the database throughout.
 
+        With SQLite, a few reads that wait share a transaction, which begins after the
+        last of them was asked for; each fails by itself.
+
         @raise DatabaseUnavailable: as L{run}.
         """
-        return self._call(lambda: self._transaction(function, writing=False))
+        if not self._groups:
+            return self._call(lambda: self._transaction(function, writing=False))
+        refused = self._refusal()
+        if refused is not None:
+            return fail(refused)
+        self._running += 1
+        told: Deferred[T] = Deferred()
+        result: Deferred[T] = Deferred()
+        told.addBoth(self._ended).chainDeferred(result)
+        self._reads.append((function, told))
+        # A call for each read: those whose read went with others find nothing to do.
+        self._workers.call(self._readSome).addCallback(_tell)
+        return result
 
     def revision(self) -> Deferred[str | None]:
         """The schema's revision, or C{None} for a database without one."""
@@ -256,6 +275,34 @@ class Database:
                     done.append(Failure(error))
         return done
 
+    def _readSome(self) -> list[tuple[Deferred[Any], Any]]:
+        """
+        In a thread: read what waits, as far as one transaction may go.
+
+        @return: who is to be told what each returned, or of its L{Failure}.
+        """
+        group: list[tuple[Callable[[Connection], Any], Deferred[Any]]] = []
+        try:
+            while len(group) < READ_GROUP:
+                group.append(self._reads.popleft())
+        except IndexError:
+            if not group:
+                return []
+        done: list[tuple[Deferred[Any], Any]] = []
+        try:
+            with transaction(self.engine, writing=False) as connection:
+                for function, told in group:
+                    try:
+                        done.append((told, _values(function(connection))))
+                    except Exception as error:
+                        if _takesAll(error):
+                            raise
+                        done.append((told, Failure()))
+        except Exception as error:
+            # Each its own: whoever is told adds to it.
+            return [(told, Failure(error)) for _, told in group]
+        return done
+
     def _call(self, function: Callable[[], T]) -> Deferred[T]:
         refused = self._refusal()
         if refused is not None:
@@ -276,6 +323,20 @@ class Database:
     def _transaction(self, function: Callable[[Connection], T], *, writing: bool) -> T:
         with transaction(self.engine, writing=writing) as connection:
             return _values(function(connection))
+
+
+def _tell(done: list[tuple[Deferred[Any], Any]]) -> None:
+    for told, outcome in done:
+        told.callback(outcome)
+
+
+def _takesAll(error: Exception) -> bool:
+    """Whether what fails one read fails the transaction."""
+    return (
+        isinstance(error, SQLAlchemyError)
+        and unavailable(error) is not None
+        and not _refusesToWrite(error)
+    )
 
 
 def _values(result: T) -> T:

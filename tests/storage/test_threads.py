@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from helix_revdial.storage.database import Database, DatabaseUnavailable, openDatabase
+from helix_revdial.storage.database import READ_GROUP, Database, DatabaseUnavailable, openDatabase
 from helix_revdial.storage.tables import metadata
 from helix_revdial.storage.threads import ReactorThreads, SameThread
 
@@ -72,6 +75,64 @@ class ReactorThreadsTests(TestCase):
             lambda c: c.exec_driver_sql("SELECT value FROM counters").scalar()
         )
         self.assertEqual(value, 100)
+        await database.close()
+
+    async def test_readsShareATransaction(self) -> None:
+        """
+        Reads that wait share transactions, a few each; what one raises is its own, also
+        where it tries to write.
+        """
+        database = openDatabase(f"sqlite:///{self.mktemp()}.db", reactor, threads=1)
+        await database.run(metadata.create_all)
+        begun: list[object] = []
+        event.listen(database.engine, "begin", begun.append)
+        release = threading.Event()
+        self.addCleanup(release.set)
+
+        def wrong(connection: Connection) -> int:
+            raise KeyError("wrong")
+
+        def write(connection: Connection) -> int:
+            connection.exec_driver_sql("INSERT INTO counters VALUES ('n', 1)")
+            return 0
+
+        def count(connection: Connection) -> int:
+            return len(connection.exec_driver_sql("SELECT * FROM counters").all())
+
+        first = database.read(lambda connection: release.wait(20))
+        # The rest waits for the one thread.
+        functions = [count, wrong, write] + [count] * 21
+        reads = [database.read(function) for function in functions]
+        release.set()
+        self.assertTrue(await first)
+        with self.assertRaises(KeyError):
+            await reads[1]
+        with self.assertRaises(OperationalError):
+            await reads[2]
+        for read in (reads[0], *reads[3:]):
+            self.assertEqual(await read, 0)
+        self.assertLessEqual(len(begun), 1 + -(-24 // READ_GROUP) + 1)
+        await database.close()
+
+    async def test_readSeesWhatWasWritten(self) -> None:
+        """A read that is asked for after a write was told of sees what it wrote."""
+        database = openDatabase(f"sqlite:///{self.mktemp()}.db", reactor, threads=3)
+        await database.run(metadata.create_all)
+
+        def count(connection: Connection) -> int:
+            return len(connection.exec_driver_sql("SELECT * FROM counters").all())
+
+        def add(number: int) -> Callable[[Connection], None]:
+            return lambda connection: connection.exec_driver_sql(
+                f"INSERT INTO counters VALUES ('n{number}', 1)"
+            ).close()
+
+        for number in range(50):
+            before = [database.read(count) for _ in range(3)]
+            await database.run(add(number))
+            self.assertEqual(await database.read(count), number + 1)
+            for read in before:
+                self.assertIn(await read, (number, number + 1))
         await database.close()
 
     async def test_closeWaitsForWhatRuns(self) -> None:
