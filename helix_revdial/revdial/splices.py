@@ -53,7 +53,7 @@ class Bulk:
     reads: int = 1
     small: int = 16 * 1024
     atOnce: int = 256 * 1024
-    quantum: int = 1024 * 1024
+    quantum: int = 256 * 1024
 
 
 def spliceOf(side: Side, target: Side, pipes: Pipes | None, bulk: Bulk) -> Splice | None:

@@ -240,6 +240,23 @@ class BoundTests(SpliceCase):
             self.assertLessEqual(stream.counted[0] - before, 8192 + 4096)
         self.finish(room, stream)
 
+    def test_fairThroughTheBuffer(self) -> None:
+        """One turn moves one read of each stream at most, beside others that have their turn."""
+        for form in FORMS:
+            room = self.room(splice=False, size=8192)
+            flood, small = room.stream("unix", form), room.stream("unix", form)
+            giver, taker = flood.peers
+            for turn in range(20):
+                giver.write(bytes(50_000))
+                small.peers[0].write(b"x")
+                before = flood.counted[0]
+                room.turn()
+                taker.pull()
+                self.assertLessEqual(flood.counted[0] - before, 8192, form)
+                self.assertGreaterEqual(small.counted[0], turn, form)
+            self.finish(room, flood)
+            self.finish(room, small)
+
     def test_pipesAreShared(self) -> None:
         """A pipe is held only while bytes are in it: one serves many streams."""
         room = self.room(limit=1)

@@ -194,6 +194,24 @@ class TLSEndsTests(TLSCase):
             bench.spin(lambda b=bench: b.far.got == b"and back", form)  # type: ignore[misc]
             self.assertFalse(side.outbox.waits, form)
 
+    def test_fair(self) -> None:
+        """
+        A turn of the reactor moves two reads of a stream at most, of what the socket has and
+        of what OpenSSL held, however much there is.
+        """
+        for form in FORMS[::2]:
+            bench = TLSBench(self, form, "unix")
+            bench.far.wire.write(bytes(3_000_000))
+
+            def moved(bench: TLSBench = bench, form: str = form) -> bool:
+                before = bench.left.received
+                bench.turn()
+                # The one read comes by a timer, the other by the socket.
+                self.assertLessEqual(bench.left.received - before, 2 * 32 * 1024, form)
+                return len(bench.near.got) == 3_000_000
+
+            bench.spin(moved, form)
+
     def test_earlyBytes(self) -> None:
         """A1: what came with the upgrade, before the sockets were taken, is the stream's."""
         for form in FORMS:
