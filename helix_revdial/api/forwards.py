@@ -25,6 +25,7 @@ from helix_revdial.gateways.tcp_forward import (
     Forward,
     ForwardRefused,
     ForwardSettings,
+    ForwardTaken,
     Judge,
 )
 from helix_revdial.http.operations import Call, Operation
@@ -88,7 +89,7 @@ class ForwardList(msgspec.Struct, rename="camel"):
 
 
 def operations(services: Services) -> list[Operation]:
-    """List, create, delete."""
+    """List, create, look at, delete."""
     forwards = services.forwards
 
     async def listForwards(call: Call) -> ForwardList:
@@ -112,6 +113,9 @@ def operations(services: Services) -> list[Operation]:
                 by=principal.tokenId,
                 family=principal.family,
             )
+        except ForwardTaken as error:
+            errors = {error.field: [str(error)]}
+            raise Problem(409, f"There is no room for it: {error}.", errors=errors) from None
         except ForwardRefused as error:
             raise validationProblem({error.field: [str(error)]}) from None
         try:
@@ -133,6 +137,13 @@ def operations(services: Services) -> list[Operation]:
             msgspec.json.encode(_document(forward)),
         )
 
+    async def getForward(call: Call) -> ForwardDocument:
+        name = call.params["forward"]
+        forward = forwards.get(name)
+        if forward is None:
+            raise unknown(name)
+        return _document(forward)
+
     async def deleteForward(call: Call) -> None:
         principal = asking(call)
         name = call.params["forward"]
@@ -145,7 +156,10 @@ def operations(services: Services) -> list[Operation]:
             await forwards.delete(forward)
             record("forward-deleted", principal, forward)
         elif not kept:
-            raise Problem(404, f"There is no forward {name}.", code="unknown-forward")
+            raise unknown(name)
+
+    def unknown(name: str) -> Problem:
+        return Problem(404, f"There is no forward {name}.", code="unknown-forward")
 
     def record(event: str, principal: Principal, forward: Forward) -> None:
         services.audit.record(
@@ -179,12 +193,23 @@ def operations(services: Services) -> list[Operation]:
             body=NewForward,
             response=ForwardDocument,
             status=201,
-            errors=(400, 401, 403, 413, 415),
+            errors=(400, 401, 403, 409, 413, 415),
             summary="Have a port of the server lead to a target.",
             description=(
                 "Within forwards.ports and forwards.interfaces; for as long as the token lives "
                 "that it is made with, through restarts of the server."
             ),
+            tags=("admin",),
+        ),
+        Operation(
+            name="getForward",
+            method="GET",
+            path=PATH + "/{forward}",
+            run=getForward,
+            access="admin",
+            response=ForwardDocument,
+            errors=(401, 403, 404),
+            summary="One forward, with what became of its connections.",
             tags=("admin",),
         ),
         Operation(

@@ -82,7 +82,7 @@ class Observation(Watching):
     Watches one server.
 
     @ivar lifelines: What has ended.
-    @ivar idleBackends: How many connections to services wait for another request.
+    @ivar gateways: What the ways in have now: how many of what, by its name.
     @ivar metrics: What Prometheus is told.
     @ivar spans: Where they are turned on.
     """
@@ -111,7 +111,7 @@ class Observation(Watching):
         @param files: The kind of an open file, by its path.
         """
         self.lifelines = Lifelines()
-        self.idleBackends: Callable[[], int] = lambda: 0
+        self.gateways: Callable[[], dict[str, int]] = dict
         self.spans = spans
         self._reactor = reactor
         self._wallClock = wallClock
@@ -321,7 +321,7 @@ class Observation(Watching):
             found |= self._connections.sizes()
         if self._factory is not None:
             found |= self._factory.sizes()
-        found["http_backends_idle"] = self.idleBackends()
+        found |= self.gateways()
         found["lifelines"] = len(self.lifelines)
         found["runners_known"] = self.lifelines.runnersKnown
         return found

@@ -195,7 +195,6 @@ class Services:
             onLimit=lambda: self.load.refused("http_requests"),
             count=self.observation.metrics.backends.add,
         )
-        self.observation.idleBackends = lambda: len(self.proxy.backends.idle)
         self.tokens.onRevoked(self.proxy.end)
         self.keptForwards = KeptForwards(self.database, self.wallClock)
         self.forwards = Forwards(
@@ -208,7 +207,15 @@ class Services:
                 "forward-refused", subject=forward.id, peer=peer
             ),
             onDeleted=lambda forward: self.keptForwards.forget(forward.id),
+            count=self.observation.metrics.forwarded.add,
         )
+        self.observation.gateways = lambda: {
+            "http_exchanges": len(self.proxy),
+            "http_backends_idle": len(self.proxy.backends.idle),
+            "gateway_streams": len(self.streams),
+            "forwards": len(self.forwards.list()),
+            "forward_connections": self.forwards.connectionCount,
+        }
         self.forwards.bounds = forwardBounds(self.config.forwards)
         self.tokens.onRevoked(self.forwards.end)
         self.eventStreams = EventStreams(

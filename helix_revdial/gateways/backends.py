@@ -105,6 +105,7 @@ class Backends(Watching):
         exchange: Callable[[Backend], Awaitable[T]],
         *,
         repeatable: bool,
+        patient: bool = False,
     ) -> T:
         """
         Ask a service.
@@ -112,6 +113,7 @@ class Backends(Watching):
         @param exchange: Sends the request, and takes what of the answer it is about:
             its head at the least.
         @param repeatable: Whether it can be sent twice without harm.
+        @param patient: Whether a dial for it waits for its turn, where many are under way.
         @raise DialError: There is no connection; or what C{exchange} raised.
         """
         if repeatable:
@@ -126,7 +128,7 @@ class Backends(Watching):
                     # It had died unnoticed: the service has seen nothing of it, or
                     # may see it again.
                     self._count("replaced")
-        return await exchange(await self._dial(wanted))
+        return await exchange(await self._dial(wanted, patient))
 
     def over(self, wanted: Wanted, backend: Backend) -> None:
         """An exchange has ended: let its connection wait, if it is in order, or close it."""
@@ -155,7 +157,7 @@ class Backends(Watching):
             raise NotAllowed
         return self.idle.take(_placeOf(wanted), generation)
 
-    async def _dial(self, wanted: Wanted) -> Backend:
+    async def _dial(self, wanted: Wanted, patient: bool) -> Backend:
         factory = Factory.forProtocol(Backend)
         factory.noisy = False  # two log lines for each exchange say nothing
         endpoint = self.connections.endpoint(
@@ -164,7 +166,7 @@ class Backends(Watching):
             timeout=wanted.wait,
             about=wanted.about,
             allow=wanted.allow,
-            patient=True,
+            patient=patient,
         )
         self._count("dialled")
         backend = await endpoint.connect(factory)

@@ -154,7 +154,9 @@ class Exchange:
         repeatable = (
             request.method in REPEATABLE and request.body.length == 0 and self._upgrade is None
         )
-        return await self._proxy.backends.ask(self.errand, self._answered, repeatable=repeatable)
+        return await self._proxy.backends.ask(
+            self.errand, self._answered, repeatable=repeatable, patient=True
+        )
 
     async def _answered(self, backend: Backend) -> h11.Response | h11.InformationalResponse:
         self._backend = backend

@@ -70,6 +70,10 @@ class ForwardRefused(Exception):
         self.field = field
 
 
+class ForwardTaken(ForwardRefused):
+    """It could be, were others not there."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """
@@ -231,6 +235,7 @@ class Forwards:
         scarce: Callable[[], bool] = lambda: False,
         onRefused: Callable[[Forward, str], None] = lambda forward, peer: None,
         onDeleted: Callable[[Forward], None] = lambda forward: None,
+        count: Callable[[str], object] = lambda how: None,
     ) -> None:
         """
         @param reactor: Listens, and tells the time.
@@ -242,6 +247,8 @@ class Forwards:
         @param onRefused: Told of a peer that is not on a forward's list.
         @param onDeleted: Told of a forward that is deleted, or whose maker's token has
             ended; not of those that end with the server.
+        @param count: Told of each connection that it was C{"accepted"}, and that it was
+            C{"refused"} or C{"failed"} after that.
         """
         self.bounds = Bounds()
         self._reactor = reactor
@@ -252,11 +259,17 @@ class Forwards:
         self._scarce = scarce
         self._onRefused = onRefused
         self._onDeleted = onDeleted
+        self._count = count
         self._forwards: dict[str, Forward] = {}
 
     def list(self) -> list[Forward]:
         """Every forward, in the order in which they were made."""
         return list(self._forwards.values())
+
+    @property
+    def connectionCount(self) -> int:
+        """Connections of all forwards, dials that wait included."""
+        return sum(len(forward.connections) for forward in self._forwards.values())
 
     def get(self, name: str) -> Forward | None:
         """The forward of that id."""
@@ -275,23 +288,25 @@ class Forwards:
         Listen.
 
         @param name: The id of one that was there before; C{None} for a new one.
-        @raise ForwardRefused: It is not within the bounds, or the port cannot be had.
+        @raise ForwardRefused: It is not within the bounds.
+        @raise ForwardTaken: The port cannot be had, or there are too many.
         """
         bounds = self.bounds
         bounds.check(settings)
         if len(self._forwards) >= bounds.most:
-            raise ForwardRefused("listen", f"there are {bounds.most} forwards already")
+            raise ForwardTaken("listen", f"there are {bounds.most} forwards already")
         forward = Forward(name or self._newId(), settings, judge, by, family)
         ports: Iterable[int] = [settings.port]
         if not settings.port:
             ports = range(bounds.first, bounds.last + 1)
-        reason = "no port is free"
+        reason = f"no port of {bounds.first}-{bounds.last} is free"
         for port in ports:
             try:
                 forward.port = self._listen(port, settings.interface, forward)
             except CannotListenError as error:
-                strerror = getattr(error.socketError, "strerror", None)
-                reason = f"port {port} cannot be had: {strerror or error.socketError}"
+                if settings.port:
+                    strerror = getattr(error.socketError, "strerror", None)
+                    reason = f"port {port} cannot be had: {strerror or error.socketError}"
                 continue
             self._forwards[forward.id] = forward
             self._log.info(
@@ -302,7 +317,7 @@ class Forwards:
                 target=settings.target,
             )
             return forward
-        raise ForwardRefused("listen", reason)
+        raise ForwardTaken("listen", reason)
 
     def _listen(self, port: int, interface: str, forward: Forward) -> IListeningPort:
         reactor = self._reactor
@@ -355,18 +370,27 @@ class Forwards:
     def accept(self, forward: Forward, address: IAddress) -> _Connection | None:
         """A connection was accepted: it is to be dialled for, or closed."""
         forward.accepted += 1
+        self._count("accepted")
         host = getattr(address, "host", "")
         if not _isAllowed(forward.settings.allow, host):
             forward.refused += 1
+            self._count("refused")
             self._onRefused(forward, host)
             return None
         if len(forward.connections) >= self.bounds.connections or self._scarce():
             forward.refused += 1
+            self._count("refused")
             forward.lastError = "too many connections"
             return None
         connection = _Connection(self, forward, address)
         forward.connections.add(connection)
         return connection
+
+    def failed(self, forward: Forward, why: str) -> None:
+        """A connection has got no target."""
+        forward.failed += 1
+        forward.lastError = why
+        self._count("failed")
 
     def pair(self, onEnd: Callable[[RelayEnd], None]) -> tuple[RelayProtocol, RelayProtocol]:
         """The two halves of a connection's relay."""
@@ -494,8 +518,7 @@ class _Connection:
     def _failed(self, failure: Failure) -> None:
         self._dialling = None
         if failure.check(CancelledError) is None and not self._isOver:
-            self.forward.failed += 1
-            self.forward.lastError = failure.getErrorMessage()
+            self._forwards.failed(self.forward, failure.getErrorMessage())
             if failure.check(DialError, ForwardRefused) is None:
                 self._log.failure("A forward's dial failed", failure)
         self.accepted.abandon()
@@ -526,5 +549,6 @@ __all__ = [
     "Forward",
     "ForwardRefused",
     "ForwardSettings",
+    "ForwardTaken",
     "Forwards",
 ]

@@ -147,7 +147,7 @@ class Connections(Views):
         parked = Parked(clock, pool, random=SystemRandom().random, scarce=scarce)
         self._pool = roster.pool = Pool(clock, parked, _Dialling(self))
         self._scarce = scarce
-        self._turns = Turns(clock, _turnsOf(maxPending))
+        self._turns = roster.turns = Turns(clock, _turnsOf(maxPending))
         self._longestDial = dialTimeout + gracePeriod
         super().__init__(roster)
         self._registrations = roster.registrations

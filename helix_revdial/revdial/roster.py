@@ -35,6 +35,7 @@ from .pickups import Call
 from .pool import Pool
 from .registrations import Claim, Registration
 from .table import Close, ConnectionTable, Effect, Failed, Gone
+from .turns import Turns
 from .watching import Watching
 
 
@@ -51,6 +52,7 @@ class Roster:
     @ivar checks: Every check that is open.
     @ivar watching: Told what cannot be seen by looking later.
     @ivar pool: The data connections that are parked.
+    @ivar turns: Whose patient dial is next.
     @ivar dialTimeout: Seconds an agent has to dial back.
     @ivar stopping: Whether no more is taken.
     @ivar settled: Until no call waits.
@@ -85,6 +87,7 @@ class Roster:
         self.checks: set[CheckPeer] = set()
         self.watching = watching
         self.pool: Pool
+        self.turns: Turns
         self.dialTimeout = dialTimeout
         self.stopping = False
         self.settled = Quiet(clock, lambda: not self.calls)

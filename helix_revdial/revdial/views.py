@@ -142,6 +142,7 @@ class Views:
             "registrations": len(self._roster.registrations),
             "claims": len(self._roster.claims),
             "dials": len(self._roster.calls),
+            "dials_in_turn": len(self._roster.turns),
             "parked": self._roster.pool.parked.idle,
             "streams": sum(len(calls) for calls in self._roster.streams.values()),
         }

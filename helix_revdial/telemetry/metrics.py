@@ -42,6 +42,7 @@ from .rows import (
     ATTEMPTS,
     BACKENDS,
     ENDS,
+    FORWARDED,
     LIMITS,
     OUTCOMES,
     PHASES,
@@ -209,6 +210,7 @@ class ServerMetrics(_Page):
         self.dials = Tally(OUTCOMES)
         self.limits = Tally(LIMITS)
         self.backends = Tally(BACKENDS)
+        self.forwarded = Tally(FORWARDED)
         self.waits = {"connected": Histogram(), "failed": Histogram()}
         self.phases = {phase: Histogram() for phase in PHASES}
         self.lives = Histogram(DURATIONS)
@@ -267,6 +269,7 @@ class ServerMetrics(_Page):
         yield self.histogram("stream_seconds", [((), self.lives)])
         yield self.words("stream_bytes_total", [("in", state.bytesIn), ("out", state.bytesOut)])
         yield self.words("http_backends_total", self.backends.items())
+        yield self.words("forward_connections_total", self.forwarded.items())
         yield self.words("pool_total", state.pool.items())
         hits = dict(self.limits.items())
         for limit, count in state.limits.items():

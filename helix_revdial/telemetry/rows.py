@@ -67,6 +67,8 @@ LIMITS = (
 
 BACKENDS = ("dialled", "reused", "replaced")
 
+FORWARDED = ("accepted", "refused", "failed")
+
 REFUSALS = ("held", "busy", "not-connected")
 
 ATTEMPTS = ("connected", "refused", "unreachable", "timed-out", "no-token")
@@ -183,6 +185,13 @@ SERVER: tuple[Row, ...] = (
         "those that were found ended and replaced.",
     ),
     Row(
+        "forward_connections_total",
+        _C,
+        ("how",),
+        "Connections to ports of TCP forwards: accepted; of these refused, since they were not on "
+        "the list or too many, and failed, since there was no target.",
+    ),
+    Row(
         "pool_total",
         _C,
         ("event",),
@@ -253,6 +262,7 @@ __all__ = [
     "ATTEMPTS",
     "BACKENDS",
     "ENDS",
+    "FORWARDED",
     "LIMITS",
     "OUTCOMES",
     "PHASES",

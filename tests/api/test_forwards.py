@@ -96,6 +96,32 @@ class ForwardsTests(ForwardsCase):
             self.assertEqual(self.server.post(PATH, token, wanted).status, 403)
             self.assertEqual(self.server.delete(PATH + "/fwd_1", token).status, 403)
 
+    def test_whereItSaysThatItIs(self) -> None:
+        """A forward that was made is found where the answer says."""
+        answer = self.create("api")
+        self.connect()
+        found = self.server.get(answer.headers["location"], self.admin).json()
+        made = answer.json()
+        self.assertEqual(found["id"], made["id"])
+        self.assertEqual((made["failed"], found["accepted"], found["failed"]), (0, 1, 1))
+        tables = self.server.observation.tables()
+        self.assertEqual((tables["forwards"], tables["forward_connections"]), (1, 0))
+        tally = dict(self.server.observation.metrics.forwarded.items())
+        self.assertEqual(tally, {"accepted": 1, "refused": 0, "failed": 1})
+        answer = self.server.get(f"{PATH}/fwd_1", self.admin)
+        self.assertEqual((answer.status, answer.json()["code"]), (404, "unknown-forward"))
+
+    def test_taken(self) -> None:
+        """409 for a port that cannot be had, for none that is free, and for one too many."""
+        self.taken = True
+        for port, text in (
+            (20000, "port 20000 cannot be had: Address already in use"),
+            (0, "no port of 20000-20001 is free"),
+        ):
+            wanted = {"listen": f"tcp:{port}", "runner": "wolf-1"}
+            answer = self.server.post(PATH, self.admin, wanted)
+            self.assertEqual((answer.status, answer.json()["errors"]), (409, {"listen": [text]}))
+
     def test_deleted(self) -> None:
         """204, then 404; its making and its end are audited."""
         name = self.create("api").json()["id"]
