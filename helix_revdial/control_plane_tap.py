@@ -100,9 +100,11 @@ def makeService(options: Options) -> IService:
     from helix_revdial.keeping import SOCKETS, STATES
     from helix_revdial.revdial.descriptors import raiseDescriptorLimit
     from helix_revdial.revdial.monotonic import useMonotonicTime
+    from helix_revdial.revdial.socket_loop import useSocketLoop
     from helix_revdial.systemd.store import handedOver
 
     useMonotonicTime(reactor)
+    useSocketLoop(reactor)
     raiseDescriptorLimit()
     # What is there by then stays: looking through it again and again for what is not
     # needed any more would hold every stream up, for tens of milliseconds each time.

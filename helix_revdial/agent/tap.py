@@ -21,6 +21,7 @@ from twisted.internet.task import react
 
 from ..revdial.descriptors import raiseDescriptorLimit
 from ..revdial.monotonic import useMonotonicTime
+from ..revdial.socket_loop import useSocketLoop
 from ..telemetry.logs import LoggingService
 from .options import Options
 from .process import agentsService
@@ -44,6 +45,7 @@ def makeService(options: Options) -> IService:
             sys.stdout.reconfigure(errors="replace")
         react(lambda reactor: _exiting(check(reactor, options.runners, sys.stdout)))
     useMonotonicTime(reactor)
+    useSocketLoop(reactor)
     raiseDescriptorLimit()
     # Modules and tables stay: the collector need not look through them again and again.
     reactor.callWhenRunning(gc.freeze)

@@ -4,11 +4,13 @@ Watches the sockets of relays: an epoll of their own, which is one reader of the
 
 Twisted's reactors look each event's descriptor up, and call it through the log's context,
 which costs more than a small receive and send.  Here one such call serves every
-socket that is ready.  It works in any reactor that takes a descriptor.
+socket that is ready.  It works in any reactor that takes a descriptor; and where the
+reactor lets it, it begins the reactor's turns, which saves that call too
+(L{helix_revdial.revdial.socket_loop}).
 
 Invariants:
 
-  - It is in the reactor if and only if a socket is watched.
+  - It is in the reactor, or leads it, if and only if a socket is watched.
   - A socket that is not watched is not in the epoll, or leaves it at the first event: a
     hang-up is level-triggered, and nobody would take it.
   - A socket whose number was used again within a batch gets at most a read or a write
@@ -25,6 +27,8 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from helix_revdial.revdial.socket_loop import loopOf
 
 MAX_EVENTS = 256
 """Sockets that are served in one turn, so that the reactor's others have theirs."""
@@ -58,6 +62,8 @@ class SocketPoll:
         @param reactor: Watches us.
         """
         self._reactor = reactor
+        self._loop = loopOf(reactor)
+        self._leads = False
         self._watched: dict[int, Watched] = {}
         # Made with the first socket: an agent without streams does not have it.
         self._poll: select.epoll | None = None
@@ -82,7 +88,7 @@ class SocketPoll:
                 except OSError:
                     pass  # closed by its transport, which took it out
                 if not self._watched:
-                    self._reactor.removeReader(self)
+                    self._leave()
             return
         if poll is None:
             poll = self._poll = select.epoll()
@@ -91,7 +97,7 @@ class SocketPoll:
         else:
             poll.register(number, events)
             if not self._watched:
-                self._reactor.addReader(self)
+                self._enter()
         self._watched[number] = watched
 
     def drop(self, number: int, watched: Watched) -> None:
@@ -101,7 +107,7 @@ class SocketPoll:
         if self._watched.get(number) is watched:
             del self._watched[number]
             if not self._watched:
-                self._reactor.removeReader(self)
+                self._leave()
 
     def hand(self, number: int, holder: Watched, to: Watched) -> bool:
         """
@@ -114,14 +120,46 @@ class SocketPoll:
         self._watched[number] = to
         return True
 
+    def _enter(self) -> None:
+        loop = self._loop
+        if loop is not None and loop.lead(self.serve, self._stop):
+            assert self._poll is not None
+            self._leads = True
+            self._poll.register(loop.number, READ)
+        else:
+            self._reactor.addReader(self)
+
+    def _leave(self) -> None:
+        if self._leads:
+            assert self._loop is not None
+            assert self._poll is not None
+            self._leads = False
+            # Not while the reactor's may come to hold ours: the kernel allows no circle.
+            self._poll.unregister(self._loop.number)
+            self._loop.yieldLead()
+        else:
+            self._reactor.removeReader(self)
+
     def doRead(self) -> None:
         """Serve every socket that is ready."""
+        self.serve(0)
+
+    def serve(self, seconds: float) -> bool:
+        """
+        Wait for so many seconds at most, and serve every socket that is ready.
+
+        @return: Whether the reactor has something ready, where we may lead it.
+        """
         assert self._poll is not None
         known = self._watched.get
-        for number, event in self._poll.poll(0, MAX_EVENTS):
+        isReactorReady = False
+        for number, event in self._poll.poll(seconds, MAX_EVENTS):
             watched = known(number)
             if watched is None:
-                self._forget(number)
+                if self._leads and self._loop is not None and number == self._loop.number:
+                    isReactorReady = True
+                elif self._loop is None or number != self._loop.number:
+                    self._forget(number)
                 continue
             if event & READ:
                 watched.doRead()
@@ -131,6 +169,7 @@ class SocketPoll:
                 watched.connectionLost(Failure(ConnectionLost()))
             else:
                 watched.doWrite()
+        return isReactorReady
 
     def _forget(self, number: int) -> None:
         """
@@ -142,6 +181,9 @@ class SocketPoll:
             self._poll.unregister(number)
         except OSError:
             pass  # it was let go of
+
+    def _stop(self) -> None:
+        self.connectionLost(Failure(ConnectionLost()))
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor ends: so does every socket that is watched."""

@@ -29,6 +29,7 @@ from zope.interface import implementer
 from helix_revdial.revdial.data_websocket import DataWebSocketEndpoint
 from helix_revdial.revdial.exchange import CarrierURL
 from helix_revdial.revdial.relay import RelayEnd, relayPair
+from helix_revdial.revdial.socket_loop import useSocketLoop
 from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, rawServer
 from tests.revdial.wire import HeadThen, dataHead
@@ -86,6 +87,9 @@ class Bench:
         self, case: SynchronousTestCase, form: str, local: str, *, linger: float = 60.0
     ) -> None:
         self.reactor = EPollReactor()
+        if local == "tcp":
+            # In the one way and in the other.
+            useSocketLoop(self.reactor)
         self.case = case
         case.addCleanup(self.clean)
         self.ends: list[RelayEnd] = []
