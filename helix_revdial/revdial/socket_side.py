@@ -106,9 +106,10 @@ class Side:
             polled.isReading = False
             self._isReading = self._relays.poll.hand(self._fd, polled, self)
         if self.stream.tls is None:
+            # It has nothing to send, and so does not wait to.
             if polled is None:
                 transport.stopReading()
-            transport.stopWriting()
+                transport.stopWriting()
         else:
             self._relays.reactor.removeReader(transport)
             self._relays.reactor.removeWriter(transport)
