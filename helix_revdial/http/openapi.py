@@ -238,7 +238,7 @@ def _ownErrors(row: Operation) -> set[int]:
     if row.body is not None:
         errors |= {400, 413, 415}
     if row.takesKey:
-        errors |= {400, 409, 422}
+        errors |= {400, 409, 413, 422}
     if row.access is not None and row.rate is not None:
         errors.add(429)
     return errors

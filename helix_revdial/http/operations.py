@@ -30,7 +30,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.routing import Map, RequestRedirect, Rule
 
 from helix_revdial.http.body import Body
-from helix_revdial.http.problem import Problem
+from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import HandedOver, Response
 from helix_revdial.http.validation import decodeJSON, decodeQuery
@@ -336,6 +336,9 @@ class OperationTable:
     async def _readBody(self, call: Call, *, whole: bool) -> None:
         operation, request = call.operation, call.request
         if operation.body is None:
+            if operation.takesKey and (request.body.length or 0) > operation.maxBody:
+                # Nobody wants it; a caller that sends so much is wrong about what it calls.
+                raise PayloadTooLarge(operation.maxBody)
             return
         media = (request.headers.get(b"content-type") or b"").partition(b";")[0]
         given = media.strip().lower().decode("latin-1")

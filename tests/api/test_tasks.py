@@ -185,6 +185,12 @@ class CreateTests(TaskTestCase):
         """A body beyond the limit is refused."""
         answer = self.server.post("/api/v1/tasks", self.ann, body(prompt="x" * 600_000))
         self.assertEqual(answer.status, 413)
+        session = self.task(prompt="forever")
+        self.until(session, "running")
+        # Also where no body is read at all.
+        self.assertEqual(self.do(session, "pause", {"x": "x" * 100_000}).status, 413)
+        self.assertEqual(self.session(session)["status"], "running")
+        self.assertEqual(self.do(session, "pause", {}).status, 202)
 
 
 class SessionTests(TaskTestCase):
