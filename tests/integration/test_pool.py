@@ -7,10 +7,17 @@ from hashlib import sha256
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IProtocol
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IProtocol,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from helix_revdial.agent.targets import LocalTarget, parseTarget
 from helix_revdial.revdial.errors import NotConnected, TargetRefused, TargetTimeout
@@ -84,6 +91,86 @@ class PoolCase(TunnelCase):
         self.addCleanup(lambda: Deferred.fromCoroutine(box.stop()))
         agent = await self.agent(cast(Any, box), {"echo": self.target(Echo), **targets})
         return agent, box
+
+
+@implementer(IHalfCloseableProtocol)
+class Player(Protocol):
+    """
+    One end of a stream, which does what chance says.
+
+    @ivar sent: What it wrote.
+    @ivar got: What came.
+    @ivar saidEnd: Whether it has ended its direction.
+    @ivar heardEnd: Whether the other has, in good order.
+    @ivar broke: Whether it has broken the connection.
+    @ivar lost: Whether its connection is over.
+    """
+
+    def __init__(self, accepted: list[Player] | None = None) -> None:
+        self.sent = bytearray()
+        self.got = bytearray()
+        self.saidEnd = self.heardEnd = self.broke = self.lost = False
+        self._accepted = accepted
+
+    @property
+    def wire(self) -> Any:
+        return self.transport
+
+    def connectionMade(self) -> None:
+        if self._accepted is not None:
+            self._accepted.append(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+
+    def readConnectionLost(self) -> None:
+        self.heardEnd = True
+        if self.saidEnd:
+            self.wire.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Of our own making."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = True
+        self.heardEnd = self.heardEnd or reason.check(ConnectionDone) is not None
+
+    def say(self, data: bytes) -> None:
+        """Write it."""
+        if not (self.saidEnd or self.lost or self.broke):
+            self.sent += data
+            self.wire.write(data)
+
+    def play(self, source: random.Random, breaks: bool) -> None:
+        """Do something."""
+        move = source.choice(("say", "say", "say", "pause", "resume", "end", "break"))
+        if self.lost or self.broke:
+            return
+        if move == "say":
+            self.say(source.randbytes(source.choice((1, 100, 20_000, 150_000))))
+        elif move == "pause":
+            self.wire.pauseProducing()
+        elif move == "resume":
+            self.wire.resumeProducing()
+        elif move == "end" and not source.randrange(8):
+            self.end()
+        elif move == "break" and breaks and not source.randrange(8):
+            self.broke = True
+            self.wire.abortConnection()
+
+    def end(self) -> None:
+        """End this direction."""
+        if not (self.saidEnd or self.lost or self.broke):
+            self.saidEnd = True
+            self.wire.loseWriteConnection()
+
+    def finish(self) -> None:
+        """Read on, and end."""
+        if not (self.lost or self.broke):
+            self.wire.resumeProducing()
+        self.end()
+        if self.heardEnd and not (self.lost or self.broke):
+            self.wire.loseConnection()
 
 
 class PooledDialTests(PoolCase):
@@ -178,13 +265,9 @@ class PooledDialTests(PoolCase):
         self.assertTrue((await self.echoed(server)).pooled)
         await until(lambda: not server.connections.sizes()["streams"], "no stream is left")
 
-    async def test_relayed(self) -> None:
-        """Bytes that a caller sends before the answer go with the assignment."""
-        server = self.pooling()
-        await self.agent(server, {"echo": Slow(self.target(Echo), lambda: 0.05)}, dialBackTimeout=5)
-        await self.warm(server)
-
-        sockets = self.sockets
+    def door(self, server: Server, target: str) -> tuple[IStreamClientEndpoint, list[Any]]:
+        """A port that leads to a target, as TCP forwards do; and the records of its streams."""
+        sockets, records = self.sockets, []
 
         class Door(Factory):
             noisy = False
@@ -194,23 +277,78 @@ class PooledDialTests(PoolCase):
                 factory = Factory.forProtocol(lambda: stream)
                 factory.noisy = False
                 factory.early = stream  # type: ignore[attr-defined]
-                connecting = server.connections.endpoint("wolf-1").connect(factory)
-                connecting.addErrback(lambda _: accepted.abandon())
+                connecting = server.connections.endpoint("wolf-1", target).connect(factory)
+                connecting.addCallbacks(
+                    lambda _: records.append(cast(Any, stream.transport).stream),
+                    lambda _: accepted.abandon(),
+                )
                 return accepted
 
         door = reactor.listenTCP(0, Door(), interface="127.0.0.1")
         self.addCleanup(door.stopListening)
-        from twisted.internet.endpoints import TCP4ClientEndpoint
+        return TCP4ClientEndpoint(reactor, "127.0.0.1", door.getHost().port), records
 
+    async def test_relayed(self) -> None:
+        """Bytes that a caller sends before the answer go with the assignment."""
+        server = self.pooling()
+        await self.agent(server, {"echo": Slow(self.target(Echo), lambda: 0.05)}, dialBackTimeout=5)
+        await self.warm(server)
+        door, _ = self.door(server, "echo")
         for size in (1, 1000, 200_000):
             data = random.Random(size).randbytes(size)
-            connecting = TCP4ClientEndpoint(reactor, "127.0.0.1", door.getHost().port)
-            caller = cast(Collector, await connecting.connect(collector()))
+            caller = cast(Collector, await door.connect(collector()))
             caller.write(data)
             self.assertEqual(await caller.read(size), data)
             cast(Any, caller.transport).loseWriteConnection()
             await caller.ended
             self.assertEqual(len(caller.received), size)
+
+    async def test_anyInterleaving(self) -> None:
+        """
+        D1, D3, D6: streams, one after the other and beside each other, whose ends do what they
+        like in any order: bytes that arrive are a beginning of what was sent, all of it where the
+        end arrived; both sides learn the end; and the record has as many bytes.
+        """
+        server = self.pooling()
+        accepted: list[Player] = []
+        await self.agent(
+            server,
+            {"echo": self.target(Echo), "play": self.target(lambda: Player(accepted))},
+        )
+        await self.warm(server, "echo")
+        door, records = self.door(server, "play")
+        for seed in range(10):
+            source = random.Random(seed)
+            caller = cast(Player, await door.connect(Factory.forProtocol(Player)))
+            # What says which of the targets is whose.
+            caller.say(b"%d\n" % seed)
+            await until(lambda: len(accepted) > seed and accepted[seed].got, "the target")  # noqa: B023
+            ends = (caller, accepted[seed])
+            breaks = not seed % 3
+            for _ in range(50):
+                ends[source.randrange(2)].play(source, breaks)
+                await deferLater(reactor, 0)
+                for giver, taker in (ends, ends[::-1]):
+                    self.assertTrue(giver.sent.startswith(taker.got), f"seed {seed}")
+            broke = any(each.broke for each in ends)
+            for each in ends:
+                each.finish()
+            await until(
+                lambda: all(each.lost or each.broke for each in ends),  # noqa: B023
+                f"seed {seed}: both have learnt the end",
+            )
+            for giver, taker in (ends, ends[::-1]):
+                self.assertTrue(giver.sent.startswith(taker.got), f"seed {seed}")
+                if taker.heardEnd or not broke:
+                    self.assertTrue(giver.saidEnd, f"seed {seed}: an end that nobody sent")
+                    self.assertEqual(giver.sent, taker.got, f"seed {seed}: an early end")
+            await until(lambda: not server.connections.openStreams, "no stream is left")
+            record = records[seed]
+            self.assertTrue(record.pooled)
+            if not broke:
+                counted = record.bytesOut, record.bytesIn
+                self.assertEqual(counted, tuple(len(each.sent) for each in ends), f"seed {seed}")
+            await until(lambda: self.parked(server) >= 4, "enough are parked")
 
 
 class SocketPooledDialTests(PooledDialTests):
