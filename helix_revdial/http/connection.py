@@ -410,7 +410,7 @@ class HTTPConnection(ConnectionLife):
             self._log.failure("answering {requestId}", failure, requestId=request.requestId)
         if self._request is request and self.phase is Phase.SERVING:
             self._logOnce(request, "broken off")
-            self._abort()
+            self._breakOff()
 
     # Bodies
 

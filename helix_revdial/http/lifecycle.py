@@ -234,6 +234,13 @@ class ConnectionLife(Protocol):
                 self._beginClosing()
             self.transport.abortConnection()
 
+    def _breakOff(self) -> None:
+        """Drop the connection after what its socket takes now: the peer has what came."""
+        write = getattr(self.transport, "doWrite", None)
+        if write is not None:
+            write()
+        self._abort()
+
     def abort(self) -> None:
         """Close at once."""
         self._abort()
