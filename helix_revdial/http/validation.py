@@ -29,6 +29,10 @@ MAX_MEMBERS = 100
 """Members of a list or an object that are looked at one by one; of those behind them the
 first that is wrong is told."""
 
+MAX_DEPTH = 64
+"""Lists and objects within one another: who keeps a value, shows it, or sends it on reads it
+again with less of the stack left than there was here."""
+
 _MISSING = "is required"
 
 
@@ -43,18 +47,42 @@ def decodeJSON(data: bytes, type_: type[T]) -> T:
         # No body is an object without fields: enough where all have defaults.
         data = b"{}"
     try:
+        # Almost no body has so many brackets that it could be too deep.
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _isDeep(data):
+            raise RecursionError
         try:
             return msgspec.json.decode(data, type=type_)
         except msgspec.ValidationError as error:
             single = _single(error)
             value = msgspec.json.decode(data)
     except RecursionError:
-        raise Problem(400, "The request body is nested too deeply.") from None
+        raise Problem(
+            400,
+            "The request body is nested too deeply: "
+            f"{MAX_DEPTH} lists and objects within one another are taken.",
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(400, f"The request body is not valid JSON: {error}.") from None
     problems: dict[str, list[str]] = {}
     _collect(value, type_, "", problems, strict=True)
     raise validationProblem(problems or single)
+
+
+def _isDeep(data: bytes) -> bool:
+    """
+    @raise RecursionError: It is very deep.
+    """
+    level = [msgspec.json.decode(data)]
+    for _ in range(MAX_DEPTH):
+        level = [
+            member
+            for value in level
+            for member in (value.values() if isinstance(value, dict) else value)
+            if isinstance(member, list | dict)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def decodeQuery(pairs: Sequence[tuple[str, str]], type_: type[T]) -> T:

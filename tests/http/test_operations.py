@@ -14,7 +14,7 @@ from helix_revdial.http.operations import ANY, Call, Operation, OperationTable, 
 from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
-from helix_revdial.http.validation import decodeJSON
+from helix_revdial.http.validation import MAX_DEPTH, decodeJSON
 from tests.http.exchange import Exchange, Owner, makeRequest
 
 
@@ -319,6 +319,17 @@ class TableTests(SynchronousTestCase):
         table = OperationTable([row], authenticate=authenticate, authorise=authorise)
         request = makeRequest("POST", "/deep", headers=[JSON], body=b'{"any":' + b"[" * 500_000)
         self.failureResultOf(Deferred.fromCoroutine(table(request)), Problem)
+        # One below, for the object around it.
+        for depth in (MAX_DEPTH, 100, 900, 960, 2000):
+            body = b'{"any":' + b"[" * depth + b"]" * depth + b"}"
+            with self.assertRaises(Problem) as caught:
+                decodeJSON(body, Deep)
+            self.assertEqual(caught.exception.status, 400)
+            self.assertIn("deeply", caught.exception.detail)
+        within = b'{"any":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
+        self.assertIsNotNone(decodeJSON(within, Deep).any)
+        for wide in (b'{"any":[' + b"[],{}," * 5000 + b"[]]}", b'{"any":"' + b"[" * 9000 + b'"}'):
+            self.assertIsNotNone(decodeJSON(wide, Deep).any)
 
     def test_noBody(self) -> None:
         """No body is an object without fields."""
