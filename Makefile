@@ -28,7 +28,7 @@ lint: $(VENV)/.ready
 	@$(BIN)/ruff format --quiet --check . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 
 types: $(VENV)/.ready
-	@$(BIN)/mypy --no-error-summary helix_revdial twisted tests benchmarks
+	@$(BIN)/mypy --no-error-summary helix_revdial twisted tests benchmarks docs/examples/demo.py
 
 suite: $(VENV)/.ready
 	@$(BIN)/python -m tests.suite $(JOBS)

@@ -350,12 +350,15 @@ class Executor:
 
 def separateUsers() -> bool:
     """Whether each session can have a user of its own."""
-    from helix_revdial.executor.host import canRunPython
+    from helix_revdial.executor.host import canRunPython, canSeparateMounts
+    from helix_revdial.executor.passage import needed, shownBelow
     from helix_revdial.executor.settings import ExecutorSettings
 
     if os.geteuid() != 0:
         return False
-    if canRunPython(ExecutorSettings().firstUser, PYTHON):
+    # As the executor finds it out for itself.
+    shown = shownBelow(needed(PYTHON)) if canSeparateMounts() else {}
+    if canRunPython(ExecutorSettings().firstUser, PYTHON, shown):
         return True
     print(f"Executor: its sessions run as root, since other users cannot run {PYTHON}")
     return False
@@ -373,7 +376,11 @@ def tasks(
         "agent": {"type": "demonstration"},
         "delivery": {"mode": "patch"},
     }
-    print(f"$ curl {server.url}/api/v1/tasks -d '{json.dumps(task)}'")
+    print('Each of the following with -H "Authorization: Bearer $HELIX_API_KEY":\n')
+    print(
+        f"$ curl {server.url}/api/v1/tasks -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(task)}'"
+    )
     session = server.make("/api/v1/tasks", task)["id"]
     path = f"/api/v1/sessions/{session}"
     stack.callback(forget, server, path, executor.sessions / session, state)
