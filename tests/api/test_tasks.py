@@ -324,6 +324,20 @@ class SessionTests(TaskTestCase):
         self.assertEqual(done["delivery"]["targetBranch"], "release")
         self.assertEqual(done["vcs"]["delivery"], done["delivery"])
 
+    def test_anyText(self) -> None:
+        """What JSON can say is kept by any database, and told again as it was said."""
+        odd = "a\x00b \x1b[2J \u202e \U0001f600 \u2028"
+        settings = {"model": odd, "more": {odd: [odd, 10**400, -0.0, None]}}
+        session = self.task(prompt=odd, agent={"type": "demonstration", "settings": settings})
+        done = self.until(session, "completed")
+        self.assertEqual(done["prompt"], odd)
+        self.assertEqual(done["agent"]["settings"], settings)
+        draft = self.server.post("/api/v1/drafts", self.ann, {"prompt": odd})
+        self.assertEqual(draft.json()["prompt"], odd)
+        self.assertEqual(
+            self.server.get("/api/v1/drafts", self.ann).json()["items"][0], draft.json()
+        )
+
     def test_neverAWorkspace(self) -> None:
         """Of a session that ended too early, not that there is none I{yet}."""
         session = self.task(prompt="refuse")
