@@ -77,7 +77,10 @@ class ParkingAgent(Sandbox):
         assert newline, f"no dial: {self.got!r}"
         dial = json.loads(line)["dial"]
         answer = json.dumps({"command": "connected", "dial": dial, "seconds": 0.001}) + "\n"
-        data = frame(answer.encode(), None) + (frame(payload, None) if payload else b"")
+        if split % 2:
+            data = frame(answer.encode() + payload, None)
+        else:
+            data = frame(answer.encode(), None) + (frame(payload, None) if payload else b"")
         split %= len(data)
         for piece in (data[:split], data[split:]):
             self.parked.dataReceived(piece)

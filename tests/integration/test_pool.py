@@ -313,17 +313,27 @@ class PooledDialTests(PoolCase):
         accepted: list[Player] = []
         await self.agent(
             server,
-            {"echo": self.target(Echo), "play": self.target(lambda: Player(accepted))},
+            {
+                "echo": self.target(Echo),
+                # Time for what callers send before it is there.
+                "play": Slow(self.target(lambda: Player(accepted)), lambda: 0.02),
+            },
+            dialBackTimeout=5,
         )
         await self.warm(server, "echo")
         door, records = self.door(server, "play")
         for seed in range(10):
             source = random.Random(seed)
             caller = cast(Player, await door.connect(Factory.forProtocol(Player)))
-            # What says which of the targets is whose.
-            caller.say(b"%d\n" % seed)
-            await until(lambda: len(accepted) > seed and accepted[seed].got, "the target")  # noqa: B023
-            ends = (caller, accepted[seed])
+            for _ in range(seed):
+                caller.say(source.randbytes(source.choice((1, 3000, 70_000))))
+                await deferLater(reactor, 0)
+            caller.say(b"!")
+            await until(lambda: any(each.got for each in accepted), "the target")
+            # On a machine that stands still, a dial is asked for twice.
+            [target] = [each for each in accepted if each.got]
+            accepted.clear()
+            ends = (caller, target)
             breaks = not seed % 3
             for _ in range(50):
                 ends[source.randrange(2)].play(source, breaks)
@@ -344,7 +354,7 @@ class PooledDialTests(PoolCase):
                     self.assertEqual(giver.sent, taker.got, f"seed {seed}: an early end")
             await until(lambda: not server.connections.openStreams, "no stream is left")
             record = records[seed]
-            self.assertTrue(record.pooled)
+            self.assertTrue(record.pooled or "raced" in self.events(server))
             if not broke:
                 counted = record.bytesOut, record.bytesIn
                 self.assertEqual(counted, tuple(len(each.sent) for each in ends), f"seed {seed}")

@@ -117,6 +117,15 @@ class Peer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.socket.close()
 
+    def leave(self) -> None:
+        """
+        End the connection without having said so: the end of a WebSocket's connection is
+        none of its stream.
+        """
+        if not self.closed:
+            self._out.clear()
+            self.close()
+
     def close(self) -> None:
         """Leave."""
         if not self.closed:

@@ -523,6 +523,13 @@ class SpliceMachine(RuleBasedStateMachine):
             self.cut.add(number)
             peer.reset()
 
+    @rule(which=st.integers(0, 5), sure=st.integers(0, 3))
+    def leave(self, which: int, sure: int) -> None:
+        number, peer = self.peer(which)
+        if not sure and peer.role is not None and not peer.saidEnd:
+            self.cut.add(number)
+            peer.leave()
+
     @rule(turns=st.integers(1, 10))
     def turn(self, turns: int) -> None:
         for _ in range(turns):
