@@ -132,6 +132,8 @@ def documentOf(session: Session, secretSettings: Collection[str] = ()) -> Sessio
 
     @param secretSettings: The names of its agent's settings that are secret.
     """
+    created = timestamp(session.created)
+    same = session.updated in (None, session.created)
     document = SessionDocument(
         id=session.id,
         kind=session.kind,
@@ -140,9 +142,9 @@ def documentOf(session: Session, secretSettings: Collection[str] = ()) -> Sessio
         owner=session.owner,
         name=session.name,
         status=session.status,
-        created=timestamp(session.created),
-        createdAt=timestamp(session.created),
-        updatedAt=timestamp(session.updated or session.created),
+        created=created,
+        createdAt=created,
+        updatedAt=created if same else timestamp(session.updated or session.created),
         links=linksOf(session.id),
         projectId=session.project,
     )

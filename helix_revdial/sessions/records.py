@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, Literal
 
 import msgspec
@@ -109,36 +110,14 @@ def columnsOf(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def fromRow(row: Row[Any]) -> Session:
     """The session of a row with every column."""
-    return Session(
-        id=row.id,
-        tenant=row.tenant,
-        owner=row.owner,
-        name=row.name,
-        status=row.status,
-        created=row.created,
-        deleted=row.deleted,
-        kind=row.kind,
-        project=row.project,
-        updated=row.updated,
-        started=row.started,
-        ended=row.ended,
-        goal=row.goal,
-        stopBy=row.stop_by,
-        spec=row.spec,
-        agentType=row.agent_type,
-        agentVersion=row.agent_version,
-        executor=row.executor,
-        labels=row.labels or {},
-        exitCode=row.exit_code,
-        error=row.error,
-        firstSeq=row.first_seq,
-        lastSeq=row.last_seq,
-        executorSeq=row.executor_seq,
-        workspace=row.workspace,
-        delivery=row.delivery,
-        branchOf=row.branch_of,
-        branchSnapshot=row.branch_snapshot,
-        forgotten=row.forgotten,
-        prompts=row.prompts or (),
-        promptSeq=row.prompt_seq,
-    )
+    values = dict(zip(_attributes(row._fields), row, strict=True))
+    values["labels"] = values["labels"] or {}
+    values["prompts"] = values["prompts"] or ()
+    return Session(**values)
+
+
+@cache
+def _attributes(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The attributes that columns are, in their order."""
+    names = {column: name for name, column in COLUMNS.items()}
+    return tuple(names.get(column, column) for column in columns)

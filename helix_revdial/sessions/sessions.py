@@ -460,7 +460,7 @@ class Sessions:
         def fetch(connection: Connection) -> SessionPage:
             total = connection.execute(count, given).scalar_one()
             place = {"per_page": perPage, "before": (page - 1) * perPage}
-            items = [fromRow(row) for row in connection.execute(query, {**given, **place})]
+            items = [fromRow(row) for row in connection.execute(query, {**given, **place}).all()]
             return SessionPage(items, total, page + 1 if page * perPage < total else None)
 
         return await self._database.read(fetch)

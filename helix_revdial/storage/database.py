@@ -20,6 +20,7 @@ What holds:
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections import deque
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+import msgspec
 from sqlalchemy import Connection, CursorResult, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
@@ -65,6 +67,8 @@ HEAD: Final = "0007"
 """The revision of the schema that this version of the code works with."""
 
 _WRITING = "helix_writing"
+
+_JSON: Final = msgspec.json.Encoder()
 
 # Of all that SQLite reports as an "operational error", what means that the
 # database cannot be used now, rather than that a statement is wrong.
@@ -438,6 +442,8 @@ def newEngine(url: URL, size: int) -> Engine:
         return create_engine(
             url,
             hide_parameters=True,
+            json_serializer=_toJSON,
+            json_deserializer=_fromJSON,
             pool_size=size,
             max_overflow=0,
             pool_timeout=LOCK_WAIT,
@@ -449,6 +455,22 @@ def newEngine(url: URL, size: int) -> Engine:
         raise ValueError(
             "PostgreSQL needs psycopg: pip install helix_revdial[postgresql]"
         ) from error
+
+
+def _toJSON(value: Any) -> str:
+    """As the standard library has it, only faster, where that can be."""
+    try:
+        return _JSON.encode(value).decode("utf-8")
+    except (TypeError, ValueError):
+        # Half of a surrogate pair, say.
+        return json.dumps(value)
+
+
+def _fromJSON(text: str | bytes) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except ValueError:
+        return json.loads(text)
 
 
 def _postgresqlOptions(url: URL) -> dict[str, Any]:
@@ -472,6 +494,8 @@ def _sqliteEngine(url: URL, size: int) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
+            json_serializer=_toJSON,
+            json_deserializer=_fromJSON,
             poolclass=StaticPool,
             connect_args={"check_same_thread": False},
         )
@@ -480,6 +504,8 @@ def _sqliteEngine(url: URL, size: int) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
+            json_serializer=_toJSON,
+            json_deserializer=_fromJSON,
             poolclass=QueuePool,
             pool_size=size,
             max_overflow=0,

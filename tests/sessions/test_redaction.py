@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.sessions.redaction import MARK, Redactor, isSecretName, secretsIn, userinfoOf
+from helix_revdial.sessions.redaction import (
+    _PATTERN,
+    MARK,
+    Redactor,
+    _mayHoldSecrets,
+    isSecretName,
+    secretsIn,
+    userinfoOf,
+)
 
 LETTERS = "Ab1" * 14
 
@@ -38,6 +47,14 @@ class FormTests(SynchronousTestCase):
                 done = self.redactor.text(text)
                 self.assertNotIn(secret, done)
                 self.assertIn(MARK, done)
+
+    @settings(deadline=None, max_examples=100)
+    @given(st.from_regex(_PATTERN), st.sampled_from((str, str.upper, str.lower)))
+    def test_nothingIsPassedOver(self, text: str, cased: Callable[[str], str]) -> None:
+        """The quick look at a text, of any letters, passes over nothing that is to be found."""
+        found = _PATTERN.search(cased(text))
+        if found is not None:
+            self.assertTrue(_mayHoldSecrets(cased(text)), cased(text))
 
     def test_authorization(self) -> None:
         """The value of an Authorization header goes, whatever its scheme; its name stays."""

@@ -7,8 +7,9 @@ import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import JSON, Connection, insert, literal, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, ProgrammingError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -82,6 +83,15 @@ class TransactionTests(SynchronousTestCase):
         )
         self.assertIn("cursors", failure.getErrorMessage())
         self.assertEqual(self.successResultOf(self.database.read(names)), [])
+
+    def test_json(self) -> None:
+        """JSON comes back as it was stored, with numbers of any size, and broken text."""
+        value: dict[str, Any] = {"n": [1, -1.5, 2**70, None, True], "é\N{GRINNING FACE}": {}}
+        if self.database.engine.dialect.name == "sqlite":
+            # PostgreSQL takes no text that is none.
+            value["half"] = "\ud800"
+        read = self.database.read(lambda c: c.execute(select(literal(value, JSON))).scalar())
+        self.assertEqual(self.successResultOf(read), value)
 
     def test_noValueInAnError(self) -> None:
         """F1: an error's text shows no value of the statement."""
