@@ -16,11 +16,12 @@ from helix_revdial.access.principals import Principal
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.api.sessions import Page
+from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
-from helix_revdial.http.problem import Problem
+from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
 from helix_revdial.sessions.drafts import Draft, TooManyDrafts, UnknownDraft
-from helix_revdial.sessions.tasks import MAX_PROMPT
+from helix_revdial.sessions.tasks import CONTROL, MAX_PROMPT
 from helix_revdial.telemetry.timestamps import timestamp
 
 PATH: Final = "/api/v1/drafts"
@@ -39,7 +40,10 @@ class DraftContent(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     runtime: _Object = None
     agent: _Object = None
     tenantId: Annotated[str, msgspec.Meta(max_length=128)] | None = None
-    projectId: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    projectId: (
+        Annotated[str, msgspec.Meta(max_length=128, extra_json_schema={"pattern": NO_CONTROLS})]
+        | None
+    ) = None
     workspace: _Object = None
     delivery: _Object = None
     labels: dict[str, str] | None = None
@@ -218,6 +222,8 @@ def _content(call: Call) -> dict[str, Any]:
 
 def _project(call: Call, principal: Principal) -> str | None:
     wanted: str | None = call.body.projectId
+    if wanted is not None and CONTROL.search(wanted) is not None:
+        raise validationProblem({"projectId": ["has control characters"]})
     if principal.project is not None and wanted not in (None, principal.project):
         raise Problem(403, "The token is confined to another project.", code="not-allowed")
     return principal.project or wanted

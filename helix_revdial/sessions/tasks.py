@@ -39,6 +39,11 @@ WEBHOOK_EVENTS: Final = (
 SNAPSHOT_PROVIDERS: Final = ("zfs", "btrfs", "overlay", "copy", "git", "agentfs")
 
 _NAME = msgspec.Meta(min_length=1, max_length=128)
+_PROJECT = msgspec.Meta(
+    min_length=1,
+    max_length=128,
+    extra_json_schema={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"},
+)
 _URL = msgspec.Meta(max_length=2048)
 
 
@@ -119,7 +124,7 @@ class TaskRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     runtime: TaskRuntime
     agent: TaskAgent
     tenantId: Annotated[str, _NAME] | None = None
-    projectId: Annotated[str, _NAME] | None = None
+    projectId: Annotated[str, _PROJECT] | None = None
     workspace: TaskWorkspace | None = None
     delivery: TaskDelivery | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
@@ -274,11 +279,13 @@ def withoutPassword(url: str) -> str:
 def nameOf(prompt: str) -> str:
     """What a task is called: the first line of its prompt."""
     line = next((line for line in prompt.splitlines() if line.strip()), "task")
-    line = _CONTROL.sub(" ", line).strip() or "task"
+    line = CONTROL.sub(" ", line).strip() or "task"
     return line if len(line) <= 100 else line[:99] + "…"
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What no name has that is shown in a line."""
+
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 _HOST = re.compile(r"[A-Za-z0-9._\-]+|[0-9a-fA-F:.]+")
 _SCP = re.compile(r"(?:[A-Za-z0-9_.][\w.\-]*@)?[A-Za-z0-9][A-Za-z0-9.\-]*:(?!-)[^:\s][^\s]*")

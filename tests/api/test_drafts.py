@@ -50,6 +50,7 @@ class DraftTests(TaskTestCase):
             ({"prompt": 1}, "prompt"),
             ({"repo": []}, "repo"),
             ({"labels": {"a": 1}}, "labels"),
+            ({"projectId": "a\0b"}, "projectId"),
         ):
             answer = self.server.post(PATH, self.ann, content)
             self.assertEqual(answer.status, 400, answer.body)

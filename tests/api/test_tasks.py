@@ -337,6 +337,13 @@ class SessionTests(TaskTestCase):
         self.assertEqual(
             self.server.get("/api/v1/drafts", self.ann).json()["items"][0], draft.json()
         )
+        for path, fields, name in (
+            ("drafts", {"projectId": odd}, "projectId"),
+            ("tasks", body(projectId=odd), "projectId"),
+            ("tasks", body(draftId=odd), "draftId"),
+        ):
+            answer = self.server.post(f"/api/v1/{path}", self.ann, fields)
+            self.assertEqual((answer.status, [*answer.json()["errors"]]), (400, [name]), path)
 
     def test_neverAWorkspace(self) -> None:
         """Of a session that ended too early, not that there is none I{yet}."""
