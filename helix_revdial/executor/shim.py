@@ -9,8 +9,8 @@ are never two, and so that it is known when there is none.
 
 The socket speaks lines of JSON.  In: C{{"id", "verb", "deadline", "text", "number"}}, and how far
 the reports have come, C{{"fetched": seq}} and C{{"acknowledge": seq}}.  Out: C{{"id",
-"answer"}} or C{{"id", "refused"}}, and C{{"state", "seq"}} at the
-beginning and whenever it is another, C{{"state", "seq"}}.  The socket's directory is
+"answer"}} or C{{"id", "refused"}}; with each, at the beginning and whenever it is another,
+C{{"state", "seq"}}.  The socket's directory is
 root's alone, or the executor's.
 """
 
@@ -113,6 +113,9 @@ class _Control(LineOnlyReceiver):
         except Exception:
             self._log.failure("{verb} failed", verb=verb)
             answer.refused = "the host failed: its operator finds the reason in its log"
+        # Who has the answer and asks how it is finds what he asked for.
+        supervisor = self._server.supervisor
+        answer.state, answer.seq = supervisor.state, supervisor.journal.lastSeq
         self.say(answer)
 
     def news(self) -> None:
