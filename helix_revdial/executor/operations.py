@@ -25,8 +25,9 @@ from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
 from helix_revdial.sessions.executor import HostHealth, HostSession, LaunchSpec, SnapshotMade
 
+from .held import OtherSpec, Refused
 from .journal import JournalGone
-from .sessions import Busy, LocalSessions, NoSuchSession, OtherSpec, Refused
+from .sessions import Busy, LocalSessions, NoSuchSession
 
 MAX_SPEC = 1024 * 1024
 """Bytes of a specification."""
@@ -126,34 +127,29 @@ def executorOperations(
         return host()
 
     async def listSessions(call: Call) -> SessionList:
-        return SessionList([sessions.describe(each) for each in sessions.ids()])
+        return SessionList([sessions.find(each).describe() for each in sessions.ids()])
 
     async def launch(call: Call) -> Response:
         spec: LaunchSpec = call.body
         if spec.session != call.params["session"]:
             raise Problem(400, "The session is not the one that the path names.")
         new = await sessions.launch(spec)
-        document = msgspec.json.encode(sessions.describe(spec.session))
+        document = msgspec.json.encode(sessions.find(spec.session).describe())
         contentType = (b"Content-Type", b"application/json; charset=utf-8")
         return Response(201 if new else 200, [contentType], document)
 
     async def getSession(call: Call) -> HostSession:
-        return sessions.describe(call.params["session"])
+        return sessions.find(call.params["session"]).describe()
 
     async def reports(call: Call) -> Response:
-        lines = sessions.reports(call.params["session"], call.query.after)
+        lines = sessions.find(call.params["session"]).reports(call.query.after)
         return Response(200, [(b"Content-Type", b"application/x-ndjson")], lines)
 
     def control(verb: str) -> Operation:
         async def run(call: Call) -> None:
             asked: ControlDocument = call.body
-            await sessions.control(
-                call.params["session"],
-                verb,
-                deadline=asked.deadline,
-                text=asked.prompt,
-                number=asked.number,
-            )
+            session = sessions.find(call.params["session"])
+            await session.command(verb, asked.deadline, asked.prompt, asked.number)
 
         return Operation(
             name=f"{verb}Session",
@@ -168,10 +164,10 @@ def executorOperations(
         )
 
     async def snapshot(call: Call) -> SnapshotMade:
-        return await sessions.snapshot(call.params["session"], call.body.label)
+        return await sessions.find(call.params["session"]).snapshot(call.body.label)
 
     async def patch(call: Call) -> Response:
-        made = await sessions.patch(call.params["session"])
+        made = await sessions.find(call.params["session"]).patch()
         # Opened at once: the next one who asks has another made in its place.
         file = made.path.open("rb")
         headers = [
