@@ -34,6 +34,9 @@ from helix_revdial.telemetry.timestamps import timestamp
 MAX_PROMPT = 16 * 1024
 """Characters of a prompt to a session that runs."""
 
+MAX_PROMPT_BODY = 256 * 1024
+"""Bytes of a body with such a prompt: as JSON a character may take 12 of them."""
+
 _Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PROMPT)]
 
 
@@ -349,6 +352,7 @@ def operations(services: Services) -> list[Operation]:
             run=resume,
             access="session-operator",
             body=ResumePrompt,
+            maxBody=MAX_PROMPT_BODY,
             response=SessionState,
             status=202,
             errors=ended,
@@ -362,7 +366,7 @@ def operations(services: Services) -> list[Operation]:
             run=prompt,
             access="session-operator",
             body=Prompt,
-            maxBody=128 * 1024,
+            maxBody=MAX_PROMPT_BODY,
             response=PromptAccepted,
             status=202,
             errors=(*ended, 410, 503),

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import PATH, Links, RecordingPart, linksOf, recordingOf
+from helix_revdial.api.sessions import MAX_PROMPT_BODY
 from helix_revdial.api.tasks import checkTask
 from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
@@ -479,7 +480,7 @@ def operations(services: Services) -> list[Operation]:
             access="session-operator",
             body=NewBranch,
             rules=_eitherOf("fromTs"),
-            maxBody=128 * 1024,
+            maxBody=MAX_PROMPT_BODY,
             response=BranchMade,
             status=201,
             errors=(*ended, 410, 503),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -279,6 +280,17 @@ class SessionTests(TaskTestCase):
         self.until(session, "paused")
         self.assertEqual(self.do(session, "prompt", {"prompt": "x"}).status, 409)
         self.assertEqual(self.do(session, "prompt", {"prompt": "x" * 20_000}).status, 400)
+
+    def test_longestPrompts(self) -> None:
+        """A prompt of as many characters as are allowed is taken, however JSON writes them."""
+        session = self.task(prompt="forever")
+        self.until(session, "running")
+        longest = json.dumps({"prompt": "\U0001f600" * 16_384}).encode("ascii")
+        for before, verb in (("running", "prompt"), ("paused", "resume")):
+            if before == "paused":
+                self.do(session, "pause")
+            self.until(session, before)
+            self.assertEqual(self.do(session, verb, longest).status, 202, verb)
 
     def test_workspaceAndEditor(self) -> None:
         """Where the files are, once they are somewhere."""
