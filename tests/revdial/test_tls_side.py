@@ -135,6 +135,12 @@ class TLSInterleavingTests(TLSCase, test_sockets.InterleavingTests):
     """Any order of writes, pauses and ends."""
 
 
+class TLSPortableInterleavingTests(TLSInterleavingTests):
+    """The same by the relay for any transport."""
+
+    portable = True
+
+
 class TLSEndsTests(TLSCase):
     """What TLS does otherwise."""
 
