@@ -224,6 +224,8 @@ class Side:
         except FrameError as broken:
             self._refuse(broken)
         except OSError as failed:
+            for side in (self, self.other):
+                side.passLastWords()
             self.relay.finish("broken", failed.strerror or str(failed))
         except Exception:
             self._log.failure("a relay failed")
@@ -273,6 +275,26 @@ class Side:
         else:
             self._ended()
         return size
+
+    def passLastWords(self) -> None:
+        """
+        The relay breaks: pass on what has come, where the other side takes it at once.
+
+        Who refuses what he is sent may say why and close, which resets the connection
+        while we are sending still; what he said is there to be read.
+        """
+        other = self.other
+        if not self.isGiving or self.stream.tls is not None:
+            return
+        if other._writeEnded or other._endWaits or other.outbox.waits:
+            return
+        buffer = self._relays.buffer
+        try:
+            size = self._socket.recv_into(buffer[MAX_HEAD:], self._relays.size)
+            if size:
+                self.received(buffer[MAX_HEAD : MAX_HEAD + size], buffer)
+        except (OSError, FrameError):
+            pass
 
     @property
     def isGiving(self) -> bool:
