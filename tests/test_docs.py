@@ -12,6 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import helix_revdial
 from helix_revdial.cli.main import helix
+from helix_revdial.config import ServerConfig
+from helix_revdial.revdial import parked
 
 ROOT = Path(helix_revdial.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +84,24 @@ class LinkTests(SynchronousTestCase):
         for page in PAGES[1:]:
             others = [text for other, text in texts.items() if other != page]
             self.assertTrue(any(page.name in text for text in others), page.name)
+
+
+class NumberTests(SynchronousTestCase):
+    """What the pages say of numbers."""
+
+    def test_parkedConnections(self) -> None:
+        """Of parked connections the wire's page gives the server's own numbers."""
+        text = " ".join((ROOT / "docs" / "wire.md").read_text(encoding="utf-8").split())
+        pool = ServerConfig().pool
+        for words in (
+            f"up to {pool.perRunner} of a runner and {pool.total:,} in all",
+            f"that nobody needed for {parked.WINDOW:g} s",
+            f"has not opened one within {parked.ASK_LIMIT:g} s is not asked for "
+            f"{parked.BACK_OFF:g} s, then for twice as long, up to {parked.MAX_BACK_OFF:g} s",
+            f"by a ping after {parked.CHECK_AFTER:g} s (it has {parked.CHECK_LIMIT:g} s)",
+            f"after {pool.refresh * parked.OLDEST:g} to {pool.refresh:g} s",
+        ):
+            self.assertIn(words, text)
 
 
 class CommandLineTests(SynchronousTestCase):
