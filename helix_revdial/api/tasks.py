@@ -30,8 +30,9 @@ from helix_revdial.sessions.uploads import UploadUnusable
 from helix_revdial.sessions.webhook_calls import problemOf as webhookProblem
 from helix_revdial.settings import webhookNetworks
 
-MAX_TASK = 512 * 1024
-"""Bytes of a task as JSON."""
+MAX_TASK = 800 * 1024
+"""Bytes of a task as JSON: the longest prompt, written with 12 bytes for each character, and
+the rest; and less than a host takes (C{executor.operations.MAX_SPEC})."""
 
 
 class TaskAccepted(msgspec.Struct):

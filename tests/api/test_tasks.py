@@ -184,8 +184,9 @@ class CreateTests(TaskTestCase):
 
     def test_tooLarge(self) -> None:
         """A body beyond the limit is refused."""
-        answer = self.server.post("/api/v1/tasks", self.ann, body(prompt="x" * 600_000))
+        answer = self.server.post("/api/v1/tasks", self.ann, body(prompt="x" * 900_000))
         self.assertEqual(answer.status, 413)
+        self.task(prompt="\U0001f600" * 65_536)
         session = self.task(prompt="forever")
         self.until(session, "running")
         # Also where no body is read at all.
