@@ -184,7 +184,8 @@ class EventStream:
 
     def flush(self) -> None:
         """Send what was pushed."""
-        self._wake()
+        if self._queue:
+            self._wake()
 
     def finish(self) -> None:
         """End cleanly, after what waits."""
