@@ -305,6 +305,20 @@ class PushTests(Streaming):
             stream.push(frame)
         self.assertTrue(all(stream._queue[-1] is frame for stream in self.opened if stream._queue))
 
+    def test_more(self) -> None:
+        """What is pushed with more to come goes when it is flushed, once, in one piece."""
+        stream, exchange = self.client()
+        for number in range(3):
+            stream.push(eventFrame(str(number)), more=True)
+        self.assertEqual(self.read(exchange).events, [])
+        stream.flush()
+        self.assertEqual([one.data for one in self.read(exchange).events], ["0", "1", "2"])
+        waiting = stream._waiting
+        for _ in range(3):
+            stream.flush()
+        self.assertIs(stream._waiting, waiting, "a reader was woken for nothing")
+        self.assertTrue(stream.idle)
+
 
 class FirstTests(Streaming):
     """Frames that come before those that are pushed."""
