@@ -35,12 +35,14 @@ from helix_revdial.sessions.executor import (
     WorkspaceFacts,
 )
 
+from .checkout import WorkspaceFailed
 from .commands import CommandFailed, Commands
+from .delivery import PatchMade
 from .journal import Journal, JournalReader, lastReport, lastSeq
 from .layout import Layout
 from .record import Record, writeRecord
 from .supervised import CommandRefused, Supervised, SupervisorGone, isAlive
-from .workspace import PatchMade, Workspace, WorkspaceFailed
+from .workspace import Workspace
 
 HEARTBEAT = 15.0
 """Seconds after which a stream of reports that has none says that it lives."""
@@ -379,7 +381,7 @@ class Held:
             return PatchMade(self.layout.patch, made["size"], made["sha256"])
         async with _Turn(self):
             try:
-                return await self._workspace().patch()
+                return await self._workspace().delivery.patch()
             except WorkspaceFailed as error:
                 raise Refused(str(error)) from None
 

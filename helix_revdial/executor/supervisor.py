@@ -32,17 +32,19 @@ from twisted.logger import Logger
 
 from helix_revdial.sessions.executor import HostState, SnapshotMade, WorkspaceFacts
 
+from .checkout import WorkspaceFailed
 from .command_line import ArgumentTooLong
 from .commands import CommandFailed, Commands
 from .companions import Companions
 from .control_groups import GroupUnusable
+from .delivery import PatchMade
 from .journal import Journal
 from .layout import Layout
 from .process_table import reapOrphans
 from .record import Record
 from .reporting import RETRY, Reporting
 from .task import Task
-from .workspace import PatchMade, Workspace, WorkspaceFailed
+from .workspace import Workspace
 
 POLL = 0.02
 """Seconds between two looks at whether processes are frozen, or gone."""
@@ -227,10 +229,10 @@ class Supervisor:
             return
         try:
             if delivery.mode == "patch":
-                made = await self._workspace.patch()
+                made = await self._workspace.delivery.patch()
                 self._reporting.report("delivery", mode="patch", size=made.size, sha256=made.sha256)
                 return
-            url = await self._workspace.push(
+            url = await self._workspace.delivery.push(
                 self._spec.session, delivery.targetBranch, delivery.mode == "pr"
             )
             self._reporting.report("delivery", mode=delivery.mode, url=url)
@@ -430,7 +432,7 @@ class Supervisor:
 
     async def _patch(self) -> PatchMade:
         try:
-            return await self._workspace.patch()
+            return await self._workspace.delivery.patch()
         except WorkspaceFailed as error:
             raise Refused(str(error)) from None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 from twisted.trial.unittest import SkipTest
 
+from helix_revdial.executor.checkout import WorkspaceFailed
 from helix_revdial.executor.commands import Commands
 from helix_revdial.executor.filesystems import canMountOverlay
 from helix_revdial.executor.layout import Layout
 from helix_revdial.executor.record import writeRecord
 from helix_revdial.executor.snapshots import providerOf
-from helix_revdial.executor.workspace import Workspace, WorkspaceFailed
+from helix_revdial.executor.workspace import Workspace
 from helix_revdial.sessions.executor import RepoSpec, SnapshotSource
 from tests.integration.executors import commonPython
 from tests.needs import missing, needsProgram
@@ -88,7 +89,7 @@ class BranchTests(WorkspaceCase):
             " D gone\n M f\n?? deep/\n?? link\n",
         )
         await self.within("echo mine > mine; git -c user.name=a -c user.email=a@b commit -qam w")
-        patch = await branch.patch()
+        patch = await branch.delivery.patch()
         self.assertNotIn(b"later", patch.path.read_bytes())
         self.sh(f"git clone -q w c; cd c; git apply --index {patch.path}")
         self.assertEqual(self.sh("cat c/f c/deep/new c/mine; ls c"), (
@@ -148,7 +149,7 @@ class BranchTests(WorkspaceCase):
         branch = self.branch(source, "snap-1")
         await branch.prepare()
         await self.within("echo c > c")
-        text = (await branch.patch()).path.read_text()
+        text = (await branch.delivery.patch()).path.read_text()
         self.assertIn("+++ b/a\n", text)
         self.assertIn("+++ b/c\n", text)
         self.assertNotIn("+++ b/b\n", text)
@@ -170,7 +171,7 @@ class BranchTests(WorkspaceCase):
         branch = self.branch(source, "snap-1")
         await branch.prepare()
         await self.within("echo mine > mine")
-        text = (await branch.patch()).path.read_text()
+        text = (await branch.delivery.patch()).path.read_text()
         self.assertIn("@@ -1 +1,2 @@\n a\n+early\n", text)
         self.assertIn("+++ b/mine\n", text)
         self.assertNotIn("late", text)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.executor.workspace import WorkspaceFailed, copyAndDigest, pushedTo
+from helix_revdial.executor.checkout import WorkspaceFailed
+from helix_revdial.executor.delivery import copyAndDigest, pushedTo
 from helix_revdial.sessions.executor import RepoSpec
 
 from .workspaces import WorkspaceCase
@@ -34,9 +35,9 @@ class WorkspaceTests(WorkspaceCase):
         workspace = self.workspace(repo=self.git(commit="v1"))
         await workspace.prepare()
         self.assertEqual(await self.inside("cat f"), "one\n")
-        self.assertEqual((await workspace.patch()).size, 0)
+        self.assertEqual((await workspace.delivery.patch()).size, 0)
         await self.inside("echo three >> f")
-        made = await workspace.patch()
+        made = await workspace.delivery.patch()
         text = made.path.read_bytes()
         self.assertIn(b"+three\n", text)
         self.assertEqual(made.sha256, hashlib.sha256(text).hexdigest())
@@ -69,7 +70,7 @@ class WorkspaceTests(WorkspaceCase):
             "echo '* diff=evil' > .gitattributes; git config diff.evil.textconv 'false';"
             "echo three >> f; ln -s /etc/shadow ../base/patch"
         )
-        made = await workspace.patch()
+        made = await workspace.delivery.patch()
         text = made.path.read_text()
         self.assertIn("\n+three\n", text)
         self.assertIn("--- a/f\n", text)
@@ -83,7 +84,7 @@ class WorkspaceTests(WorkspaceCase):
         await workspace.prepare()
         await self.inside("echo junk > .gitignore; echo x > junk; echo y > kept")
         before = await self.inside("git status --porcelain; find .git -type f | sort | md5sum")
-        text = (await workspace.patch()).path.read_text()
+        text = (await workspace.delivery.patch()).path.read_text()
         self.assertIn("b/kept", text)
         self.assertNotIn("b/junk", text)
         after = await self.inside("git status --porcelain; find .git -type f | sort | md5sum")
@@ -94,21 +95,21 @@ class WorkspaceTests(WorkspaceCase):
         workspace = self.workspace(repo=self.git())
         await workspace.prepare()
         with self.assertRaises(WorkspaceFailed) as caught:
-            await workspace.push("ses_test", None, False)
+            await workspace.delivery.push("ses_test", None, False)
         self.assertIn("nothing was changed", str(caught.exception))
         await self.inside(
             "echo three >> f; git checkout -q -b mine;"
             "git -c user.name=a -c user.email=a@a commit -qam three; echo n > n"
         )
-        await workspace.push("ses_test", None, False)
+        await workspace.delivery.push("ses_test", None, False)
         said = self.sh("git -c safe.directory='*' -C o.git log --format=%s helix/ses_test")
         self.assertEqual(said.splitlines(), ["a prompt", "three", "second", "first"])
         with self.assertRaises(WorkspaceFailed):
-            await workspace.push("ses_test", "--force", False)
+            await workspace.delivery.push("ses_test", "--force", False)
         # The branch has moved: it is not overwritten.
         await self.inside("git reset -q --hard HEAD~1; echo other > other")
         with self.assertRaises(WorkspaceFailed):
-            await workspace.push("ses_test", None, False)
+            await workspace.delivery.push("ses_test", None, False)
 
     async def test_patchTooLarge(self) -> None:
         """A patch that is too large is none."""
@@ -116,7 +117,7 @@ class WorkspaceTests(WorkspaceCase):
         await workspace.prepare()
         await self.inside("seq 1000 > numbers")
         with self.assertRaises(WorkspaceFailed):
-            await workspace.patch()
+            await workspace.delivery.patch()
 
     async def test_noUpload(self) -> None:
         """An upload is one that was put on this host, by its name."""
