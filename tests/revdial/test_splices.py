@@ -361,6 +361,30 @@ class BreakTests(SpliceCase):
         self.through(room, other, bytes(200_000), source=1)
         self.finish(room, other)
 
+    def test_endBehindWhatFillsTheSocket(self) -> None:
+        """D3: an end that is read together with bytes that the other socket does not take."""
+        for form in ("server", "client"):
+            waited = 0
+            for size in range(1000, 31_000, 1000):
+                room = self.room(splice=size % 2000 > 0)
+                stream = room.stream(form, "tcp")
+                giver, taker = stream.peers
+                right = stream.relay._sides[1]
+                # Its reader stands still, until so much is in the kernel that there is no room;
+                # then it makes a little.
+                while not right.outbox.waits:
+                    giver.write(bytes(1000))
+                    room.turn()
+                while right.outbox.waits:
+                    taker.pull(1000)
+                    room.turn()
+                giver.write(random.Random(8).randbytes(size))
+                giver.end()
+                room.turn()
+                waited += right._endWaits
+                self.finish(room, stream)
+            self.assertGreater(waited, 0, form)
+
     def test_pongsAreBetweenFrames(self) -> None:
         """A ping while a frame's payload lies in a pipe does not tear that frame."""
         for form, masked in (("server", False), ("client", True)):
@@ -566,6 +590,8 @@ class SpliceMachine(RuleBasedStateMachine):
                     if not (peer.saidEnd or peer.closed):
                         peer.end()
                 room.spin(lambda s=stream: s.over and s.heard, "an end")  # type: ignore[misc]
+                self.whatArrivedIsABeginning()
+                self.anEndMeansAll()
                 if number not in self.cut:
                     assert [each.why for each in stream.ended] == ["done"], stream.state()
                     assert stream.counted == [len(peer.sent) for peer in stream.peers]
