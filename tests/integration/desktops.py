@@ -122,6 +122,8 @@ class DesktopTestCase(TestCase):
         # time may both take the one whose last owner is just removing its socket.
         name = f":{200 + os.getpid() % 500 * 100 + next(_displays)}"
         command = [path, name, "-displayfd", "1", "-screen", "0", f"{size}x24", "-nolisten", "tcp"]
+        # Without the last client it would begin anew, and refuse who comes meanwhile.
+        command.append("-noreset")
         reactor.spawnProcess(server, path, command, env={"PATH": os.environ["PATH"]})
         self.addCleanup(lambda: Deferred.fromCoroutine(server.end()))
         return ":" + (await server.line).decode("ascii")

@@ -36,7 +36,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from .forked import INSPECTED, Forked, Running
 from .scripted import ROOT
 
-LIMIT = 15.0
+LIMIT = 30.0
 """Seconds that anything may take before a test says what it waited for."""
 
 LONG = bool(os.environ.get("HELIX_TEST_LONG"))
@@ -431,8 +431,8 @@ class FleetCase(SynchronousTestCase):
     """Starts a server, agents and services, and ends them with the test."""
 
     SETTINGS: dict[str, str] = {
-        "tunnel.grace_period": "3",
-        "tunnel.dial_timeout": "1.5",
+        "tunnel.grace_period": "6",
+        "tunnel.dial_timeout": "4",
         "desktop.request_timeout": "8",
         "http.head_timeout": "2",
         "drain.timeout": "1",

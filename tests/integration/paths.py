@@ -176,7 +176,9 @@ class Pair:
             if not self.swallow:
                 sink.shutdown(socket.SHUT_WR)
         except OSError:
-            self.end()
+            # An end that gives up is swallowed too: the other one finds out by itself.
+            if not self.swallow:
+                self.end()
 
     def _watch(self) -> None:
         assert self._idle is not None

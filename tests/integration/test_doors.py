@@ -212,7 +212,7 @@ class RefusalTests(ServerDoorCase):
         with self.othersWork():
             results = inParallel(30, visit)
         for number, (took, answer) in enumerate(results):
-            self.assertLess(took, HEAD_TIMEOUT + 2, (number, answer))
+            self.assertLess(took, HEAD_TIMEOUT + 9, (number, answer))
             if number % 3 < 2:
                 self.assertIn(b"HTTP/1.1 408 ", answer)
         self.unharmed("slow heads")

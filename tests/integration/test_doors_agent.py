@@ -221,7 +221,7 @@ class AgentDoorTests(FleetCase):
                         continue
                     except OSError:
                         break
-                self.assertLess(time.monotonic() - began, 3)
+                self.assertLess(time.monotonic() - began, 10)
                 connection.close()
         self.unharmed()
 

@@ -31,6 +31,12 @@ from .test_server import DEADLINE
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 64
 
+AT_ONCE = 12.0
+"""
+Seconds in which a process is gone that waits for nothing; the streams of these tests
+would last 20 s, and a drain 30.
+"""
+
 GRACE = 30.0
 """Seconds for which a caller tries again: the grace period."""
 
@@ -254,7 +260,7 @@ class ServerTests(DrainCase):
         self.startAgent()
         self.assertEqual(self.ask()[0], 200)
         self.server.terminate()
-        self.assertLess(self.ends(self.server, 10), 3)
+        self.ends(self.server, AT_ONCE)
         self.manager.wait("STOPPING", "1")
         self.agents.wait("STATUS", "not connected")
         self.assertNotIn("Traceback", self.said())
@@ -278,7 +284,7 @@ class ServerTests(DrainCase):
         self.assertIsNone(self.server.poll())
         status, _, picture = asked()
         self.assertEqual((status, picture), (200, PICTURE))
-        self.assertLess(self.ends(self.server, 10), 3)
+        self.ends(self.server, AT_ONCE)
         self.assertIn("goodbye", self.said())
         self.assertNotIn("Traceback", self.said())
 
@@ -290,7 +296,7 @@ class ServerTests(DrainCase):
         self.server.terminate()
         self.manager.wait("STOPPING", "1")
         self.server.terminate()
-        self.assertLess(self.ends(self.server, 10), 3)
+        self.ends(self.server, AT_ONCE)
         answer = asked()
         if isinstance(answer, tuple):
             self.assertIn(answer[0], (502, 503), answer)
@@ -311,9 +317,8 @@ class ShortDrainTests(DrainCase):
         asked = self.inThread(lambda: self.ask(20.0))
         self.streams(1)
         self.server.terminate()
-        took = self.ends(self.server, 10)
+        took = self.ends(self.server, AT_ONCE)
         self.assertGreater(took, 0.9)
-        self.assertLess(took, 4)
         answer = asked()
         self.assertFalse(isinstance(answer, tuple) and answer[0] == 200, answer)
         self.assertIn("1 streams are cut", self.said())
@@ -338,7 +343,7 @@ class AgentTests(DrainCase):
         self.assertEqual((status, json.loads(content)["code"]), (503, "not-connected"))
         status, _, picture = asked()
         self.assertEqual((status, picture), (200, PICTURE))
-        self.assertLess(self.ends(agent, 10), 3)
+        self.ends(agent, AT_ONCE)
         self.startAgent()
         self.assertEqual(self.ask()[0], 200)
 
@@ -350,7 +355,7 @@ class AgentTests(DrainCase):
         agent.terminate()
         self.agents.wait("STOPPING", "1")
         agent.terminate()
-        self.assertLess(self.ends(agent, 10), 3)
+        self.ends(agent, AT_ONCE)
         answer = asked()
         self.assertFalse(isinstance(answer, tuple) and answer[0] == 200, answer)
         self.assertNotIn("Traceback", self.said())
@@ -540,7 +545,7 @@ class KeptTests(DrainCase):
         self.server.terminate()
         self.manager.wait("STOPPING", "1")
         self.server.terminate()
-        self.assertLess(self.ends(self.server, 10), 3)
+        self.ends(self.server, AT_ONCE)
         self.assertEqual(self.manager.stored, [])
         asked()
 

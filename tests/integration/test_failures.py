@@ -17,6 +17,7 @@ from typing import Any
 from tests.needs import needsProgram
 
 from .fleet import (
+    LIMIT,
     FleetCase,
     Program,
     Server,
@@ -31,8 +32,11 @@ from .fleet import (
 
 LISTENER = "helix_revdial.revdial.listener.Listener"
 
-AT_ONCE = 2.0
-"""Seconds that "at once" may take where two processors serve many."""
+AT_ONCE = 8.0
+"""
+Seconds that "at once" may take where two processors serve many; what it is told from
+(silence, a handshake, a desktop that does not answer) takes longer, or for ever.
+"""
 
 
 class Waiting:
@@ -84,7 +88,7 @@ class AgentGoesTests(FailureCase):
         A killed agent's kernel ends its connections: the server knows at once,
         streams end, dials wait and are answered by the agent that comes back.
         """
-        server = self.server()
+        server = self.server(tunnel__grace_period=30)
         session = self.session(server)
         server.settle()
         agent = self.agent(server, session.key, session.token, desktop, echo)
@@ -95,7 +99,7 @@ class AgentGoesTests(FailureCase):
         self.grace(server)
         with stream:
             self.assertEqual(receive(stream, AT_ONCE), b"")
-        waiting = [Waiting(server, session.key, "echo") for _ in range(5)]
+        waiting = [Waiting(server, session.key, "echo", 25) for _ in range(5)]
         self.outstanding(server, 5)
         detail = server.get(f"/api/v1/external-agents/{session.id}/connection")
         self.assertEqual(detail["status"], "grace")
@@ -111,7 +115,7 @@ class AgentGoesTests(FailureCase):
 
     def test_killedForGood(self) -> None:
         """An agent that does not come back: "reconnect timeout" when grace ends, 503."""
-        server = self.server(tunnel__grace_period=1)
+        server = self.server(tunnel__grace_period=8)
         session = self.session(server)
         server.settle()
         agent = self.agent(server, session.key, session.token, desktop)
@@ -121,7 +125,7 @@ class AgentGoesTests(FailureCase):
         status, body = self.picture(server, session)
         self.assertEqual((status, json.loads(body)["code"]), (503, "reconnect-timeout"), body)
         self.assertEqual(dial.result()["error"], "reconnect-timeout")
-        self.assertLess(dial.took, 1 + AT_ONCE)
+        self.assertLess(dial.took, 8 + AT_ONCE)
         self.asBefore(server)
         status, body = self.picture(server, session)
         self.assertEqual((status, json.loads(body)["code"]), (503, "not-connected"), body)
@@ -141,7 +145,7 @@ class AgentGoesTests(FailureCase):
         began = time.monotonic()
         agent = self.agent(server, session.key, session.token, desktop)
         self.screenshot(server, session)
-        self.assertLess(time.monotonic() - began, 5)
+        self.assertLess(time.monotonic() - began, LIMIT)
         at = len(frozen.text)
         frozen.thaw()
         frozen.says("superseded", after=at)
@@ -157,13 +161,13 @@ class AgentGoesTests(FailureCase):
     def test_frozenForGood(self) -> None:
         """B1: without a successor, the server's silence limit ends a frozen agent."""
         server = self.server(
-            tunnel__grace_period=1, liveness__keep_alive=0.3, liveness__silence=1.0
+            tunnel__grace_period=4, liveness__keep_alive=0.5, liveness__silence=4.0
         )
         session = self.session(server)
         server.settle()
         agent = self.agent(server, session.key, session.token, desktop)
         agent.freeze()
-        self.assertLess(self.grace(server, 1 + AT_ONCE), 1 + AT_ONCE)
+        self.grace(server, 4 + AT_ONCE)
         server.says("silence")
         self.asBefore(server)
         at = len(agent.text)
@@ -315,7 +319,7 @@ class ServerGoesTests(FailureCase):
             session.token,
             desktop,
             limits={
-                LISTENER: {"silence": 1.0, "pingInterval": 0.3},
+                LISTENER: {"silence": 4.0, "pingInterval": 0.5},
                 "helix_revdial.revdial.client.ServerPath": {"timeout": 0.5},
             },
         )
@@ -323,7 +327,7 @@ class ServerGoesTests(FailureCase):
         agent.settle()
         at = len(agent.text)
         server.freeze()
-        took = agent.says("silent server", after=at, limit=1 + AT_ONCE)
+        took = agent.says("silent server", after=at, limit=4 + AT_ONCE)
         self.assertGreater(took, 0.5)
         agent.says("cannot connect", after=at)
         server.thaw()
@@ -350,7 +354,7 @@ class NamesTests(FailureCase):
         A4: another owner's claim is 409 and audited, live and in grace; nobody else
         notices; afterwards the name is free.
         """
-        server = self.server(tunnel__grace_period=1)
+        server = self.server(tunnel__grace_period=5)
         session = self.session(server)
         self.agent(server, session.key, session.token, desktop)
         mine, theirs = (self.token(server, kind="runner", patterns=["wolf-*"]) for _ in range(2))
@@ -423,7 +427,7 @@ class NamesTests(FailureCase):
                 self.assertIn(b"\r\nRetry-After: 60\r\n", head)
                 refused += 1
                 connection.close()
-        self.assertLess(time.monotonic() - began, 10)
+        self.assertLess(time.monotonic() - began, 2 * LIMIT)
         self.assertEqual(sorted(held), [0, 1, 2])
         self.assertEqual(refused, 1)
         until(lambda: self.audit("clone-refused"), "the refusal is in the audit log")
@@ -506,8 +510,12 @@ class BlackHoleTests(FailureCase):
         began = time.monotonic()
         new = self.agent(server, session.key, session.token, desktop)
         self.screenshot(server, session)
-        self.assertLess(time.monotonic() - began, 5)
-        until(lambda: server.look()["table"]["registrations"] == 1, "the dead one is gone", 5 + 2)
+        self.assertLess(time.monotonic() - began, LIMIT)
+        until(
+            lambda: server.look()["table"]["registrations"] == 1,
+            "the dead one is gone",
+            5 + AT_ONCE,
+        )
         self.screenshot(server, session)
         old.kill()
         new.end()
@@ -517,21 +525,22 @@ class BlackHoleTests(FailureCase):
         """B1: each side's own timer ends the connection, and the agent finds back."""
         server = self.server(
             host="0.0.0.0",
-            liveness__keep_alive=0.3,
-            liveness__silence=1.5,
+            liveness__keep_alive=0.5,
+            liveness__silence=4.5,
+            tunnel__grace_period=30,
         )
         server.host = self.here
         session = self.session(server)
         agent = self.beyond(
-            server, session, limits={LISTENER: {"silence": 1.0, "pingInterval": 0.3}}
+            server, session, limits={LISTENER: {"silence": 4.0, "pingInterval": 0.5}}
         )
         agent.settle()
         server.settle()
         at = len(agent.text)
         self.cut()
-        agent.says("silent server", after=at, limit=1 + AT_ONCE)
-        self.grace(server, 2 + AT_ONCE)
-        dial = Waiting(server, session.key)
+        agent.says("silent server", after=at, limit=4 + AT_ONCE)
+        self.grace(server, 5 + AT_ONCE)
+        dial = Waiting(server, session.key, timeout=25)
         self.outstanding(server, 1)
         self.mend()
         agent.says("connected as", after=at)

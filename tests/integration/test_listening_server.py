@@ -274,7 +274,7 @@ class TLSTests(ServerProcess):
         silent = self.secure(self.port)
         began = time.monotonic()
         self.assertEqual(silent.recv(1), b"")
-        self.assertLess(time.monotonic() - began, 3)
+        self.assertLess(time.monotonic() - began, 8)
         # The token was imported for other patterns: nothing of this is taken on.
         self.settings(
             self.doors(),
@@ -431,7 +431,7 @@ class ProxyTests(ServerProcess):
                 self.assertEqual(slow.recv(1), b"")
             except ConnectionResetError:
                 pass
-            self.assertLess(time.monotonic() - began, 3)
+            self.assertLess(time.monotonic() - began, 8)
         self.says("no PROXY header within 0.5 s")
         with socket.create_connection(("127.0.0.1", elsewhere), timeout=5) as forged:
 

@@ -494,7 +494,7 @@ class AddressTests(NetworkTestCase):
             began = reactor.seconds()
             servers = self.servers(self.settings(f"http://cp.test:{number}"), Names(dead, alive))
             await self.connect(servers)
-            self.assertLess(reactor.seconds() - began, 3.0)
+            self.assertLess(reactor.seconds() - began, 8.0)
             await self.roundTrip()
             await self.listener.stop()
 
@@ -632,5 +632,5 @@ class RoamingTests(TestCase):
         said = (output + errors).decode()
         self.assertEqual(status, 0, said)
         seconds = float(said.partition("roamed after ")[2].partition(" s")[0])
-        self.assertLess(seconds, 10.0, said)
+        self.assertLess(seconds, 25.0, said)
         self.assertIn("dialled", said)

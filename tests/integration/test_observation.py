@@ -259,7 +259,7 @@ class ProcessTests(SynchronousTestCase):
             begun = time.monotonic()
             for _ in range(200):
                 self.ask("GET", "/api/v1/sessions")
-            self.assertLess(time.monotonic() - begun, 15, form)
+            self.assertLess(time.monotonic() - begun, 60, form)
             parts: list[bytes] = []
 
             def read(source: int = reading, into: list[bytes] = parts) -> None:

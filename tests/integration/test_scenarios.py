@@ -470,7 +470,7 @@ class ScenarioTests(FleetCase):
         except (http.client.HTTPException, ConnectionError):
             seen = 1
         self.assertGreater(seen, 0)
-        self.assertLess(time.monotonic() - began, 8)
+        self.assertLess(time.monotonic() - began, 25)
         self.refused(ann.call("getSession", place), 401, "auth")
 
 

@@ -155,7 +155,7 @@ class RawTests(GatewayCase):
         began = time.monotonic()
         for _ in range(50):
             self.echoes(other)
-        self.assertLess(time.monotonic() - began, 5)
+        self.assertLess(time.monotonic() - began, 30)
         self.assertLess(self.fleet.status("VmRSS") - before, 20_000)
         self.assertEqual(len(receive(slow)), 256 * 32768)
         other.close()
