@@ -49,7 +49,7 @@ openapi: $(VENV)/.ready
 bench: $(VENV)/.ready
 	@$(BIN)/python -m benchmarks --agents 1000 --streams 500 $(BENCH)
 
-# Half a minute: bulk and its cost against haproxy; fails where a third of the baseline is lost, twice.
+# Half a minute: bulk and its cost against haproxy; fails where a third of the baseline is lost, three times.
 bench-short: $(VENV)/.ready
 	@$(BIN)/python -m benchmarks --short
 

@@ -49,6 +49,8 @@ SHORT_TUNNELS = ("haproxy", "raw")
 SHORT_WORKLOADS = ("up1", "down1", "down50")
 SHORT_ROUNDS = 5
 SHORT_SECONDS = 0.4
+SHORT_REPEATS = 2
+"""How often what is lost is measured once more, where it may have been the machine."""
 
 ENDS, OTHERS = {0}, {1}
 """The processors of both ends, and of load and target, where they are kept apart."""
@@ -248,13 +250,17 @@ def main() -> int:
         return 1
     baseline = json.loads(BASELINE.read_text())
     lost = fallen(results.ratios(), baseline)
-    if lost:
-        # Something else may have had the machine meanwhile: what is slow is slow twice.
+    for _ in range(SHORT_REPEATS):
+        if not lost:
+            break
+        # Something else may have had the machine meanwhile: what is slow is slow each time,
+        # and in longer windows.
         say("Measured once more: " + "; ".join(lost))
-        again = {name.split("/")[1] for name in baseline if any(name in line for line in lost)}
-        workloads = [each for each in workloads if each.name in again]
-        baseline = {name: value for name, value in baseline.items() if name.split("/")[1] in again}
-        lost = fallen(run(chosen, workloads, asked).ratios(), baseline)
+        asked.seconds *= 2
+        names = [line.partition(":")[0] for line in lost]
+        baseline = {name: baseline[name] for name in names}
+        again = [each for each in workloads if any(f"/{each.name}/" in name for name in names)]
+        lost = fallen(run(chosen, again, asked).ratios(), baseline)
     for line in lost:
         say(f"slower than the baseline allows: {line}")
     return 1 if lost else 0
