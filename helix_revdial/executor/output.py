@@ -2,10 +2,10 @@
 """
 A task's output as messages: whole lines, bounded, valid text.  Sans-I/O.
 
-A line ends with LF; a CR before it goes with it, and a CR within it ends what a
-terminal would overwrite.  A line that is longer than a message may be is cut between two
-characters.  Bytes that are no UTF-8 become U+FFFD.  NUL, which databases do not take,
-becomes U+FFFD too.
+A line ends with LF; a CR before it goes with it, and one within it stays, since what a
+terminal would overwrite has been said all the same.  A line that is longer than a message
+may be is cut between two characters.  Bytes that are no UTF-8 become U+FFFD.  NUL, which
+databases do not take, becomes U+FFFD too.
 """
 
 from __future__ import annotations

@@ -71,6 +71,15 @@ class CannotStart(SystemExit):
         return self.text
 
 
+class _AccessLog(Logger):
+    """All that is asked, but for how the host is, which the server asks every few seconds."""
+
+    def info(self, format: str | None = None, **fields: object) -> None:  # noqa: A002 - as Logger's
+        """A line for each request."""
+        if (fields.get("path"), fields.get("status")) != ("/v1/host", 200):
+            super().info(format, **fields)
+
+
 class ExecutorService(Service):
     """
     Runs sessions for whoever reaches its socket.
@@ -174,7 +183,10 @@ class ExecutorService(Service):
             request.authenticated()
             return await table(request)
 
-        self._factory = HTTPFactory(dispatch, self._reactor, LIMITS, wallClock=self._wallClock)
+        log = _AccessLog(namespace="helix_revdial.http.access")
+        self._factory = HTTPFactory(
+            dispatch, self._reactor, LIMITS, log=log, wallClock=self._wallClock
+        )
         Deferred.fromCoroutine(self._listen(self._factory)).addErrback(self._failed)
 
     def _failed(self, failure: Any) -> None:

@@ -20,6 +20,10 @@ class OutputLinesTests(SynchronousTestCase):
         self.assertEqual(self.lines(b"a\nb\r\n\nc"), ["a", "b", "", "c"])
         self.assertEqual(self.lines(b""), [])
 
+    def test_progress(self) -> None:
+        """What is written over itself is one line, with all that it was."""
+        self.assertEqual(self.lines(b"\r10 %\r100 %\r\ndone"), ["\r10 %\r100 %", "done"])
+
     def test_everySplit(self) -> None:
         """The same, split at every point."""
         text = "ä\n€uro\r\n\n𝄞 x".encode()

@@ -365,8 +365,11 @@ class ApartTests(ExecutorCase):
         self.assertEqual(stat.S_IMODE((root / "private").stat().st_mode), 0o700)
 
     def test_socket(self) -> None:
-        """Only its owner and its group reach the executor's socket."""
+        """Its owner and its group alone reach the socket; the log has all but the heartbeats."""
         self.assertEqual(stat.S_IMODE(os.stat(self.socket).st_mode), 0o660)
+        self.assertEqual(self.ask("GET", "/v1/sessions")[0], 200)
+        until(lambda: "GET /v1/sessions 200" in self.log.read_text(), "what is asked is logged")
+        self.assertNotIn("GET /v1/host 200", self.log.read_text())
 
     def test_second(self) -> None:
         """A second executor does not take the first one's sessions or socket."""
