@@ -200,6 +200,18 @@ class TLSEndsTests(TLSCase):
             bench.spin(lambda b=bench: b.far.got == b"and back", form)  # type: ignore[misc]
             self.assertFalse(side.outbox.waits, form)
 
+    def test_theRestOfARecord(self) -> None:
+        """
+        A record that the buffer has no room for any more is read on though the socket is
+        silent, and nothing else happens.
+        """
+        for form in ("raw/server/socket", "raw/client/socket"):
+            bench = TLSBench(self, form, "tcp")
+            # Each write is a record or two; the buffer has 32 KiB.
+            bench.far.wire.write(bytes(5000))
+            bench.far.wire.write(bytes(32 * 1024))
+            bench.spin(lambda b=bench: len(b.near.got) == 5000 + 32 * 1024, form)  # type: ignore[misc]
+
     def test_fair(self) -> None:
         """
         A turn of the reactor moves two reads of a stream at most, of what the socket has and
