@@ -41,6 +41,9 @@ T = TypeVar("T")
 BATCH: Final = 200
 """Reports that are stored in one write at most."""
 
+PROMPT_ANSWER: Final = 5.0
+"""Seconds that somebody waits for an executor to take a prompt, or to refuse it."""
+
 BUFFERED: Final = 1000
 """Reports of one session that were read and are not stored yet, at most."""
 
@@ -348,16 +351,22 @@ class Run:
         """
         Somebody has something for the agent, which stands in the row.
 
-        @return: when the executor has it, or cannot be reached now.
+        @return: when the executor has it, or has not answered for L{PROMPT_ANSWER}.
         @raise ExecutorRefused: the executor does not take it.
         """
         if not self._launched:
             # It is not known yet whether the executor can be reached.
             self.changed(session)
             return
-        asked = self._asking[session.promptSeq] = Deferred()
+        number = session.promptSeq
+        asked = self._asking[number] = Deferred()
+        enough = self._clock.callLater(PROMPT_ANSWER, self._leavePrompt, number)
         self.changed(session)
-        await asked
+        try:
+            await asked
+        finally:
+            if enough.active():
+                enough.cancel()
 
     def changed(self, session: Session) -> None:
         """Somebody has asked for something, which stands in the row."""
@@ -445,10 +454,13 @@ class Run:
 
     def _leavePrompts(self) -> None:
         """Nobody need wait any longer: what is kept is handed over when it can be."""
-        asking, self._asking = self._asking, {}
-        for one in asking.values():
-            if not one.called:
-                one.callback(None)
+        for number in list(self._asking):
+            self._leavePrompt(number)
+
+    def _leavePrompt(self, number: int) -> None:
+        asked = self._asking.pop(number, None)
+        if asked is not None and not asked.called:
+            asked.callback(None)
 
     def _remaining(self, verb: Verb) -> float:
         if verb == "cancel":

@@ -10,6 +10,7 @@ from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.prompts import MAX_WAITING
 from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.run import PROMPT_ANSWER
 from helix_revdial.sessions.synthetic import SyntheticExecutor
 from tests.sessions.worlds import DrivenTestCase
 from tests.storage.postgresql import OnPostgreSQL
@@ -115,6 +116,17 @@ class PromptTests(DrivenTestCase):
         self.host.fails = ""
         self.get(self.driver.prompt(session, "two"))
         self.assertEqual([each.text for each in self.host.told], ["one", "two"])
+
+    def test_slow(self) -> None:
+        """Nobody waits for long for a host that does not answer; the prompt is kept."""
+        session = self.running()
+        self.host.fails = "silent"
+        told = Deferred.fromCoroutine(self.driver.prompt(session, "one"))
+        self.clock.advance(PROMPT_ANSWER - 1)
+        self.assertNoResult(told)
+        self.clock.advance(1)
+        self.successResultOf(told)
+        self.assertEqual([each["text"] for each in self.look(session).prompts], ["one"])
 
     def test_moreUrgent(self) -> None:
         """A prompt that a host does not answer to holds up neither a stop nor who asked."""
