@@ -312,7 +312,7 @@ class RelayProtocol(Protocol):
     def _sendEarly(self, write: Callable[[bytes], None], data: bytes) -> None:
         self._earlySent += len(data)
         write(data)
-        if sum(map(len, self._early)) >= MAX_EARLY:
+        if self._earlySent >= MAX_EARLY:
             self._wire.pauseProducing()
 
     def dissolve(self) -> None:
