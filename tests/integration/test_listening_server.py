@@ -12,9 +12,11 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +268,7 @@ class TLSTests(ServerProcess):
 
         self.assertIn(b"HTTP/1.1 101", register())
         self.settings(
-            self.doors(), '[http]\nhead_timeout = 0.3\n[tunnel]\nrequire_features = ["tickets"]\n'
+            self.doors(), '[http]\nhead_timeout = 2\n[tunnel]\nrequire_features = ["tickets"]\n'
         )
         process.send_signal(signal.SIGHUP)
         self.says("changed: tunnel.require_features, http.head_timeout", process)
@@ -361,6 +363,59 @@ class TLSTests(ServerProcess):
             pass
         self.assertEqual(self.ask(ann, "/api/v1/sessions")[0], 401)
 
+    def test_agentWithoutToken(self) -> None:
+        """An agent is known by its certificate: for its control connection and for each stream."""
+        write(self.certificates / "localhost.pem", whole(leaf("localhost")))
+        clients = authorityFile(self.directory / "clients.pem")
+        own = write(self.directory / "own.pem", whole(leaf("wolf-1.example")))
+        self.settings(
+            self.doors(
+                f'tls.client_ca = "{clients}"\ntls.client_certificates = "optional"\n'
+                "tls.map_clients = true\n"
+            ),
+            '[[access.client_certificate]]\nsubject_alt_name = "dns:wolf-1.example"\n'
+            'patterns = ["wolf-1"]\n',
+        )
+        process = self.start()
+        service = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+        serving = threading.Thread(target=service.serve_forever)
+        serving.start()
+        self.addCleanup(serving.join)
+        self.addCleanup(service.server_close)
+        self.addCleanup(service.shutdown)
+        target = f"127.0.0.1:{service.server_port}"
+        url = f"https://localhost:{self.port}"
+        (self.directory / "agent.toml").write_text(
+            f'[[runner]]\nkey = "wolf-1"\nserver = "{url}"\nca_file = "{clients}"\n'
+            f'client_certificate = "{own}"\nlimits.max_parked = 0\n'
+            f'targets = [{{ name = "default", address = "{target}" }}]\n'
+        )
+        flags = [
+            "--server", url, "--runner-id", "wolf-1", "--ca-file", str(clients),
+            "--client-certificate", str(own), "--local", target,
+        ]  # fmt: skip
+        for count, how in enumerate((flags, ["--config", str(self.directory / "agent.toml")]), 1):
+            with self.log.open("ab") as log:
+                agent = Forked(
+                    PLAIN,
+                    ["--nodaemon", "--pidfile=", "--logfile=-", "helix-revdial-agent", *how],
+                    output=log,
+                    environment=self.environment,
+                )
+            self.addCleanup(self.end, agent)
+            self.says("connected as wolf-1", agent, times=count)
+            for _ in range(3):
+                caller = self.secure(self.port)
+                caller.sendall(
+                    b"HEAD /api/v1/runners/wolf-1/http/default/ HTTP/1.1\r\nHost: one.example\r\n"
+                    b"Authorization: Bearer " + self.token.encode() + b"\r\n\r\n"
+                )
+                self.assertTrue(
+                    caller.recv(4096).startswith(b"HTTP/1.1 200 "), self.log.read_text()
+                )
+            self.end(agent)
+        self.assertIsNone(process.poll())
+
     def test_required(self) -> None:
         """Where a client certificate is required, nobody else gets as far as HTTP."""
         clients = authorityFile(self.directory / "clients.pem")
@@ -414,7 +469,7 @@ class ProxyTests(ServerProcess):
             'proxy_protocol = { from = ["127.0.0.0/8"] }\n'
             f'[[listen]]\nendpoint = "tcp:{elsewhere}:interface=127.0.0.1"\n'
             'proxy_protocol = { from = ["10.0.0.0/8"] }\n',
-            "[http]\nhead_timeout = 0.5\n",
+            "[http]\nhead_timeout = 2\n",
         )
         self.start()
         self.assertEqual(self.ask(self.secure(port, header=HEADER))[0], 200)
@@ -432,7 +487,7 @@ class ProxyTests(ServerProcess):
             except ConnectionResetError:
                 pass
             self.assertLess(time.monotonic() - began, 8)
-        self.says("no PROXY header within 0.5 s")
+        self.says("no PROXY header within 2 s")
         with socket.create_connection(("127.0.0.1", elsewhere), timeout=5) as forged:
 
             def forge() -> tuple[int, Any]:

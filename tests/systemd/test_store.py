@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from twisted.internet.defer import Deferred
@@ -99,16 +100,18 @@ class DescriptorStoreTests(SynchronousTestCase):
 
 class HandedOverTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.first = os.open("/dev/null", os.O_RDONLY)
+        nothing = os.open("/dev/null", os.O_RDONLY)
+        self.addCleanup(os.close, nothing)
+        # Above those that come and go in a process that has run other tests.
+        self.first = fcntl.fcntl(nothing, fcntl.F_DUPFD, 600)
         self.addCleanup(os.close, self.first)
-        os.set_inheritable(self.first, True)
 
     def handed(self, **environment: str) -> dict[str, list[int]]:
         return handedOver(environment, ("hrc", "hrs"), start=self.first)
 
     def test_byName(self) -> None:
         """Descriptors come under their names; those of sockets that listen are left alone."""
-        second = os.dup(self.first)
+        second = fcntl.fcntl(self.first, fcntl.F_DUPFD, self.first)
         self.addCleanup(os.close, second)
         self.assertEqual(second, self.first + 1, "descriptors in a row are needed")
         environment = {"LISTEN_FDNAMES": "http:hrc", "LISTEN_PID": str(os.getpid())}
