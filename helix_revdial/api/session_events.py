@@ -9,11 +9,13 @@ reactor's thread by the number of the event: none is left out, none comes twice.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from helix_revdial.api.event_document import documentOf
 from helix_revdial.api.event_streams import EventsQuery, openEvents
@@ -26,7 +28,13 @@ from helix_revdial.http.response import Response
 from helix_revdial.sessions.events import Event, EventLog
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.records import Session
+from helix_revdial.storage.database import DatabaseUnavailable
 from helix_revdial.telemetry.timestamps import timestamp
+
+T = TypeVar("T")
+
+RETRY = 1.0
+"""Seconds until a database that was away is asked again."""
 
 PIECE = 100
 """Events that are read and written at once."""
@@ -88,7 +96,9 @@ def operations(services: Services) -> list[Operation]:
         if session.status in TERMINAL and after is not None and after >= session.lastSeq:
             # To an EventSource: do not come back.
             return Response(204)
-        reader = Reader(services.events, frames, session, after or 0, services.wallClock)
+        reader = Reader(
+            services.events, frames, session, after or 0, services.wallClock, services.clock
+        )
         stream = openEvents(
             services,
             call,
@@ -174,8 +184,10 @@ class Reader:
         session: Session,
         after: int,
         wallClock: Callable[[], float],
+        clock: IReactorTime,
     ) -> None:
         self.seq = after
+        self._clock = clock
         self._wallClock = wallClock
         self._log = log
         self._frames = frames
@@ -206,16 +218,16 @@ class Reader:
         Frames of what has happened, until nothing is missing any more.
         """
         session = self._session.id
-        _, last = await self._log.bounds(session)
+        _, last = await self._insist(lambda: self._log.bounds(session))
         # A number that was never given says nothing.
         self.seq = min(self.seq, last)
         while True:
-            read = await self._log.read(session, self.seq, PIECE)
+            read = await self._insist(lambda: self._log.read(session, self.seq, PIECE))
             if not read and self.seq >= self._newest:
                 break
             if not read or read[0].seq != self.seq + 1:
                 # What was to come is not kept any more.
-                first, _ = await self._log.bounds(session)
+                first, _ = await self._insist(lambda: self._log.bounds(session))
                 if self.seq + 1 < first:
                     self.seq = first - 1
                     yield _resync(session, first, self.seq, self._wallClock())
@@ -226,6 +238,14 @@ class Reader:
         self._live = True
         if self._over:
             self._finish()
+
+    async def _insist(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read, however long the database is away: the answer has begun."""
+        while True:
+            try:
+                return await read()
+            except DatabaseUnavailable:
+                await deferLater(self._clock, RETRY)
 
     def _happened(self, event: Event) -> None:
         self._newest = max(self._newest, event.seq)

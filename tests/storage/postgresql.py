@@ -79,7 +79,7 @@ class Cluster:
         self._server: subprocess.Popen[bytes] | None = None
         atexit.register(self.stop)
         self._initialise()
-        self._start()
+        self.start()
         self._prepared = False
 
     @property
@@ -126,6 +126,13 @@ class Cluster:
                 self._server.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def halt(self) -> None:
+        """Cut all connections and end; L{start} finds what was committed."""
+        assert self._server is not None
+        # Killed outright it would lose that: it does not wait for its disk.
+        self._server.send_signal(signal.SIGINT)
+        self._server.wait(START_LIMIT)
+
     def run(self, statement: str) -> None:
         """Carry out a statement in it."""
         engine = create_engine(self.url)
@@ -157,7 +164,8 @@ class Cluster:
         )
         assert done.returncode == 0, f"initdb failed: {done.stdout}"
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have it answer."""
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._directory),
