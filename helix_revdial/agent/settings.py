@@ -34,7 +34,7 @@ from .network import NetworkSettings
 from .network_settings import networkWarnings, readNetwork
 from .reconnect import FIRST_DELAY
 from .targets import TargetAddress, parseTarget
-from .token import Secret, TokenFile, TokenSource, TokenText, TokenUnusable
+from .token import NoToken, Secret, TokenFile, TokenSource, TokenText, TokenUnusable
 from .vocabulary import DRAIN, HOST_LOCAL, SESSION_LOCAL, TWISTD, Offered, Setting
 
 RUNNER_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -377,6 +377,9 @@ def _readToken(given: _Given, family: str, credentials: str | None) -> TokenSour
             handed = credentialPath({"CREDENTIALS_DIRECTORY": credentials or ""}, CREDENTIAL)
             if handed is not None:
                 return TokenFile(str(handed), f"credential {CREDENTIAL}", credentials)
+            if given.one("client-certificate") is not None:
+                # The server judges whether it may stand in a token's place.
+                return NoToken()
             raise SettingsError(given.missing("token", "token"))
         # The file first; then the token of the agent's own kind, so that a session
         # does not use the runners' token that its host happens to have set.

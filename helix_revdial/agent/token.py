@@ -41,7 +41,7 @@ class TokenSource(Protocol):
 
     def __call__(self) -> str:
         """
-        @return: The token.
+        @return: The token; empty where none is sent.
         @raise TokenUnusable: There is none just now.
         """
 
@@ -91,6 +91,20 @@ class TokenText:
             f"{self.origin}: every user of this host can read the arguments of a process; "
             "use --token-file or RUNNER_TOKEN"
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class NoToken:
+    """The client certificate stands in a token's place: none is sent."""
+
+    origin: str = "the client certificate, in its place"
+
+    def __call__(self) -> str:
+        return ""
+
+    def warnings(self) -> list[str]:
+        """See L{TokenSource.warnings}."""
+        return []
 
 
 class _Read:

@@ -112,7 +112,9 @@ class UpgradeDiagnosis:
 
     async def _check(self, what: str, token: str, *, webSocket: bool) -> _Upgrade:
         url = self._server.carrierURL(f"?{CHECK_QUERY}={self._key}")
-        headers = [(b"Authorization", b"Bearer " + token.encode("ascii"))]
+        headers = []
+        if token:
+            headers.append((b"Authorization", b"Bearer " + token.encode("ascii")))
         try:
             check = await connectCheck(
                 self._reactor, self._open(), url, headers, webSocket=webSocket, timeout=ANSWER

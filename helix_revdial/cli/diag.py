@@ -136,7 +136,7 @@ def _subject(
     from helix_revdial.agent.diagnosis import Subject
     from helix_revdial.agent.settings import RUNNER_KEY, readWay
     from helix_revdial.agent.targets import parseTarget
-    from helix_revdial.agent.token import Secret, TokenFile, TokenSource, TokenText
+    from helix_revdial.agent.token import NoToken, Secret, TokenFile, TokenSource, TokenText
 
     if runner and RUNNER_KEY.fullmatch(runner) is None:
         raise click.UsageError("--runner: letters, digits, '.', '_' and '-', at most 128")
@@ -152,7 +152,10 @@ def _subject(
         local = {each: parseTarget(each.partition("=")[2] or each) for each in targets}
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return Subject(readWay({**way, "server": [server]}, os.environ), runner, token, local)
+    network = readWay({**way, "server": [server]}, os.environ)
+    if token is None and network.trust.clientCertificate is not None:
+        token = NoToken()
+    return Subject(network, runner, token, local)
 
 
 __all__ = ["diag"]

@@ -145,7 +145,8 @@ class ServerPath:
         """
         @param reactor: Opens sockets, resolves names and tells the time.
         @param serverURL: Where the server is.
-        @param token: Gives the token, at each attempt.
+        @param token: Gives the token, at each attempt; an empty one is none, where a client
+            certificate stands in its place.
         @param key: The runner's key.
         @param tlsOptions: Other trust than the platform's.
         @param features: What to offer; C{pool} only for a listener that parks.
@@ -234,7 +235,7 @@ class ServerPath:
     ) -> ControlSession:
         url = self._server.carrierURL(f"?runnerid={self._key}")
         features = self._features if listener.parks else self._features - {POOL}
-        headers = [_authorization(token), (FEATURES_HEADER, formatFeatures(features))]
+        headers = [*_authorization(token), (FEATURES_HEADER, formatFeatures(features))]
         if self._targets and TARGETS in features:
             headers.append((TARGETS_HEADER, formatTargets(self._targets)))
         endpoint: IStreamClientEndpoint
@@ -322,7 +323,7 @@ class ServerPath:
             self._dataToken = token
         head = self._dataHeads.get(webSocket)
         if head is None:
-            fields = checkedHeaders([_authorization(token)])
+            fields = checkedHeaders(_authorization(token))
             head = askHead(self._dataURL, fields, webSocket=webSocket)
             self._dataHeads[webSocket] = head
         return withFields(head, headers)
@@ -354,7 +355,7 @@ class ServerPath:
         @param features: What the control connection agreed on.
         @param user: Hears of what arrives.
         """
-        headers = [_authorization(self._token()), *_ticket(ticket)]
+        headers = [*_authorization(self._token()), *_ticket(ticket)]
         url = self._server.dataURL("/revdial")
         raw = RAW in features and self._clock.seconds() >= self._dataRawFrom
         while True:
@@ -554,9 +555,11 @@ def _ticket(ticket: str) -> list[tuple[bytes, bytes]]:
     return list(checkedHeaders([(TICKET_HEADER, ticket.encode("ascii"))]))
 
 
-def _authorization(token: str) -> tuple[bytes, bytes]:
+def _authorization(token: str) -> list[tuple[bytes, bytes]]:
+    if not token:
+        return []
     try:
-        return b"Authorization", b"Bearer " + token.encode("ascii")
+        return [(b"Authorization", b"Bearer " + token.encode("ascii"))]
     except UnicodeEncodeError:
         raise ValueError("the token has characters that a header cannot carry") from None
 

@@ -140,6 +140,20 @@ class NetworkSettingsTests(SynchronousTestCase):
             "".join(self.read(client_certificate=certificate, client_key=key).warnings),
         )
 
+    def test_certificateForToken(self) -> None:
+        """With a certificate of its own an agent needs no token; one that is given is sent."""
+        own = trustme.CA().issue_cert("a@example.test")
+        path = self.write(own.private_key_and_cert_chain_pem.bytes())
+        environment = {"HELIX_API_URL": "https://cp.example", "WOLF_ID": "gpu7"}
+        settings = readSettings({"client-certificate": path}, environment)
+        self.assertEqual((settings.token(), settings.warnings), ("", ()))
+        self.assertIn("from the client certificate, in its place", settings.describe())
+        settings.checkToken()
+        both = readSettings({"client-certificate": path}, environment | {"RUNNER_TOKEN": "t0"})
+        self.assertEqual(both.token(), "t0")
+        without = self.assertRaises(SettingsError, readSettings, {}, environment)
+        self.assertIn("no token: give", str(without))
+
     def test_trustRefused(self) -> None:
         """Which flag or variable is wrong, and how."""
         self.assertIn("--ca-file: /none: no such file", self.refused(ca_file="/none"))

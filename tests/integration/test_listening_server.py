@@ -44,6 +44,13 @@ BLOCK = (
 )
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """A service beside an agent."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Nothing."""
+
+
 class ServerProcess(SynchronousTestCase):
     """Starts a server with a file of settings, and talks to it over sockets."""
 
@@ -377,7 +384,7 @@ class TLSTests(ServerProcess):
             'patterns = ["wolf-1"]\n',
         )
         process = self.start()
-        service = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+        service = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
         serving = threading.Thread(target=service.serve_forever)
         serving.start()
         self.addCleanup(serving.join)
