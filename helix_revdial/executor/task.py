@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.integration.test_executor -*-
+# -*- test-case-name: tests.executor.test_task,tests.integration.test_executor -*-
 """
 A session's task: the agent's process, what it reads and what it says.
 
@@ -42,6 +42,9 @@ MAX_PROMPTS_WAITING = 256 * 1024
 
 _POLL = 0.02
 
+_STREAMS = {1: "stdout", 2: "stderr"}
+"""By descriptor."""
+
 
 class Task(ProcessProtocol):
     """
@@ -72,7 +75,8 @@ class Task(ProcessProtocol):
         self._output = output
         self._lines = {1: OutputLines(), 2: OutputLines()}
         self._reason: Failure | None = None
-        self._partialSince: float | None = None
+        # When the line began that a stream has not ended, by descriptor.
+        self._begun: dict[int, float] = {}
         self._prompts = 0
 
     def start(self, confinement: Confinement, environment: Mapping[str, str]) -> None:
@@ -137,36 +141,45 @@ class Task(ProcessProtocol):
     # What it says
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        stream = "stdout" if childFD == 1 else "stderr"
-        self._output(stream, self._lines[childFD].feed(data))
+        lines = self._lines[childFD]
+        found = lines.feed(data)
+        if found or not lines.waiting:
+            # What waits now, if anything, is another line.
+            self._begun.pop(childFD, None)
+        if lines.waiting:
+            self._begun.setdefault(childFD, self._reactor.seconds())
+        self._output(_STREAMS[childFD], found)
 
     def _flush(self) -> None:
         """Report what there is of lines that have no end."""
-        for descriptor, lines in self._lines.items():
-            stream = "stdout" if descriptor == 1 else "stderr"
-            self._output(stream, lines.flush())
+        for descriptor in _STREAMS:
+            self._flushStream(descriptor)
+
+    def _flushStream(self, descriptor: int) -> None:
+        self._begun.pop(descriptor, None)
+        self._output(_STREAMS[descriptor], self._lines[descriptor].flush())
 
     def tend(self) -> None:
         """To be called from time to time: lines that do not end are reported as they are."""
-        if self.drained.called:
+        if self.drained.called or self.held:
+            # The rest of a line may lie where it is held.
             return
-        if not any(lines.waiting for lines in self._lines.values()):
-            self._partialSince = None
-        elif self._partialSince is None:
-            self._partialSince = self._reactor.seconds()
-        elif self._reactor.seconds() - self._partialSince >= PARTIAL_SECONDS:
-            self._flush()
-            self._partialSince = None
+        now = self._reactor.seconds()
+        for descriptor, begun in list(self._begun.items()):
+            if now - begun >= PARTIAL_SECONDS:
+                self._flushStream(descriptor)
 
     def hold(self, wanted: bool) -> None:
         """Leave the output where it is, or take it."""
         if self.transport is None or self.drained.called:
             return
-        self.held = wanted
+        wasHeld, self.held = self.held, wanted
         transport: Any = self.transport
         if wanted:
             transport.pauseProducing()
         else:
+            if wasHeld:
+                self._begun = dict.fromkeys(self._begun, self._reactor.seconds())
             transport.resumeProducing()
 
     async def drain(self, hurry: Callable[[], bool]) -> None:
