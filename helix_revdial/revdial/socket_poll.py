@@ -19,6 +19,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import select
 from typing import Any, Protocol
 
@@ -153,6 +154,11 @@ class SocketPoll:
         assert self._poll is not None
         known = self._watched.get
         isReactorReady = False
+        if seconds:
+            # Those to whom the turn before has sent something have the processor first, if
+            # they wait for it: what they answer is then served together, without being put
+            # to sleep and woken for each.  Where nobody waits it is back at once.
+            os.sched_yield()
         for number, event in self._poll.poll(seconds, MAX_EVENTS):
             watched = known(number)
             if watched is None:
