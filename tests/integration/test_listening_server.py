@@ -295,6 +295,42 @@ class TLSTests(ServerProcess):
         self.assertNotIn("a-shared-runner-token", log)
         self.assertEqual(self.secure(self.port).recv(1), b"")
 
+    def test_workIsTakenOn(self) -> None:
+        """Agents, and what else tasks depend on, are others after a reload; nothing half."""
+        self.settings(self.doors())
+        process = self.start()
+        more = (
+            '[git]\nallow = ["10.0.0.0/8"]\n[webhooks]\ntimeout = 3\n'
+            "[retention]\nevent_days = 3\n[uploads]\nmax_bytes = 1_000\n"
+        )
+
+        def agents(*types: str) -> str:
+            return "".join(
+                f'[[agents.agent]]\ntype = "{each}"\ncommand = ["echo", "{{prompt}}"]\n'
+                for each in types
+            )
+
+        def known() -> list[str]:
+            caller = self.secure(self.port)
+            authorization = f"Bearer {self.token}"
+            status, answer = self.ask(caller, "/api/v1/agents", Authorization=authorization)
+            self.assertEqual(status, 200)
+            return sorted(each["type"] for each in answer["items"])
+
+        self.settings(self.doors(), more + agents("one", "two"))
+        process.send_signal(signal.SIGHUP)
+        self.says(
+            "changed: agents.agent, git.allow, uploads.max_bytes, webhooks.timeout, "
+            "retention.event_days",
+            process,
+        )
+        both = known()
+        self.assertTrue({"one", "two"} <= {*both}, both)
+        self.settings(self.doors(), agents("two", "two"))
+        process.send_signal(signal.SIGHUP)
+        self.says("The settings were not reloaded", process)
+        self.assertEqual(known(), both)
+
     def test_commandLine(self) -> None:
         """C{helix server reload} says what has changed, or what is in the way."""
         write(self.certificates / "localhost.pem", whole(leaf("localhost")))
