@@ -26,7 +26,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
 from helix_revdial.access.policy import sessionOf
-from helix_revdial.access.tokens import DEFAULT_TENANT
+from helix_revdial.access.principals import DEFAULT_TENANT
 from helix_revdial.revdial.registrations import Registration
 from helix_revdial.revdial.watching import Watching
 from helix_revdial.sessions.executors import Executors

@@ -31,8 +31,7 @@ import jwt
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from helix_revdial.access.jwks import ALGORITHMS, KeySet
-from helix_revdial.access.principals import ROLES, Principal
-from helix_revdial.access.tokens import DEFAULT_TENANT
+from helix_revdial.access.principals import DEFAULT_TENANT, ROLES, Principal
 
 JWT_FAMILY: Final = "jwt_"
 """How the families of JSON web tokens begin, which are in no table of tokens."""

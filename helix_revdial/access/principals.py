@@ -15,6 +15,9 @@ Role = Literal["admin", "operator", "viewer"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 ROLES: Final[tuple[str, ...]] = get_args(Role)
 
+DEFAULT_TENANT: Final = "default"
+"""Whose token says no tenant; and the tenant of the server's own people."""
+
 RUNNER_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a runner may be called; C{docs/wire.md} has the same rule."""
 

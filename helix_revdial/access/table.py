@@ -20,7 +20,7 @@ from enum import Enum
 from typing import Final, Literal
 
 from helix_revdial.access.policy import SessionFacts, owns, within
-from helix_revdial.access.principals import Principal
+from helix_revdial.access.principals import DEFAULT_TENANT, Principal
 
 Who = Literal["nobody", "viewer", "operator", "admin", "runner", "session"]
 
@@ -60,6 +60,8 @@ class Row:
         project, and an owner.
     @ivar tenantWide: whether it is about what belongs to the tenant as a whole:
         nobody who is confined to a project may.
+    @ivar serverWide: whether it is about the server that all tenants share: nobody may
+        who is of another tenant than that of the server's own people.
     """
 
     word: str
@@ -67,6 +69,7 @@ class Row:
     cells: tuple[Cell, Cell, Cell, Cell, Cell, Cell]
     resource: bool = False
     tenantWide: bool = False
+    serverWide: bool = False
 
 
 _Y, _O, _T, _N = Cell.YES, Cell.OWN, Cell.TASK, Cell.NO
@@ -93,9 +96,16 @@ ACCESS: Final[dict[str, Row]] = {
         ),
         Row(
             "admin",
-            "tokens, the audit log, the server's state",
+            "what the tenant is: its tokens, its audit log, its connections",
             (_N, _N, _N, _Y, _N, _N),
             tenantWide=True,
+        ),
+        Row(
+            "server",
+            "what all tenants share: the server's settings and resources",
+            (_N, _N, _N, _Y, _N, _N),
+            tenantWide=True,
+            serverWide=True,
         ),
         Row(
             "session-viewer",
@@ -165,6 +175,8 @@ def decide(word: str, principal: Principal | None, session: SessionFacts | None 
         return Decision.ALLOWED if cell is Cell.YES else Decision.UNAUTHENTICATED
     if row.tenantWide and principal.project is not None:
         return Decision.FORBIDDEN
+    if row.serverWide and principal.tenant != DEFAULT_TENANT:
+        return Decision.FORBIDDEN
     if not row.resource:
         return Decision.ALLOWED if cell is Cell.YES else Decision.FORBIDDEN
     if principal.kind != "user":
@@ -197,6 +209,11 @@ def refusal(word: str, principal: Principal) -> str:
     """
     if ACCESS[word].tenantWide and principal.project is not None:
         return "This is about the whole tenant, and the token is confined to a project of it."
+    if ACCESS[word].serverWide and principal.tenant != DEFAULT_TENANT:
+        return (
+            "This is about the server that all tenants share: it is for administrators of the "
+            f"tenant {DEFAULT_TENANT}."
+        )
     cells = dict(zip(WHO, ACCESS[word].cells, strict=True))
     column = columnOf(principal)
     if cells[column] in (Cell.OWN, Cell.TASK):

@@ -32,7 +32,7 @@ from twisted.logger import Logger
 from helix_revdial.access import store
 from helix_revdial.access.cache import BoundedSet
 from helix_revdial.access.files import writePrivately
-from helix_revdial.access.principals import Principal
+from helix_revdial.access.principals import DEFAULT_TENANT, Principal
 from helix_revdial.access.recent import MAX_ENDED, RecentTokens
 from helix_revdial.access.records import TokenError, TokenRecord, newRecord
 from helix_revdial.access.secrets import digestOf, isSecret, newSecret
@@ -48,7 +48,6 @@ MAX_OVERLAP: Final = 30 * 86400.0
 
 DEFAULT_OVERLAP: Final = 3600.0
 
-DEFAULT_TENANT: Final = "default"
 
 OVERLAP_OF_LOOKS: Final = 120.0
 """Seconds by which L{Tokens.expiring} looks back before its last look: for

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from helix_revdial.access.tokens import DEFAULT_TENANT
+from helix_revdial.access.principals import DEFAULT_TENANT
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.telemetry.timestamps import timestamp

@@ -47,7 +47,7 @@ def operations(services: Services) -> list[Operation]:
             method="POST",
             path="/api/v1/admin/reload",
             run=reload,
-            access="admin",
+            access="server",
             response=ReloadAnswer,
             errors=(400, 401, 403, 409),
             summary="Reload the server's settings and certificates: all of them or nothing.",

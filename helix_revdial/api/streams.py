@@ -202,7 +202,7 @@ def operations(services: Services) -> list[Operation]:
             method="GET",
             path="/api/v1/admin/ledger",
             run=ledger,
-            access="admin",
+            access="server",
             response=LedgerRecord,
             errors=(401, 403),
             summary="What the server holds: descriptors, timers, dials and buffers, by owner.",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.access.principals import Principal
+from helix_revdial.access.principals import DEFAULT_TENANT, Principal
 from helix_revdial.access.table import (
     ACCESS,
     WHO,
@@ -24,16 +24,16 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "access.md"
 
 CALLERS: dict[str, Principal | None] = {
     "nobody": None,
-    "viewer": user(role="viewer"),
-    "operator": user(role="operator"),
-    "admin": user(role="admin"),
-    "runner": runner("*"),
+    "viewer": user(role="viewer", tenant=DEFAULT_TENANT),
+    "operator": user(role="operator", tenant=DEFAULT_TENANT),
+    "admin": user(role="admin", tenant=DEFAULT_TENANT),
+    "runner": runner("*", tenant=DEFAULT_TENANT),
     "session": sandbox(),
 }
 
-MINE = Facts(owner="ann")
-COLLEAGUES = Facts(owner="bob")
-TASK = Facts(owner="bob", kind="task")
+MINE = Facts(owner="ann", tenant=DEFAULT_TENANT)
+COLLEAGUES = Facts(owner="bob", tenant=DEFAULT_TENANT)
+TASK = Facts(owner="bob", kind="task", tenant=DEFAULT_TENANT)
 ELSEWHERE = Facts(tenant="other", owner="ann")
 
 REFUSED = {True: Decision.UNAUTHENTICATED, False: Decision.FORBIDDEN}
@@ -101,6 +101,18 @@ class DecideTests(SynchronousTestCase):
                 for who in ("viewer", "operator", "admin"):
                     for session in (ELSEWHERE, None):
                         self.assertIs(decide(word, CALLERS[who], session), Decision.HIDDEN)
+
+    def test_server(self) -> None:
+        """What all tenants share is for the people of one: other tenants' may not, and hear why."""
+        admin = user(role="admin")
+        self.assertNotEqual(admin.tenant, DEFAULT_TENANT)
+        for word, row in ACCESS.items():
+            if row.serverWide:
+                self.assertIs(decide(word, admin), Decision.FORBIDDEN)
+                self.assertIn("that all tenants share", refusal(word, admin))
+            elif not row.resource:
+                self.assertIs(decide(word, admin), Decision.ALLOWED, word)
+        self.assertEqual([row.word for row in ACCESS.values() if row.serverWide], ["server"])
 
     def test_confinedToAProject(self) -> None:
         """
