@@ -364,7 +364,7 @@ class ScenarioTests(FleetCase):
             "validation",
             ["workspace.executionHostId"],
         )
-        large = call("createTask", raw=b'{"prompt": "' + b"x" * 600_000 + b'"}')
+        large = call("createTask", raw=b'{"prompt": "' + b"x" * 900_000 + b'"}')
         self.refused(large, 413, "payload-too-large")
         text = {"Content-Type": "text/plain"}
         self.refused(call("createTask", raw=b"x", headers=text), 415, "unsupported-media-type")
