@@ -252,8 +252,10 @@ class Side:
         splice = self._splice
         if splice is None:
             self.receive(self._relays.size)
-        elif not splice.read():
-            splice.noticed(self.receive(self._relays.size))
+        elif not (splice.isBulk and splice.read()):
+            size = self.receive(self._relays.size)
+            if splice.isBulk or size >= splice.large:
+                splice.noticed(size)
 
     def receive(self, most: int) -> int:
         """

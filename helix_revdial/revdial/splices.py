@@ -77,9 +77,22 @@ def spliceOf(side: Side, target: Side, pipes: Pipes | None, bulk: Bulk) -> Splic
 class Splice:
     """
     Moves one direction's bulk.
+
+    @ivar isBulk: Whether what comes is bulk, as far as L{noticed} knows.
+    @ivar large: Bytes of a read that are to be L{noticed}; others are where it is bulk.
     """
 
-    __slots__ = ("_able", "_bulk", "_large", "_pipes", "_reader", "_side", "_target")
+    __slots__ = (
+        "_able",
+        "_bulk",
+        "_count",
+        "_pipes",
+        "_reader",
+        "_side",
+        "_target",
+        "isBulk",
+        "large",
+    )
 
     def __init__(self, side: Side, target: Side, pipes: Pipes, bulk: Bulk) -> None:
         """
@@ -92,15 +105,23 @@ class Splice:
         self._pipes = pipes
         self._bulk = bulk
         self._reader = None if side.stream.framing is None else side.stream.framing.reader
-        self._large = 0
+        self.large = bulk.large
+        self.isBulk = False
+        self._count = 0
         self._able = True
 
     def noticed(self, size: int) -> None:
         """The side has read so many bytes into its buffer."""
-        if size < self._bulk.large or not self._able:
-            self._large = 0
-        elif self._large < self._bulk.reads:
-            self._large += 1
+        if size < self.large or not self._able:
+            self._leave()
+        elif not self.isBulk:
+            self._count += 1
+            self.isBulk = self._count >= self._bulk.reads
+
+    def _leave(self) -> None:
+        """What comes is no bulk, until it has been anew."""
+        self._count = 0
+        self.isBulk = False
 
     def read(self) -> bool:
         """
@@ -111,7 +132,7 @@ class Splice:
         """
         bulk, side, target = self._bulk, self._side, self._target
         moved = 0
-        while self._large >= bulk.reads and side.isGiving and target.isTaking:
+        while self.isBulk and side.isGiving and target.isTaking:
             got = self._fill() if self._payload() >= bulk.small else self._readBetween()
             if got is None:
                 break
@@ -143,7 +164,7 @@ class Splice:
         got = self._side.receive(reader.headSize)
         if reader.plain < self._bulk.small:
             # A small frame, or none of payload: it is no bulk any more.
-            self._large = 0
+            self._leave()
         return got
 
     def _fill(self) -> int | None:
@@ -154,7 +175,7 @@ class Splice:
         """
         pipe = self._pipes.take()
         if pipe is None:
-            self._large = 0
+            self._leave()
             return None
         try:
             got = pipe.fill(self._side.fileno(), min(self._payload(), self._bulk.atOnce))
@@ -162,13 +183,13 @@ class Splice:
             self._pipes.give(pipe)
             if failed.errno in UNABLE:
                 self._able = False
-                self._large = 0
+                self._leave()
                 return None
             if failed.errno in LATER:
                 return 0
             raise
         if got < self._bulk.small:
-            self._large = 0
+            self._leave()
         if not got:
             # The end, which the side hears when it reads into its buffer.
             self._pipes.give(pipe)
