@@ -45,8 +45,8 @@ from helix_revdial.sessions.redaction import secretProperties
 from helix_revdial.sessions.sessions import Session, Sessions
 from helix_revdial.sessions.timeline import Timeline
 from helix_revdial.sessions.uploads import Uploads
+from helix_revdial.sessions.webhook_outbox import Outbox
 from helix_revdial.sessions.webhook_secrets import WebhookSecrets
-from helix_revdial.sessions.webhooks import Outbox
 from helix_revdial.settings import declaredAgents, forwardBounds, rateSettings, uploadSettings
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.ids import newId

@@ -20,8 +20,8 @@ from helix_revdial.http.problem import Problem
 from helix_revdial.http.response import Response
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.redaction import Redactor
+from helix_revdial.sessions.webhook_outbox import Delivery
 from helix_revdial.sessions.webhook_secrets import SecretRecord, TooManySecrets
-from helix_revdial.sessions.webhooks import Delivery
 from helix_revdial.telemetry.timestamps import timestamp
 
 PATH: Final = "/api/v1/webhooks/secrets"

@@ -16,15 +16,9 @@ from helix_revdial.sessions import webhooks as module
 from helix_revdial.sessions.events import Event
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.webhook_calls import Answer, CallFailed, CallSettings
+from helix_revdial.sessions.webhook_outbox import Delivery, Outbox
 from helix_revdial.sessions.webhook_secrets import WebhookSecrets, keyOf, signatureOf
-from helix_revdial.sessions.webhooks import (
-    MAX_WAITING,
-    Delivery,
-    Outbox,
-    Webhooks,
-    WebhookSettings,
-    nameOf,
-)
+from helix_revdial.sessions.webhooks import Webhooks, WebhookSettings
 from tests.sessions.worlds import SessionTestCase, task
 from tests.storage.postgresql import OnPostgreSQL
 
@@ -73,7 +67,7 @@ class World:
 
 
 class WebhookTests(SessionTestCase):
-    """Written with the event, sent, tried again, given up."""
+    """Sent, tried again, given up."""
 
     settings = WebhookSettings(giveUpAfter=86_400, atOnce=16, perTarget=2)
 
@@ -122,16 +116,6 @@ class WebhookTests(SessionTestCase):
 
     # What is told
 
-    def test_names(self) -> None:
-        """States, deliveries and moments have names; lines of the log are not told."""
-        for kind, data, name in (
-            ("status", {"status": "failed"}, "session.failed"),
-            ("delivery", {}, "session.delivery"),
-            ("moment", {}, "session.moment"),
-            ("log", {}, None),
-        ):
-            self.assertEqual(nameOf(Event("s", 1, 0, kind, data)), name)
-
     def test_told(self) -> None:
         """An event that was asked for is told, and no other one."""
         session = self.make({"event": "session.failed", "url": "https://a.example/hook"})
@@ -156,12 +140,6 @@ class WebhookTests(SessionTestCase):
         told = [(one.url[8], one.document()["type"]) for one in self.world.called]
         names = ["session.queued", "session.delivery", "session.failed"]
         self.assertEqual(sorted(told), sorted((u, n) for u in "ab" for n in names))
-
-    def test_nobodyAsked(self) -> None:
-        """Without webhooks nothing is written."""
-        session = self.make()
-        self.fail_(session)
-        self.assertEqual(self.deliveries(session), [])
 
     def test_redacted(self) -> None:
         """F1: what is told has been redacted."""
@@ -196,17 +174,6 @@ class WebhookTests(SessionTestCase):
         self.assertNotIn("webhook-signature", self.world.called[0].headers)
 
     # What is not lost
-
-    def test_withTheEvent(self) -> None:
-        """No event, no delivery: they are one transaction."""
-        session = self.make(DONE)
-
-        def write(connection: Any, log: Any) -> None:
-            log.append("status", {"status": "completed"})
-            raise ZeroDivisionError
-
-        self.failureResultOf(self.events.write(session.id, write), ZeroDivisionError)
-        self.assertEqual(self.deliveries(session), [])
 
     def test_killedBeforeItIsSent(self) -> None:
         """A server that is killed after the event leaves it to the next one."""
@@ -374,16 +341,6 @@ class WebhookTests(SessionTestCase):
         self.assertEqual(self.webhooks.sending, self.settings.atOnce)
         self.assertEqual(len(self.world.called), self.settings.atOnce + 1)
 
-    def test_waitingIsLimited(self) -> None:
-        """A session has so many that wait; what more happens is not told."""
-        self.get(self.webhooks.stop())
-        session = self.make(ALL)
-        self.event(session, *["moment"] * 50)
-        self.patch(module, "MAX_WAITING", 55)
-        self.assertEqual(MAX_WAITING, 1000)
-        self.event(session, *["moment"] * 50)
-        self.assertEqual(len(self.deliveries(session)), 55)
-
     def test_neverItsTurn(self) -> None:
         """What waited too long behind others is given up, too."""
         self.world.says = CallFailed("down")
@@ -393,22 +350,6 @@ class WebhookTests(SessionTestCase):
             self.clock.advance(3600)
         self.clock.pump([60.0] * 3)
         self.assertEqual({one.status for one in self.deliveries(session)}, {"failed"})
-
-    def test_serversForgotten(self) -> None:
-        """What is known of other servers does not grow."""
-        self.patch(module, "MAX_TARGETS", 5)
-        self.world.says = CallFailed("down")
-        for number in range(20):
-            self.make({"event": "*", "url": f"https://h{number}.example/"})
-        self.assertLessEqual(len(self.webhooks._servers), 5)
-        self.assertEqual(self.webhooks._tenants, {})
-
-    def test_pages(self) -> None:
-        """A session's deliveries, newest first."""
-        session = self.make(ALL)
-        self.event(session, "moment", "delivery")
-        items, total = self.get(self.outbox.list(session.id, page=2, perPage=2))
-        self.assertEqual(([one.event for one in items], total), (["session.queued"], 3))
 
 
 class WebhookPostgreSQLTests(OnPostgreSQL, WebhookTests):
