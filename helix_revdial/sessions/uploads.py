@@ -9,7 +9,8 @@ runs the session reads it (L{Uploads.open}), and when the session is over it is 
 
 This module owns the C{uploads} table and its directory: one file for each archive that
 is whole, named by the upload's id, and one that ends in C{.part} for each that is being
-received.  The directory belongs to one server.
+received (L{helix_revdial.sessions.upload_files} writes and reads them).  The directory
+belongs to one server.
 
 What holds:
 
@@ -26,25 +27,21 @@ What holds:
 from __future__ import annotations
 
 import errno
-import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, text, update
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IBodyProducer
-from zope.interface import implementer
 
 from helix_revdial.access.secrets import digestOf, newSecret
+from helix_revdial.sessions import upload_files
 from helix_revdial.sessions.lifecycle import TERMINAL
+from helix_revdial.sessions.upload_files import Archive, NewFile
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.ids import isId, newId
 from helix_revdial.storage.tables import sessions, uploads
@@ -54,9 +51,6 @@ TOKEN_PREFIX: Final = "hlxu_"  # noqa: S105 (what every one begins with)
 
 MAX_OPEN: Final = 1000
 """Uploads of one tenant at a time, however small."""
-
-PIECE: Final = 256 * 1024
-"""Bytes that are read from a file at once."""
 
 SWEPT_AT_ONCE: Final = 100
 
@@ -296,7 +290,7 @@ class Uploads:
         self._receiving.add(upload)
         part = f"{upload}.{secrets.token_hex(8)}{_PART}"
         self._parts.add(part)
-        file = _File(self._directory / part)
+        file = NewFile(self._directory / part)
         try:
             return await self._receive(promised, file, pieces, length)
         except OSError as error:
@@ -309,7 +303,7 @@ class Uploads:
             discarding.addBoth(self._discarded, part)
 
     async def _receive(
-        self, promised: Upload, file: _File, pieces: AsyncIterator[bytes], length: int | None
+        self, promised: Upload, file: NewFile, pieces: AsyncIterator[bytes], length: int | None
     ) -> Upload:
         await self._workers.call(lambda: file.open(length))
         async for piece in pieces:
@@ -433,12 +427,12 @@ class Uploads:
 
         gone = await self._database.run(write)
         if gone:
-            await self._workers.call(lambda: _unlink(self._directory, gone))
+            await self._workers.call(lambda: upload_files.remove(self._directory, gone))
         return len(gone)
 
     async def _removeStrays(self) -> None:
         """Remove files that a crash, or a database that was put back, has left."""
-        names = await self._workers.call(lambda: _names(self._directory))
+        names = await self._workers.call(lambda: upload_files.names(self._directory))
         mine = self._parts
         strays = [name for name in names if name.endswith(_PART) and name not in mine]
         whole = [name for name in names if isId(name, "upl") and name not in self._receiving]
@@ -450,7 +444,7 @@ class Uploads:
             )
             strays += [name for name in some if name not in known and name not in self._receiving]
         if strays:
-            await self._workers.call(lambda: _unlink(self._directory, strays))
+            await self._workers.call(lambda: upload_files.remove(self._directory, strays))
 
 
 def consume(
@@ -483,129 +477,6 @@ def consume(
     raise UploadUnusable("has no archive yet: send it first")
 
 
-class _File:
-    """
-    An archive on its way to the disk.  Every method runs in one of the workers, one at
-    a time.
-
-    @ivar size: bytes that were written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0
-        self.sha256 = ""
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-
-    def open(self, length: int | None) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if length is not None:
-            room = os.statvfs(self._path.parent)
-            if length > room.f_bavail * room.f_frsize:
-                raise OSError(errno.ENOSPC, "no room for the whole archive")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.fdopen(os.open(self._path, flags, 0o600), "wb")
-
-    def write(self, piece: bytes) -> None:
-        assert self._file is not None
-        self._file.write(piece)
-        self._digest.update(piece)
-        self.size += len(piece)
-
-    def keep(self, path: Path) -> None:
-        """It is whole: give it its name, for good."""
-        assert self._file is not None
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self.sha256 = self._digest.hexdigest()
-        self._path.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-    def discard(self) -> None:
-        """Leave nothing of what was not kept."""
-        if self._file is not None and not self._file.closed:
-            # What it still holds back may not fit on the disk either.
-            try:
-                self._file.close()
-            except OSError:
-                pass
-        self._path.unlink(missing_ok=True)
-
-
-@implementer(IBodyProducer)
-class Archive:
-    """
-    An archive as the body of a request.
-
-    @ivar name: what it is called: the id of its upload.
-    @ivar length: its bytes.
-    """
-
-    def __init__(self, name: str, path: Path, length: int, workers: Workers) -> None:
-        self.name = name
-        self.length = length
-        self._path = path
-        self._workers = workers
-        self._paused: Deferred[None] | None = None
-        self._stopped = False
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        """
-        Write the archive.
-
-        @return: fires when all is written; never, once it was stopped.
-        """
-        result: Deferred[None] = Deferred(lambda _: self.stopProducing())
-
-        def ended(outcome: object) -> None:
-            if self._stopped or result.called:
-                return
-            if isinstance(outcome, Failure):
-                result.errback(outcome)
-            else:
-                result.callback(None)
-
-        Deferred.fromCoroutine(self._write(consumer)).addBoth(ended)
-        return result
-
-    async def _write(self, consumer: IConsumer) -> None:
-        file = await self._workers.call(lambda: self._path.open("rb"))
-        try:
-            while not self._stopped:
-                if self._paused is not None:
-                    await self._paused
-                    continue
-                piece = await self._workers.call(lambda: file.read(PIECE))
-                if not piece:
-                    return
-                if not self._stopped:
-                    consumer.write(piece)
-        finally:
-            file.close()
-
-    def pauseProducing(self) -> None:
-        """Hold back."""
-        if self._paused is None:
-            self._paused = Deferred()
-
-    def resumeProducing(self) -> None:
-        """Go on."""
-        paused, self._paused = self._paused, None
-        if paused is not None:
-            paused.callback(None)
-
-    def stopProducing(self) -> None:
-        """No more is wanted."""
-        self._stopped = True
-        self.resumeProducing()
-
-
 def _countAlone(connection: Connection, tenant: str) -> None:
     """
     Until the commit nobody else counts this tenant's bytes.  On SQLite a transaction
@@ -616,18 +487,6 @@ def _countAlone(connection: Connection, tenant: str) -> None:
             text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
             {"name": f"uploads {tenant}"},
         )
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-
-
-def _unlink(directory: Path, names: list[str]) -> None:
-    for name in names:
-        (directory / name).unlink(missing_ok=True)
 
 
 def _fromRow(row: Row[Any]) -> Upload:
@@ -646,7 +505,6 @@ def _fromRow(row: Row[Any]) -> Upload:
 
 
 __all__ = [
-    "Archive",
     "ArchiveGone",
     "QuotaExceeded",
     "StorageFull",

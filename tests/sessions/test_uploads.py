@@ -351,27 +351,6 @@ class UploadTests(SessionTestCase):
         self.get(self.receiving(upload, token, pieces(CONTENT)))
         self.use(token)
 
-    def test_heldBack(self) -> None:
-        """A reader that pauses gets nothing, and no more once it stops."""
-        _, token = self.complete()
-        archive = self.get(self.uploads.open(self.use(token)))
-        self.patch(module, "PIECE", 10)
-        transport = StringTransport()
-        got: list[bytes] = []
-
-        def write(data: bytes) -> None:
-            got.append(data)
-            archive.pauseProducing()
-
-        self.patch(transport, "write", write)
-        done = archive.startProducing(transport)
-        self.assertEqual(len(got), 1)
-        archive.resumeProducing()
-        self.assertEqual(len(got), 2)
-        archive.stopProducing()
-        self.assertEqual(len(got), 2)
-        self.assertNoResult(done)
-
     def test_fileLost(self) -> None:
         """A file that somebody removed, or cut, is no archive."""
         upload, token = self.complete()
