@@ -180,10 +180,16 @@ class Observation(Watching):
         if limit is not None:
             self.metrics.limits.add(limit)
 
+    def connected(self, call: Call) -> None:
+        self.metrics.dialConnected(call.stream.phases)
+
     def ended(self, call: Call) -> None:
         stream = call.stream
         outcome = call.outcome or "failed"
-        self.metrics.dialDecided(outcome, stream.phases)
+        if outcome == "connected":
+            self.metrics.streamEnded(stream.phases)
+        else:
+            self.metrics.dialFailed(outcome, stream.phases)
         self._bytesIn += stream.bytesIn
         self._bytesOut += stream.bytesOut
         line = self._lifeline(call, "ended")

@@ -330,6 +330,7 @@ class Connections(Views):
                 self._clock,
                 dial,
                 factory,
+                onConnected=self._roster.callConnected,
                 onCancelled=self._cancelled,
                 onOver=self._roster.callOver,
             )

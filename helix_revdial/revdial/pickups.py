@@ -72,10 +72,12 @@ class Call:
         dial: Dial,
         factory: IProtocolFactory,
         *,
+        onConnected: Callable[[Call], None],
         onCancelled: Callable[[Call], None],
         onOver: Callable[[Call], None],
     ) -> None:
         """
+        @param onConnected: The caller is about to get his protocol.
         @param onCancelled: The caller gave up before he had a protocol.
         @param onOver: Called once when nothing of the call is left, whether it
             failed, was cancelled, or its stream ended.
@@ -91,6 +93,7 @@ class Call:
         self.early = None if early is None else _Noted(early, self.stream)
         self._clock = clock
         self._factory = factory
+        self._onConnected = onConnected
         self._onCancelled = onCancelled
         self._onOver = onOver
         self._fired = False
@@ -155,6 +158,7 @@ class Call:
             return
         self._fired = True
         self.outcome = "connected"
+        self._onConnected(self)
         self.result.callback(protocol)
 
     def ended(self, reason: Failure) -> None:

@@ -130,6 +130,10 @@ class Roster:
                 effect = Failed(effect.dial, shuttingDown())
             self.carryOut([effect], "shutdown")
 
+    def callConnected(self, call: Call) -> None:
+        """A caller has his stream."""
+        self.guarded(self.watching.connected, call)
+
     def callOver(self, call: Call) -> None:
         """Nothing is left of a call."""
         dial = call.dial

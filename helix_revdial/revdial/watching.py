@@ -58,6 +58,9 @@ class Watching:
             C{"buffered_bytes"}.
         """
 
+    def connected(self, call: Call) -> None:
+        """A caller has his stream: what C{ended} tells later, as far as it has come."""
+
     def ended(self, call: Call) -> None:
         """
         Nothing is left of a call: its C{stream} has the phases, the bytes and the
@@ -98,6 +101,9 @@ class Watchers(Watching):
 
     def dialRefused(self, key: str, error: DialError, limit: str | None) -> None:
         self._each(lambda one: one.dialRefused(key, error, limit))
+
+    def connected(self, call: Call) -> None:
+        self._each(lambda one: one.connected(call))
 
     def ended(self, call: Call) -> None:
         self._each(lambda one: one.ended(call))

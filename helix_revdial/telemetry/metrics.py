@@ -216,28 +216,28 @@ class ServerMetrics(_Page):
         self.lives = Histogram(DURATIONS)
         self.registry = _registry(self)
 
-    def dialDecided(self, outcome: str, phases: Mapping[str, float]) -> None:
+    def dialConnected(self, phases: Mapping[str, float]) -> None:
         """
-        A dial, and its stream if it had one, are over.
+        A dial has its stream.
 
-        @param outcome: One of L{OUTCOMES}.
         @param phases: Seconds since the dial began, by the names of a stream's record.
         """
-        self.dials.add(outcome)
-        ended = phases.get("ended", 0.0)
-        up = phases.get("dialBack")
-        asked = phases.get("asked")
-        if asked is not None:
-            self.phases["asked"].observe(asked)
-        if up is None:
-            self.waits["failed"].observe(ended)
-            return
-        self.waits["connected" if outcome == "connected" else "failed"].observe(up)
-        self.phases["dial_back"].observe(up - (asked or 0.0))
-        self.lives.observe(ended - up)
+        self.dials.add("connected")
+        up = phases.get("dialBack", 0.0)
+        self.waits["connected"].observe(up)
+        self._dialledBack(phases, up)
         target = phases.get("target")
         if target is not None:
             self.phases["target"].observe(target)
+
+    def streamEnded(self, phases: Mapping[str, float]) -> None:
+        """
+        The stream of a dial that connected is over.
+
+        @param phases: As for L{dialConnected}.
+        """
+        up = phases.get("dialBack", 0.0)
+        self.lives.observe(phases.get("ended", up) - up)
         out = phases.get("firstByteOut")
         if out is not None:
             # Sent before the agent's answer, it waited for nothing.
@@ -245,6 +245,24 @@ class ServerMetrics(_Page):
         back = phases.get("firstByteIn")
         if back is not None:
             self.phases["first_byte_in"].observe(back - up)
+
+    def dialFailed(self, outcome: str, phases: Mapping[str, float]) -> None:
+        """
+        A dial ended without a stream for its caller.
+
+        @param outcome: One of L{OUTCOMES}.
+        @param phases: As for L{dialConnected}.
+        """
+        self.dials.add(outcome)
+        self.waits["failed"].observe(phases.get("ended", 0.0))
+        self._dialledBack(phases, phases.get("dialBack"))
+
+    def _dialledBack(self, phases: Mapping[str, float], up: float | None) -> None:
+        asked = phases.get("asked")
+        if asked is not None:
+            self.phases["asked"].observe(asked)
+        if up is not None:
+            self.phases["dial_back"].observe(up - (asked or 0.0))
 
     def collect(self) -> Iterator[Metric]:
         """Every family of L{SERVER}."""

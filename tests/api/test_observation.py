@@ -72,6 +72,10 @@ class MetricsTests(Watched):
         asked = sandbox.pickUp()
         self.assertEqual(self.metric("pending_dials", state="asked"), 0)
         self.assertEqual(self.metric("streams"), 1)
+        # Decided with the stream, however long that lives.
+        self.assertEqual(self.metric("dials_total", outcome="connected"), 1)
+        self.assertEqual(self.metric("dial_wait_seconds_count", result="connected"), 1)
+        self.assertEqual(self.metric("stream_seconds_count"), 0)
         self.assertEqual(self.metric("connections", kind="data", carrier="raw"), 1)
         self.assertEqual(self.metric("connections", kind="control", carrier="raw"), 1)
         self.assertEqual(self.metric("stream_bytes_total", direction="out"), len(asked))
@@ -83,6 +87,7 @@ class MetricsTests(Watched):
         self.assertEqual(self.metric("stream_bytes_total", direction="out"), len(asked))
         self.assertGreater(self.metric("stream_bytes_total", direction="in"), len(PNG))
         self.assertEqual(self.metric("dials_total", outcome="connected"), 1)
+        self.assertEqual(self.metric("stream_seconds_count"), 1)
         self.assertEqual(self.metric("dial_phase_seconds_sum", phase="dial_back"), 2)
         self.assertEqual(self.metric("dial_phase_seconds_sum", phase="first_byte_in"), 1)
         self.assertEqual(self.metric("http_requests_total", status="2xx"), 1)
