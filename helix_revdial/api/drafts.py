@@ -19,7 +19,7 @@ from helix_revdial.api.sessions import Page
 from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 from helix_revdial.sessions.drafts import Draft, TooManyDrafts, UnknownDraft
 from helix_revdial.sessions.tasks import CONTROL, MAX_PROMPT
 from helix_revdial.telemetry.timestamps import timestamp
@@ -242,11 +242,4 @@ def _document(draft: Draft) -> DraftDocument:
 
 
 def _created(draft: Draft) -> Response:
-    return Response(
-        201,
-        [
-            (b"Content-Type", b"application/json; charset=utf-8"),
-            (b"Location", f"{PATH}/{draft.id}".encode("ascii")),
-        ],
-        msgspec.json.encode(_document(draft)),
-    )
+    return jsonResponse(201, _document(draft), location=f"{PATH}/{draft.id}")

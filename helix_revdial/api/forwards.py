@@ -30,7 +30,7 @@ from helix_revdial.gateways.tcp_forward import (
 )
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 
 PATH = "/api/v1/admin/forwards"
 
@@ -128,14 +128,7 @@ def operations(services: Services) -> list[Operation]:
             # Its token ended while it was written down.
             services.keptForwards.forget(forward.id)
         record("forward-created", principal, forward)
-        return Response(
-            201,
-            [
-                (b"Content-Type", b"application/json; charset=utf-8"),
-                (b"Location", f"{PATH}/{forward.id}".encode("ascii")),
-            ],
-            msgspec.json.encode(_document(forward)),
-        )
+        return jsonResponse(201, _document(forward), location=f"{PATH}/{forward.id}")
 
     async def getForward(call: Call) -> ForwardDocument:
         name = call.params["forward"]

@@ -24,7 +24,7 @@ from helix_revdial.api.session_document import (
 from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable
 from helix_revdial.sessions.lifecycle import TERMINAL, Illegal
 from helix_revdial.sessions.records import Session
@@ -435,19 +435,8 @@ def _workspace(session: Session) -> WorkspaceDocument:
 
 
 def _created(session: Session) -> Response:
-    return Response(
-        201,
-        [
-            (b"Content-Type", b"application/json; charset=utf-8"),
-            (b"Location", f"{PATH}/{session.id}".encode("ascii")),
-        ],
-        msgspec.json.encode(documentOf(session)),
-    )
+    return jsonResponse(201, documentOf(session), location=f"{PATH}/{session.id}")
 
 
 def _state(session: Session) -> Response:
-    return Response(
-        202,
-        [(b"Content-Type", b"application/json; charset=utf-8")],
-        msgspec.json.encode(SessionState(session.id, session.status)),
-    )
+    return jsonResponse(202, SessionState(session.id, session.status))

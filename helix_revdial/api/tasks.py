@@ -15,7 +15,7 @@ from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import Links, linksOf
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 from helix_revdial.sessions import drafts, uploads
 from helix_revdial.sessions.drafts import UnknownDraft
 from helix_revdial.sessions.records import Session
@@ -91,14 +91,7 @@ def operations(services: Services) -> list[Operation]:
             accepted = TaskAccepted(
                 session.id, session.id, session.id, session.status, linksOf(session.id)
             )
-            return Response(
-                201,
-                [
-                    (b"Content-Type", b"application/json; charset=utf-8"),
-                    (b"Location", accepted.links.self.encode("ascii")),
-                ],
-                msgspec.json.encode(accepted),
-            )
+            return jsonResponse(201, accepted, location=accepted.links.self)
 
         tenant, owner = principal.tenant, principal.user
 

@@ -25,7 +25,7 @@ from helix_revdial.api.tasks import checkTask
 from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 from helix_revdial.sessions.moments import MAX_LABEL, Moment, Snapshot, TimelineFull
 from helix_revdial.sessions.recording import TYPES, Recording
 from helix_revdial.sessions.records import Session
@@ -262,7 +262,7 @@ def operations(services: Services) -> list[Operation]:
         asked: NewMoment = call.body
         _plain(asked.label, "label")
         at = None if asked.ts is None else _instant(asked.ts, begin, "ts")
-        return _made(_moment(await timeline.mark(session, asked.label, at), begin))
+        return jsonResponse(201, _moment(await timeline.mark(session, asked.label, at), begin))
 
     async def listSnapshots(call: Call) -> SnapshotList:
         session = _task(call)
@@ -282,7 +282,7 @@ def operations(services: Services) -> list[Operation]:
         _plain(label, "label")
 
         def answer(snapshot: Snapshot, moment: Moment | None) -> Response:
-            return _made(_snapshot(snapshot, begin, [] if moment is None else [moment]))
+            return jsonResponse(201, _snapshot(snapshot, begin, [] if moment is None else [moment]))
 
         snapshot, moment = await timeline.keep(
             session,
@@ -342,7 +342,8 @@ def operations(services: Services) -> list[Operation]:
         checkTask(services, request, principal.tenant)
 
         def answer(made: Session) -> Response:
-            return _made(
+            return jsonResponse(
+                201,
                 BranchMade(
                     made.id,
                     made.id,
@@ -357,7 +358,7 @@ def operations(services: Services) -> list[Operation]:
                     ),
                     linksOf(made.id),
                 ),
-                linksOf(made.id).self,
+                location=linksOf(made.id).self,
             )
 
         made = await services.sessions.createTask(
@@ -605,10 +606,3 @@ def _view(session: Session, snapshot: Snapshot) -> ViewPart | None:
         return None
     host = (session.workspace or {}).get("host")
     return ViewPart(snapshot.mount, snapshot.readOnly, host, session.executor)
-
-
-def _made(document: Any, location: str | None = None) -> Response:
-    headers = [(b"Content-Type", b"application/json; charset=utf-8")]
-    if location is not None:
-        headers.append((b"Location", location.encode("ascii")))
-    return Response(201, headers, msgspec.json.encode(document))

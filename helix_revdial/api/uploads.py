@@ -17,7 +17,7 @@ from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, HeaderField, Operation
 from helix_revdial.http.problem import Problem, validationProblem
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 from helix_revdial.sessions.uploads import (
     QuotaExceeded,
     StorageFull,
@@ -177,12 +177,4 @@ def _promised(upload: Upload, token: str) -> Response:
         timestamp(upload.expires),
         upload.maxBytes,
     )
-    return Response(
-        201,
-        [
-            (b"Content-Type", b"application/json; charset=utf-8"),
-            (b"Cache-Control", b"no-store"),
-            (b"Location", path.encode("ascii")),
-        ],
-        msgspec.json.encode(promise),
-    )
+    return jsonResponse(201, promise, (b"Cache-Control", b"no-store"), location=path)

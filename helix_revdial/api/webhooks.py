@@ -17,7 +17,7 @@ from helix_revdial.api.session_document import PATH as SESSIONS
 from helix_revdial.api.sessions import Page
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.redaction import Redactor
 from helix_revdial.sessions.webhook_outbox import Delivery
@@ -180,15 +180,8 @@ def _document(record: SecretRecord, secret: str | None = None) -> SecretDocument
 
 
 def _made(record: SecretRecord, secret: str | None = None) -> Response:
-    return Response(
-        201,
-        [
-            (b"Content-Type", b"application/json; charset=utf-8"),
-            (b"Cache-Control", b"no-store"),
-            (b"Location", PATH.encode("ascii")),
-        ],
-        msgspec.json.encode(_document(record, secret)),
-    )
+    document = _document(record, secret)
+    return jsonResponse(201, document, (b"Cache-Control", b"no-store"), location=PATH)
 
 
 def _delivery(one: Delivery, redactor: Redactor) -> DeliveryDocument:

@@ -30,7 +30,7 @@ from helix_revdial.desktop.pictures import DEFAULT_QUALITY, PictureRequest, isPN
 from helix_revdial.http.operations import Call, Operation, OperationTable, openTable
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.request import Request
-from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.http.response import HandedOver, Response, jsonResponse
 from helix_revdial.programs import (
     OutputTooLarge,
     ProgramError,
@@ -178,8 +178,7 @@ def desktopOperations(
 
     async def readClipboard(call: Call) -> Response:
         content = await clipboard.read()
-        contentType = (b"Content-Type", b"application/json; charset=utf-8")
-        return Response(200, [contentType, *_PRIVATE], msgspec.json.encode(documentOf(content)))
+        return jsonResponse(200, documentOf(content), *_PRIVATE)
 
     async def writeClipboard(call: Call) -> Response:
         await clipboard.write(contentOf(call.body))

@@ -22,7 +22,7 @@ from helix_revdial import __version__
 from helix_revdial.http.operations import Call, Operation, OperationTable, openTable
 from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
-from helix_revdial.http.response import Response
+from helix_revdial.http.response import Response, jsonResponse
 from helix_revdial.sessions.executor import HostHealth, HostSession, LaunchSpec, SnapshotMade
 
 from .held import OtherSpec, Refused
@@ -134,9 +134,7 @@ def executorOperations(
         if spec.session != call.params["session"]:
             raise Problem(400, "The session is not the one that the path names.")
         new = await sessions.launch(spec)
-        document = msgspec.json.encode(sessions.find(spec.session).describe())
-        contentType = (b"Content-Type", b"application/json; charset=utf-8")
-        return Response(201 if new else 200, [contentType], document)
+        return jsonResponse(201 if new else 200, sessions.find(spec.session).describe())
 
     async def getSession(call: Call) -> HostSession:
         return sessions.find(call.params["session"]).describe()

@@ -32,7 +32,7 @@ from werkzeug.routing import Map, RequestRedirect, Rule
 from helix_revdial.http.body import Body
 from helix_revdial.http.problem import PayloadTooLarge, Problem
 from helix_revdial.http.request import Request
-from helix_revdial.http.response import HandedOver, Response
+from helix_revdial.http.response import HandedOver, Response, jsonResponse
 from helix_revdial.http.validation import decodeJSON, decodeQuery
 
 JSON = "application/json"
@@ -372,8 +372,7 @@ class OperationTable:
             return result
         if result is None and operation.response is None:
             return Response(204 if operation.status == 200 else operation.status)
-        headers = [(b"Content-Type", b"application/json; charset=utf-8")]
-        return Response(operation.status, headers, msgspec.json.encode(result))
+        return jsonResponse(operation.status, result)
 
 
 async def _nobody(request: Request) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable
 from typing import Final
 
+import msgspec
+
 
 class BrokenOff(Exception):
     """
@@ -48,6 +50,25 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response {self.status}>"
+
+
+def jsonResponse(
+    status: int,
+    document: object,
+    *headers: tuple[bytes, bytes],
+    location: str | None = None,
+) -> Response:
+    """
+    An answer whose body is JSON.
+
+    @param document: Whatever L{msgspec.json.encode} takes.
+    @param headers: Fields besides its type.
+    @param location: The path of what was made.
+    """
+    fields = [(b"Content-Type", b"application/json; charset=utf-8"), *headers]
+    if location is not None:
+        fields.append((b"Location", location.encode("ascii")))
+    return Response(status, fields, msgspec.json.encode(document))
 
 
 class HandedOver:
