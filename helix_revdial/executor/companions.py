@@ -229,6 +229,8 @@ class Companions:
         argv = [
             "Xvfb", "-displayfd", "3", "-screen", "0", size, "-nolisten", "tcp",
             "-auth", str(authority), "-noreset",
+            # Each program of a session has shared memory of its own.
+            "-extension", "MIT-SHM",
         ]  # fmt: skip
         display = await self._run("the display", argv, {}, ready=True)
         number = await self._line(display)

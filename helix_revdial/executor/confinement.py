@@ -73,7 +73,7 @@ class Confinement:
     @ivar tunnelUser: The user of its tunnel agent, likewise.
     @ivar group: Its control group; C{None} where there are none.
     @ivar temporary: What it sees as C{/tmp}; C{None} for the host's.
-    @ivar mounts: Whether it has a mount namespace of its own.
+    @ivar mounts: Whether it has mounts and shared memory of its own.
     @ivar accounts: What it sees as C{/etc/passwd}, and its tunnel agent too; C{None} for
         the host's.
     @ivar shown: What it sees of directories that are closed to it, and its tunnel agent too.

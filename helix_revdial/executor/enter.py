@@ -39,11 +39,15 @@ NOT_FOUND = 127
 
 _NO_NEW_PRIVS = 38
 _NEW_MOUNTS = 0x00020000
+_NEW_IPC = 0x08000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_RDONLY, _MS_REMOUNT = 1, 32
 _MS_BIND, _MS_REC, _MS_SLAVE = 4096, 16384, 1 << 19
 
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - where they are is what is meant
+
+_SHARED = ("/dev/shm", "/run/lock")  # noqa: S108
+"""What everybody may write, and in which nothing is to be left, or read by others."""
 
 _LIMITS = {
     "processes": resource.RLIMIT_NPROC,
@@ -67,10 +71,11 @@ def _mount(libc: Any, source: str, target: str, kind: str, flags: int, data: str
 
 def _separateMounts(libc: Any, terms: dict[str, Any]) -> None:
     """
-    Other sessions' processes, and their files in /tmp, are not to be seen; the users that
-    the host does not know have names, without which ssh, and much else, does not run.
+    Other sessions' processes, their files in /tmp and their shared memory are not to be
+    seen, and what is left of that goes with the last process; the users that the host does
+    not know have names, without which ssh, and much else, does not run.
     """
-    if libc.unshare(_NEW_MOUNTS) != 0:
+    if libc.unshare(_NEW_MOUNTS | (_NEW_IPC if terms.get("mounts") else 0)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"unshare: {os.strerror(number)}")
     # What is mounted later outside (a workspace) is seen; nothing goes the other way.
@@ -78,6 +83,10 @@ def _separateMounts(libc: Any, terms: dict[str, Any]) -> None:
     if terms.get("mounts"):
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
         _mount(libc, "proc", "/proc", "proc", flags, "hidepid=invisible")
+        for place in _SHARED:
+            # But for a host whose sessions are there themselves.
+            if os.path.isdir(place) and not os.environ.get("HOME", "").startswith(f"{place}/"):
+                _mount(libc, "none", place, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
     if terms.get("temporary") is not None:
         for place in _TEMPORARY:
             _mount(libc, terms["temporary"], place, "", _MS_BIND)

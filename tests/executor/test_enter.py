@@ -96,6 +96,33 @@ class EnterTests(SynchronousTestCase):
         self.assertEqual(Path("/etc/passwd").read_text(), before)
         self.assertEqual(layout.accounts.stat().st_uid, os.geteuid())
 
+    def test_sharedMemory(self) -> None:
+        """
+        Nothing is left in the memory that a host's users share, nor read there by others:
+        files, semaphores, segments (shm_overview(7), sysvipc(7)).
+        """
+        if not canSeparateMounts():
+            raise SkipTest("nothing can be mounted here")
+        places = [place for place in ("/dev/shm", "/run/lock") if Path(place).is_dir()]  # noqa: S108
+        before = {place: set(os.listdir(place)) for place in places}
+        confinement = Confinement("ses_x", user=1_350_000, mounts=True)
+        program = (
+            "import ctypes, os\n"
+            "assert ctypes.CDLL(None).shmget(0x5b5b, 4096, 0o1666) >= 0\n"
+            f"for place in {places}:\n"
+            "    assert os.listdir(place) == [], place\n"
+            "    open(place + '/left', 'w').close()\n"
+        )
+        # One that everybody may run.
+        python = shutil.which("python3", path="/usr/bin") or sys.executable
+        argv = confinement.argv([python, "-c", program], "side", "/")
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        for place, found in before.items():
+            self.assertNotIn("left", set(os.listdir(place)) - found)
+        segments = Path("/proc/sysvipc/shm").read_text()
+        self.assertNotIn(" 1350000 ", segments)
+
     def test_environment(self) -> None:
         """The environment is what was handed over, and nothing of the host's."""
         confinement = Confinement("ses_x")
