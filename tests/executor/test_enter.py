@@ -103,7 +103,7 @@ class EnterTests(SynchronousTestCase):
         """
         if not canSeparateMounts():
             raise SkipTest("nothing can be mounted here")
-        places = [place for place in ("/dev/shm", "/run/lock") if Path(place).is_dir()]  # noqa: S108
+        places = [place for place in ("/dev/shm", "/run/lock") if Path(place).is_dir()]
         before = {place: set(os.listdir(place)) for place in places}
         confinement = Confinement("ses_x", user=1_350_000, mounts=True)
         program = (
