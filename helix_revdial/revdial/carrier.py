@@ -43,6 +43,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from helix_revdial.revdial.frames import Control, EndMark
 from helix_revdial.revdial.interfaces import ICarrierTransport
 from helix_revdial.revdial.socket_streams import SocketStream, plainStream
 from helix_revdial.revdial.sockets import SocketRelay
@@ -93,8 +94,6 @@ class CarrierTransport:
     """
     The transport of the protocol on top of a carrier; see the module.
 
-    @ivar bytesReceived: Payload bytes delivered to the protocol.
-    @ivar bytesSent: Payload bytes accepted by C{write}.
     """
 
     # There are two for each stream, and one for each agent.
@@ -102,16 +101,17 @@ class CarrierTransport:
         "_clock",
         "_closing",
         "_lostReason",
+        "_moved",
         "_over",
         "_paused",
         "_protocol",
         "_pump",
         "_readEnded",
+        "_received",
+        "_sent",
         "_taken",
         "_transport",
         "_writeEnded",
-        "bytesReceived",
-        "bytesSent",
         "responseHeaders",
     )
 
@@ -127,8 +127,8 @@ class CarrierTransport:
         clock: IReactorTime,
         responseHeaders: Headers = (),
     ) -> None:
-        self.bytesReceived = 0
-        self.bytesSent = 0
+        self._received = 0
+        self._sent = 0
         self.responseHeaders = responseHeaders
         self._protocol = protocol
         self._transport = transport
@@ -141,6 +141,18 @@ class CarrierTransport:
         self._over = False
         self._lostReason: Failure | None = None
         self._taken: SocketRelay | None = None
+        # What counts the bytes while somebody else moves them.
+        self._moved: SocketStream | None = None
+
+    @property
+    def bytesReceived(self) -> int:
+        """Payload bytes delivered to the protocol, or past it."""
+        return self._received + (0 if self._moved is None else self._moved.received)
+
+    @property
+    def bytesSent(self) -> int:
+        """Payload bytes accepted by C{write}, or sent past it."""
+        return self._sent + (0 if self._moved is None else self._moved.sent)
 
     def start(self) -> None:
         """
@@ -202,28 +214,29 @@ class CarrierTransport:
             return None
         stream = plainStream(self._transport)
         if stream is not None:
-            stream.onTaken.append(self._wasTaken)
-            stream.onReceived.append(self._countReceived)
-            stream.onSent.append(self._countSent)
+            stream.owner = self
+            self._moved = stream
         return stream
 
-    def _wasTaken(self, relay: SocketRelay) -> None:
+    def socketsTaken(self, relay: SocketRelay) -> None:
+        """See L{SocketOwner <helix_revdial.revdial.socket_streams.SocketOwner>}."""
         self._taken = relay
         self._paused = False
         self._cancelPump()
 
-    def _countReceived(self, size: int) -> None:
-        self.bytesReceived += size
+    def socketsEnded(self, orderly: bool, why: str) -> None:
+        """See L{SocketOwner <helix_revdial.revdial.socket_streams.SocketOwner>}."""
 
-    def _countSent(self, size: int) -> None:
-        self.bytesSent += size
+    def socketsAgain(self, rest: list[bytes | Control | EndMark]) -> None:
+        """See L{SocketOwner <helix_revdial.revdial.socket_streams.SocketOwner>}."""
+        raise AssertionError("a carrier for many streams is used again")
 
     # ITransport
 
     def write(self, data: bytes) -> None:
         if self._writeEnded or self._over or not data:
             return
-        self.bytesSent += len(data)
+        self._sent += len(data)
         self._send(data)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
@@ -351,7 +364,7 @@ class CarrierTransport:
     def _deliver(self, data: bytes) -> None:
         """Give payload to the protocol, unless we have closed."""
         if not self._closing and not self._over:
-            self.bytesReceived += len(data)
+            self._received += len(data)
             self._protocol.dataReceived(data)
 
     def _deliverEnd(self) -> None:
@@ -395,4 +408,8 @@ class CarrierTransport:
         # It has us for its transport: nothing leads round in a circle any more.
         del self._protocol
         self._taken = None
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            self._received += moved.received
+            self._sent += moved.sent
         protocol.connectionLost(reason)

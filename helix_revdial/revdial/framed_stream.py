@@ -73,6 +73,10 @@ class FramedTransport(CarrierTransport):
         self._isFresh = True
         self._whenDelivered: Callable[[], None] | None = None
 
+    def sentBefore(self, size: int) -> None:
+        """So many bytes of this stream went with what assigned the connection to it."""
+        self._sent += size
+
     def begin(self) -> None:
         """
         Be the user, and connect the protocol.  Whoever begins gives us what he has in
@@ -122,22 +126,20 @@ class FramedTransport(CarrierTransport):
         stream = connection.socketStream()
         if stream is not None:
             stream.payload = b"".join(self._held)
-            stream.onTaken.append(self._wasTaken)
-            stream.onReceived.append(self._countReceived)
-            stream.onSent.append(self._countSent)
-            stream.onEnd.append(self._wasEnded)
-            stream.onAgain = self._again
+            stream.owner = self
+            stream.isReusable = True
+            self._moved = stream
         return stream
 
-    def _wasTaken(self, relay: SocketRelay) -> None:
-        super()._wasTaken(relay)
+    def socketsTaken(self, relay: SocketRelay) -> None:
+        super().socketsTaken(relay)
         self._held.clear()
         self._connection.taken()
 
-    def _wasEnded(self, orderly: bool, why: str) -> None:
+    def socketsEnded(self, orderly: bool, why: str) -> None:
         self._wasWhole = orderly
 
-    def _again(self, rest: list[Arrived]) -> None:
+    def socketsAgain(self, rest: list[Arrived]) -> None:
         """Whoever had the sockets has moved the whole stream, and gives them back."""
         self._taken = None
         connection = self._connection

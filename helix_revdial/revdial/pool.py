@@ -367,7 +367,7 @@ class ParkedConnection:
                 self.connection.abort()
                 return
             stream = FramedTransport(protocol, self.connection, self._free, self._streamLost)
-            stream.bytesSent = self._earlySent
+            stream.sentBefore(self._earlySent)
             stream.begin()
             if rest:
                 stream.payload(rest)

@@ -176,8 +176,6 @@ class _Pair:
         if fromLeft is None or fromRight is None:
             return False
         self.taken = True
-        fromLeft.onReceived.append(left.count)
-        fromRight.onReceived.append(right.count)
         self._relay = self.sockets.join(
             fromLeft,
             fromRight,
@@ -190,6 +188,8 @@ class _Pair:
 
     def _socketsEnded(self, relay: SocketRelay) -> None:
         self.first = relay.first
+        self.left.received += relay.fromLeft
+        self.right.received += relay.fromRight
         self._relay = None
         why = {"done": DONE, "lingered": LINGERED}.get(relay.why or "", BROKEN)
         self.settle(why, None)
@@ -324,10 +324,6 @@ class RelayProtocol(Protocol):
     def ended(self) -> bool:
         """Whether this half's peer has ended its direction already."""
         return self._readEnded
-
-    def count(self, size: int) -> None:
-        """Bytes came from this half's peer, past us."""
-        self.received += size
 
     def takeEarly(self) -> bytes:
         """What came before the other half was connected, and was not sent already."""

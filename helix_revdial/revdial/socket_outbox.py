@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 
 from helix_revdial.revdial.pipes import Pipe, Pipes
 
@@ -33,8 +34,12 @@ class Outbox:
     Sends to one socket.
 
     @ivar held: Bytes that wait.
+    @ivar waits: Whether the socket has not taken everything.
     @ivar isAble: Whether the socket takes from a pipe, as far as is known.
     """
+
+    # There are two for each stream.
+    __slots__ = ("_pending", "_pendingSize", "_pipe", "_pipes", "_socket", "isAble", "waits")
 
     def __init__(self, socket: socket.socket, pipes: Pipes | None) -> None:
         """
@@ -43,41 +48,54 @@ class Outbox:
         """
         self._socket = socket
         self._pipes = pipes
-        self._pending: list[memoryview | bytes] = []
+        # Made with what first waits, which most sockets never see.
+        self._pending: list[memoryview | bytes] | None = None
         self._pendingSize = 0
         self._pipe: Pipe | None = None
         self.isAble = True
+        self.waits = False
 
     @property
     def held(self) -> int:
         return self._pendingSize + (0 if self._pipe is None else self._pipe.size)
 
-    @property
-    def waits(self) -> bool:
-        """Whether the socket has not taken everything."""
-        return bool(self._pending) or self._pipe is not None
+    def _settle(self) -> None:
+        self.waits = bool(self._pending) or self._pipe is not None
 
-    def send(self, pieces: list[memoryview], size: int) -> None:
+    def send(self, piece: bytes | memoryview) -> None:
         """
         Send at once; keep a copy of what the socket does not take.
 
-        @param pieces: Not used after the call.
-        @param size: Their sum.
+        @param piece: Not used after the call.
         @raise OSError: The connection broke.
         """
+        sent = 0
         if self.waits:
             self._takeOut()
-            self._keep(pieces, 0)
-            return
+        else:
+            try:
+                sent = self._socket.send(piece)
+            except OSError as failed:
+                if failed.errno not in LATER:
+                    raise
+        if sent < len(piece):
+            self._keep((piece,), sent)
+
+    def sendPieces(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
+        """
+        The same for several.
+
+        @param size: Their sum.
+        """
         sent = 0
-        try:
-            if len(pieces) == 1:
-                sent = self._socket.send(pieces[0])
-            else:
+        if self.waits:
+            self._takeOut()
+        else:
+            try:
                 sent = self._socket.sendmsg(pieces[:MAX_PIECES])
-        except OSError as failed:
-            if failed.errno not in LATER:
-                raise
+            except OSError as failed:
+                if failed.errno not in LATER:
+                    raise
         if sent < size:
             self._keep(pieces, sent)
 
@@ -88,20 +106,25 @@ class Outbox:
         @return: Bytes that it took.
         @raise OSError: The connection broke.
         """
-        sent = self._flushMemory() if self._pending else 0
+        sent = self._flushMemory(self._pending) if self._pending else 0
         if self._pipe is not None and not self._pending:
             sent += self._flushPipe(self._pipe)
+        self._settle()
         return sent
 
     def clear(self) -> None:
         """Drop what waits."""
-        self._pending.clear()
+        self._pending = None
         self._pendingSize = 0
         if self._pipe is not None:
             self._giveBack(self._pipe)
+        self.waits = False
 
-    def _keep(self, pieces: list[memoryview], skip: int) -> None:
+    def _keep(self, pieces: Sequence[bytes | memoryview], skip: int) -> None:
         """Copy the pieces, less their first C{skip} bytes: the buffer is shared."""
+        pending = self._pending
+        if pending is None:
+            pending = self._pending = []
         for piece in pieces:
             size = len(piece)
             if skip >= size:
@@ -109,11 +132,11 @@ class Outbox:
                 continue
             kept = bytes(piece[skip:])
             skip = 0
-            self._pending.append(kept)
+            pending.append(kept)
             self._pendingSize += len(kept)
+        self._settle()
 
-    def _flushMemory(self) -> int:
-        pending = self._pending
+    def _flushMemory(self, pending: list[memoryview | bytes]) -> int:
         try:
             sent = size = self._socket.sendmsg(pending[:MAX_PIECES])
         except OSError as failed:
@@ -144,10 +167,12 @@ class Outbox:
         """
         if self.waits:
             self._takeOut()
-            self._keep([memoryview(head)], 0)
+            self._keep((head,), 0)
             self._pipe = pipe
+            self._settle()
             return
         self._pipe = pipe
+        self.waits = True
         if head:
             sent = 0
             try:
@@ -157,9 +182,10 @@ class Outbox:
                 if failed.errno not in LATER:
                     raise
             if sent < len(head):
-                self._keep([memoryview(head)], sent)
+                self._keep((head,), sent)
                 return
         self._flushPipe(pipe)
+        self._settle()
 
     def _flushPipe(self, pipe: Pipe) -> int:
         before = pipe.size
@@ -168,22 +194,29 @@ class Outbox:
         except OSError as failed:
             if failed.errno in UNABLE:
                 self.isAble = False
-                self._takeOut()
-                return self._flushMemory()
+                return self._flushMemory(self._takeOut())
             if failed.errno not in LATER:
                 raise
         if not pipe.size:
             self._giveBack(pipe)
         return before - pipe.size
 
-    def _takeOut(self) -> None:
-        """Bring what lies in the pipe into memory: something is to follow it."""
+    def _takeOut(self) -> list[memoryview | bytes]:
+        """
+        Bring what lies in the pipe into memory: something is to follow it.
+
+        @return: What waits now.
+        """
+        pending = self._pending
+        if pending is None:
+            pending = self._pending = []
         pipe = self._pipe
         if pipe is not None:
             kept = pipe.read()
-            self._pending.append(kept)
+            pending.append(kept)
             self._pendingSize += len(kept)
             self._giveBack(pipe)
+        return pending
 
     def _giveBack(self, pipe: Pipe) -> None:
         assert self._pipes is not None

@@ -64,6 +64,32 @@ class Side:
     @ivar isOver: Whether nothing more is to come from it or to go to it.
     """
 
+    # There are two for each stream.
+    __slots__ = (
+        "_closeSent",
+        "_closeTimer",
+        "_draining",
+        "_endWaits",
+        "_fd",
+        "_framing",
+        "_isHeldBack",
+        "_isReading",
+        "_isWriting",
+        "_markSent",
+        "_marked",
+        "_readEnded",
+        "_relays",
+        "_rest",
+        "_socket",
+        "_splice",
+        "_writeEnded",
+        "isOver",
+        "other",
+        "outbox",
+        "relay",
+        "stream",
+    )
+
     _log = Logger()
 
     def __init__(self, relay: SocketRelay, stream: SocketStream) -> None:
@@ -86,7 +112,7 @@ class Side:
         self._markSent = False
         self._marked = False
         self._isHeldBack = False
-        self._rest: list[bytes | Control | EndMark] = []
+        self._rest: tuple[bytes | Control | EndMark, ...] = ()
         self._splice: Splice | None = None
         self.isOver = False
 
@@ -113,18 +139,18 @@ class Side:
         else:
             self._relays.reactor.removeReader(transport)
             self._relays.reactor.removeWriter(transport)
+            cast(Any, transport).taken()
         if not self.stream.hasNoDelay:
             try:
                 transport.setTcpNoDelay(True)
             except (AttributeError, OSError):
                 pass  # a unix socket
-        self._splice = spliceOf(self, self.other, self._relays.pipes, self._relays.bulk)
         if self._framing is None and self.stream.tls is None:
             # Bytes without frames end with the connection: should this process be killed,
             # the kernel must not end it as if everything had come.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        for told in self.stream.onTaken:
-            told(self.relay)
+        if self.stream.owner is not None:
+            self.stream.owner.socketsTaken(self.relay)
 
     def updateReading(self) -> None:
         """
@@ -136,7 +162,7 @@ class Side:
             return
         if (
             self._marked
-            and self.stream.onAgain is not None
+            and self.stream.isReusable
             and self.stream.tls is None
             and not (self._closeSent or self._isHeldBack)
         ):
@@ -190,12 +216,12 @@ class Side:
 
     def release(self, orderly: bool, text: str) -> None:
         """Let the transport close the socket and tell those above."""
-        for told in self.stream.onEnd:
-            told(orderly, text)
-        if orderly and self._isFree:
-            assert self.stream.onAgain is not None
+        owner = self.stream.owner
+        if owner is not None:
+            owner.socketsEnded(orderly, text)
+        if orderly and self._isFree and owner is not None:
             try:
-                self.stream.onAgain(self._rest)
+                owner.socketsAgain(list(self._rest))
             except Exception:
                 self._log.failure("a connection could not be used again")
             return
@@ -217,22 +243,30 @@ class Side:
 
     def guard(self, call: Callable[..., None], *arguments: Any) -> None:
         """What goes wrong here ends this relay and nothing else."""
-        if self.relay.why is not None:
-            return
-        try:
-            call(*arguments)
-        except FrameError as broken:
-            self._refuse(broken)
-        except OSError as failed:
+        if self.relay.why is None:
+            try:
+                call(*arguments)
+            except Exception as failed:
+                self._failed(failed)
+
+    def _failed(self, failed: Exception) -> None:
+        """Something went wrong; to be called where it is handled."""
+        if isinstance(failed, FrameError):
+            self._refuse(failed)
+        elif isinstance(failed, OSError):
             for side in (self, self.other):
                 side.passLastWords()
             self.relay.finish("broken", failed.strerror or str(failed))
-        except Exception:
+        else:
             self._log.failure("a relay failed")
             self.relay.finish("broken", "the relay failed")
 
     def doRead(self) -> None:
-        self.guard(self._read)
+        if self.relay.why is None:
+            try:
+                self._read()
+            except Exception as failed:
+                self._failed(failed)
 
     def doWrite(self) -> None:
         self.guard(self._flush)
@@ -249,12 +283,17 @@ class Side:
             self._isHeldBack = True
             self.updateReading()
             return
-        splice = self._splice
-        if splice is None:
-            self.receive(self._relays.size)
-        elif not (splice.isBulk and splice.read()):
-            size = self.receive(self._relays.size)
-            if splice.isBulk or size >= splice.large:
+        splice, relays = self._splice, self._relays
+        if splice is not None and splice.isBulk:
+            if not splice.read():
+                splice.noticed(self.receive(relays.size))
+            return
+        size = self.receive(relays.size)
+        if size >= relays.bulk.large and self.relay.why is None:
+            if splice is None:
+                # Most streams never have one.
+                splice = self._splice = spliceOf(self, self.other, relays.pipes, relays.bulk)
+            if splice is not None:
                 splice.noticed(size)
 
     def receive(self, most: int) -> int:
@@ -264,16 +303,18 @@ class Side:
         @param most: Bytes to read at most.
         @return: How many came; 0 where there was nothing, or the end.
         """
-        buffer = self._relays.buffer
+        room = self._relays.room
         try:
-            size = self._socket.recv_into(buffer[MAX_HEAD:], most)
+            size = self._socket.recv_into(room, most)
         except OSError as failed:
             if failed.errno in LATER:
                 return 0
             raise
         if size:
-            self.relay.moved()
-            self.received(buffer[MAX_HEAD : MAX_HEAD + size], buffer)
+            relay = self.relay
+            if relay.movedAt is not None:
+                relay.moved()
+            self.received(room[:size], True)
         else:
             self._ended()
         return size
@@ -290,11 +331,11 @@ class Side:
             return
         if other._writeEnded or other._endWaits or other.outbox.waits:
             return
-        buffer = self._relays.buffer
+        room = self._relays.room
         try:
-            size = self._socket.recv_into(buffer[MAX_HEAD:], self._relays.size)
+            size = self._socket.recv_into(room)
             if size:
-                self.received(buffer[MAX_HEAD : MAX_HEAD + size], buffer)
+                self.received(room[:size], True)
         except (OSError, FrameError):
             pass
 
@@ -311,40 +352,43 @@ class Side:
 
     def forward(self, pipe: Pipe) -> None:
         """Pass on payload of ours that is in a pipe."""
-        self.relay.moved()
+        if self.relay.movedAt is not None:
+            self.relay.moved()
         self._count(pipe.size)
         self.other.sendPipe(pipe)
 
-    def received(self, view: memoryview, buffer: memoryview | None = None) -> None:
+    def received(self, view: memoryview, isShared: bool = False) -> None:
         """
         Pass on what came.
 
-        @param buffer: What C{view} begins L{MAX_HEAD} bytes into, where it does:
-            the other side may put a head there.
+        @param isShared: Whether it lies at the beginning of the shared buffer, before
+            which there is room for a head.
         """
+        framing = self._framing
         if self._draining:
             self._drain(view)
-        elif self._framing is None:
+        elif framing is None:
             self._count(len(view))
-            self.other.send([view], len(view), buffer)
+            self.other.send(view, isShared)
+        elif not self._readEnded and (head := framing.reader.single(view)):
+            # What most small messages are.
+            piece = view[head:]
+            self._count(len(piece))
+            self.other.send(piece)
         else:
-            self._unframe(self._framing, view)
+            self._unframe(framing, view)
 
     def receivedPayload(self, payload: bytes) -> None:
         """Pass on what somebody else has taken out of its frames."""
         self._passOn([memoryview(bytearray(payload))], len(payload))
 
     def _count(self, size: int) -> None:
-        for told in self.stream.onReceived:
-            told(size)
+        stream = self.stream
+        if not stream.received and stream.firsts is not None:
+            stream.firsts.firstReceived()
+        stream.received += size
 
     def _unframe(self, framing: Framing, view: memoryview) -> None:
-        head = 0 if self._readEnded else framing.reader.single(view)
-        if head:
-            size = len(view) - head
-            self._count(size)
-            self.other.send([view[head:]], size)
-            return
         if framing.eof and framing.reader.endsAlone(view):
             if self._readEnded:
                 raise FrameError(1002, "an end after the end of the stream")
@@ -373,10 +417,10 @@ class Side:
                 self._marked = True
                 if self._isFree:
                     # What follows is the next stream's.
-                    self._rest = [
+                    self._rest = tuple(
                         bytes(each) if isinstance(each, memoryview) else each
                         for each in found[place + 1 :]
-                    ]
+                    )
                     self._readDone()
                     return
                 self._readDone()
@@ -390,7 +434,7 @@ class Side:
         if self._readEnded:
             raise FrameError(1002, "data after the end of the stream")
         self._count(size)
-        self.other.send(pieces, size)
+        self.other.sendPieces(pieces, size)
 
     def _closed(self, framing: Framing, payload: bytes) -> None:
         """The peer's close frame: both directions end."""
@@ -467,7 +511,7 @@ class Side:
         if not self.outbox.waits and not self._closeSent:
             last = self._frame(CLOSE, closePayload(broken.code, str(broken)))
             try:
-                self._transmit([memoryview(last)], len(last))
+                self._transmit(last)
             except OSError:
                 pass  # it will learn by the end of the connection
         self.relay.finish("broken", str(broken))
@@ -476,44 +520,66 @@ class Side:
 
     def sendFirst(self, payload: bytes) -> None:
         """Send what was received before the sockets were taken."""
-        self.send([memoryview(bytearray(payload))], len(payload))
+        self.send(memoryview(bytearray(payload)))
 
-    def send(self, pieces: list[memoryview], size: int, buffer: memoryview | None = None) -> None:
+    def send(self, piece: memoryview, isShared: bool = False) -> None:
         """
         Send payload, framed as this side wants it.
 
-        @param pieces: Writable ranges; they are masked where they lie, and are not
-            used after the call.
-        @param size: Their sum.
-        @param buffer: Has room for a head before the one piece.
+        @param piece: Writable; it is masked where it lies, and is not used after the
+            call.
+        @param isShared: Whether it lies at the beginning of the shared buffer, before
+            which there is room for a head.
         """
         if self._writeEnded or self._endWaits:
             return
-        for told in self.stream.onSent:
-            told(size)
+        self._countSent(len(piece))
         framing = self._framing
         if framing is None:
-            self._transmit(pieces, size)
+            self._transmit(piece)
             return
-        if len(pieces) == 1 and buffer is not None:
-            head = self._head(framing, pieces)
+        head = self._head(framing, piece)
+        if isShared:
+            buffer = self._relays.buffer
             start = MAX_HEAD - len(head)
             buffer[start:MAX_HEAD] = head
-            whole = buffer[start : MAX_HEAD + size]
-            self._transmit([whole], len(whole))
+            self._transmit(buffer[start : MAX_HEAD + len(piece)])
+        else:
+            self._transmitPieces([memoryview(head), piece], len(head) + len(piece))
+
+    def sendPieces(self, pieces: list[memoryview], size: int) -> None:
+        """
+        The same for several, a frame for each where this is a WebSocket.
+
+        @param size: Their sum.
+        """
+        if len(pieces) == 1:
+            self.send(pieces[0])
+            return
+        if self._writeEnded or self._endWaits:
+            return
+        self._countSent(size)
+        framing = self._framing
+        if framing is None:
+            self._transmitPieces(pieces, size)
             return
         framed: list[memoryview] = []
         total = 0
         for piece in pieces:
-            head = self._head(framing, [piece])
+            head = self._head(framing, piece)
             framed += [memoryview(head), piece]
             total += len(head) + len(piece)
-        self._transmit(framed, total)
+        self._transmitPieces(framed, total)
+
+    def _countSent(self, size: int) -> None:
+        stream = self.stream
+        if not stream.sent and stream.firsts is not None:
+            stream.firsts.firstSent()
+        stream.sent += size
 
     def sendPipe(self, pipe: Pipe) -> None:
         """Send payload that lies in a pipe, as one frame where this is a WebSocket."""
-        for told in self.stream.onSent:
-            told(pipe.size)
+        self._countSent(pipe.size)
         framing, head = self._framing, b""
         if framing is not None:
             head = frameHead(pipe.size, ZERO_KEY if framing.client else None)
@@ -521,8 +587,7 @@ class Side:
         if self.outbox.waits:
             self._waitForRoom()
 
-    def _head(self, framing: Framing, pieces: list[memoryview]) -> bytes:
-        (piece,) = pieces
+    def _head(self, framing: Framing, piece: memoryview) -> bytes:
         if not framing.client:
             return frameHead(len(piece), None)
         key = self._relays.keys.key()
@@ -533,8 +598,13 @@ class Side:
         assert self._framing is not None
         return frame(payload, self._relays.keys.key() if self._framing.client else None, opcode)
 
-    def _transmit(self, pieces: list[memoryview], size: int) -> None:
-        self.outbox.send(pieces, size)
+    def _transmit(self, piece: bytes | memoryview) -> None:
+        self.outbox.send(piece)
+        if self.outbox.waits:
+            self._waitForRoom()
+
+    def _transmitPieces(self, pieces: list[memoryview], size: int) -> None:
+        self.outbox.sendPieces(pieces, size)
         if self.outbox.waits:
             self._waitForRoom()
 
@@ -553,11 +623,10 @@ class Side:
             return
         if opcode == PONG and self.outbox.waits:
             return
-        data = self._frame(opcode, payload)
-        self._transmit([memoryview(data)], len(data))
+        self._transmit(self._frame(opcode, payload))
 
     def _flush(self) -> None:
-        if self.outbox.flush():
+        if self.outbox.flush() and self.relay.movedAt is not None:
             self.relay.moved()
         if self.outbox.waits:
             return
@@ -623,12 +692,7 @@ class Side:
     @property
     def _isFree(self) -> bool:
         """Whether both directions have ended by their marks, and the connection has not."""
-        return (
-            self._marked
-            and self._markSent
-            and not self._closeSent
-            and self.stream.onAgain is not None
-        )
+        return self._marked and self._markSent and not self._closeSent and self.stream.isReusable
 
     def _shutdown(self) -> None:
         try:

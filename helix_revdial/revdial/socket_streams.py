@@ -9,9 +9,9 @@ tell.  Taking does not happen here; see L{helix_revdial.revdial.sockets}.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from typing import Protocol as Shape
 
 from twisted.internet import tcp
 
@@ -39,6 +39,33 @@ class Framing:
     zeroKey: bool = False
 
 
+class SocketOwner(Shape):
+    """Whose connection it is: told what becomes of it."""
+
+    def socketsTaken(self, relay: SocketRelay) -> None:
+        """C{relay} has it now; nothing has moved yet."""
+
+    def socketsEnded(self, orderly: bool, why: str) -> None:
+        """It ended, in good order or not; the transport is told next."""
+
+    def socketsAgain(self, rest: list[bytes | Control | EndMark]) -> None:
+        """
+        In place of the transport, where both directions have ended by their marks: the
+        connection can carry another stream, and this is what came behind the end of
+        this one.
+        """
+
+
+class FirstBytes(Shape):
+    """Told once of each direction that it has begun."""
+
+    def firstReceived(self) -> None:
+        """Payload came from the connection."""
+
+    def firstSent(self) -> None:
+        """Payload was sent to it."""
+
+
 @dataclass(slots=True)
 class SocketStream:
     """
@@ -50,14 +77,11 @@ class SocketStream:
     @ivar early: What was received and not yet parsed.
     @ivar payload: What was received and parsed before that, and not passed on.
     @ivar hasNoDelay: Whether its socket sends small pieces at once already.
-    @ivar onTaken: Told who has it now, before anything moves.
-    @ivar onReceived: Told of payload bytes that came from it.
-    @ivar onSent: Told of payload bytes that were sent to it.
-    @ivar onEnd: Told, just before the transport is, whether it ended in good order,
-        and why.
-    @ivar onAgain: Told in place of the transport, where both directions have ended by
-        their marks: the connection can carry another stream, and this is what came
-        behind the end of this one.  C{None} where its connection ends with a stream.
+    @ivar owner: Told what becomes of it; C{None} where nobody but the transport is.
+    @ivar isReusable: Whether its connection can carry another stream after this one.
+    @ivar firsts: Told when bytes begin to move.
+    @ivar received: Payload bytes that came from it since it was taken.
+    @ivar sent: Payload bytes that were sent to it since then.
     """
 
     transport: tcp.Connection
@@ -66,11 +90,11 @@ class SocketStream:
     payload: bytes = b""
     tls: TLSSocket | None = None
     hasNoDelay: bool = False
-    onTaken: list[Callable[[SocketRelay], None]] = field(default_factory=list)
-    onReceived: list[Callable[[int], None]] = field(default_factory=list)
-    onSent: list[Callable[[int], None]] = field(default_factory=list)
-    onEnd: list[Callable[[bool, str], None]] = field(default_factory=list)
-    onAgain: Callable[[list[bytes | Control | EndMark]], None] | None = None
+    owner: SocketOwner | None = None
+    isReusable: bool = False
+    firsts: FirstBytes | None = None
+    received: int = 0
+    sent: int = 0
 
 
 def plainStream(transport: Any) -> SocketStream | None:

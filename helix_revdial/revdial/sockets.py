@@ -59,6 +59,10 @@ BULK = Bulk()
 class SocketRelays:
     """
     Takes pairs of connections over.
+
+    @ivar size: Bytes that one receive may bring.
+    @ivar buffer: What all share: room for a head, then for what is received.
+    @ivar room: The same without the first.
     """
 
     _log = Logger()
@@ -96,15 +100,10 @@ class SocketRelays:
         self._lingering: dict[SocketRelay, None] = {}
         self._timer: IDelayedCall | None = None
         self.size = size
-        # Made with the first relay: an agent without streams does not have it.
-        self._buffer: memoryview | None = None
-
-    @property
-    def buffer(self) -> memoryview:
-        """The shared buffer: room for a head, then for what is received."""
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(MAX_HEAD + self.size))
-        return self._buffer
+        self._hasBuffer = False
+        # Both made with the first relay: an agent without streams does not have them.
+        self.buffer: memoryview
+        self.room: memoryview
 
     def join(
         self,
@@ -125,6 +124,10 @@ class SocketRelays:
         @param toLeft: Payload that is to go to the left before anything else.
         @param toRight: The same for the right.
         """
+        if not self._hasBuffer:
+            self._hasBuffer = True
+            self.buffer = memoryview(bytearray(MAX_HEAD + self.size))
+            self.room = self.buffer[MAX_HEAD:]
         relay = SocketRelay(self, left, right, linger, onEnd)
         self._relays += 1
         relay.start(toLeft, toRight)
@@ -172,7 +175,22 @@ class SocketRelay:
     @ivar why: How it ended, or C{None}.
     @ivar linger: Seconds of silence after the first end.
     @ivar first: Which side ended first: C{"left"}, C{"right"}, or C{None}.
+    @ivar fromLeft: Once it is over: payload bytes that came from the left.
+    @ivar fromRight: The same for the right.
+    @ivar movedAt: When a byte moved last, by the clock, from the first end on.
     """
+
+    __slots__ = (
+        "_onEnd",
+        "_sides",
+        "first",
+        "fromLeft",
+        "fromRight",
+        "linger",
+        "movedAt",
+        "relays",
+        "why",
+    )
 
     _log = Logger()
 
@@ -188,8 +206,10 @@ class SocketRelay:
         self.why: str | None = None
         self.first: str | None = None
         self.linger = linger
+        self.fromLeft = 0
+        self.fromRight = 0
+        self.movedAt: float | None = None
         self._onEnd = onEnd
-        self._moved: float | None = None
         first, second = _sideOf(self, left), _sideOf(self, right)
         first.other, second.other = second, first
         # None when it is over.
@@ -221,12 +241,12 @@ class SocketRelay:
 
     def moved(self) -> None:
         """A byte moved."""
-        if self._moved is not None:
-            self._moved = self.relays.clock.seconds()
+        if self.movedAt is not None:
+            self.movedAt = self.relays.clock.seconds()
 
     def silentAt(self) -> float:
         """When it will have been silent for too long, by the clock, if it lingers."""
-        return (self._moved or 0.0) + self.linger
+        return (self.movedAt or 0.0) + self.linger
 
     def ending(self, side: Side) -> None:
         """One direction has ended: from now on silence has a limit."""
@@ -234,8 +254,8 @@ class SocketRelay:
             return
         if self.first is None:
             self.first = "left" if side is self._sides[0] else "right"
-        if self._moved is None:
-            self._moved = self.relays.clock.seconds()
+        if self.movedAt is None:
+            self.movedAt = self.relays.clock.seconds()
             self.relays.lingers(self)
 
     def checkDone(self) -> None:
@@ -254,6 +274,7 @@ class SocketRelay:
         for side in sides:
             side.leaveReactor()
         self.relays.ended(self)
+        self.fromLeft, self.fromRight = (side.stream.received for side in sides)
         try:
             self._onEnd(self)
         except Exception:

@@ -204,8 +204,7 @@ class StreamTransport:
         give = getattr(self._carrier, "socketStream", None)
         found: SocketStream | None = None if give is None else give()
         if found is not None and self.stream is not None:
-            found.onSent.append(self._sent)
-            found.onReceived.append(self._received)
+            found.firsts = self
         return found
 
     def whenDelivered(self, call: Callable[[], None]) -> bool:
@@ -218,11 +217,13 @@ class StreamTransport:
         tell = getattr(self._carrier, "whenDelivered", None)
         return tell is not None and bool(tell(call))
 
-    def _sent(self, size: int) -> None:
+    def firstSent(self) -> None:
+        """See L{FirstBytes <helix_revdial.revdial.socket_streams.FirstBytes>}."""
         if self._untouched:
             self._touched()
 
-    def _received(self, size: int) -> None:
+    def firstReceived(self) -> None:
+        """See L{FirstBytes <helix_revdial.revdial.socket_streams.FirstBytes>}."""
         if self.stream is not None:
             self.stream.mark("firstByteIn")
 

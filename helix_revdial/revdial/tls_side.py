@@ -18,13 +18,13 @@ A L{TLSSide} is a L{Side} that reads and writes through a session
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 from twisted.internet import error
 from twisted.internet.interfaces import IDelayedCall
 
-from helix_revdial.revdial.frames import MAX_HEAD
 from helix_revdial.revdial.socket_outbox import Outbox
 from helix_revdial.revdial.socket_side import Side
 from helix_revdial.revdial.socket_streams import SocketStream
@@ -39,11 +39,16 @@ class TLSOutbox(Outbox):
     What one session is still to be sent.
     """
 
+    __slots__ = ("_session",)
+
     def __init__(self, socket: Any, session: TLSSocket) -> None:
         super().__init__(socket, None)
         self._session = session
 
-    def send(self, pieces: list[memoryview], size: int) -> None:
+    def send(self, piece: bytes | memoryview) -> None:
+        self.sendPieces([piece], len(piece))
+
+    def sendPieces(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
         if self.waits:
             self._keep(pieces, 0)
             return
@@ -66,6 +71,7 @@ class TLSOutbox(Outbox):
             raise _broken(failed) from None
         self._pendingSize -= sent
         pending[:] = [memoryview(data)[sent:]] if sent < len(data) else []
+        self._settle()
         return sent
 
 
@@ -73,6 +79,8 @@ class TLSSide(Side):
     """
     One connection of a pair; see the module.
     """
+
+    __slots__ = ("_again", "_alertWaits", "_session")
 
     def __init__(self, relay: SocketRelay, stream: SocketStream) -> None:
         super().__init__(relay, stream)
@@ -119,14 +127,15 @@ class TLSSide(Side):
             self.doRead()
 
     def receive(self, most: int) -> int:
-        session, buffer = self._session, self._relays.buffer
-        size = session.receiveInto(buffer[MAX_HEAD : MAX_HEAD + most])
+        session, room = self._session, self._relays.room
+        size = session.receiveInto(room[:most])
         if session.sendWaitsForBytes:
             session.sendWaitsForBytes = False
             self._updateWriting()
         if size:
-            self.relay.moved()
-            self.received(buffer[MAX_HEAD : MAX_HEAD + size], buffer)
+            if self.relay.movedAt is not None:
+                self.relay.moved()
+            self.received(room[:size], True)
             if self.relay.why is not None:
                 return size
         if session.ended or session.failure is not None:

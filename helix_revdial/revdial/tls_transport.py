@@ -510,11 +510,10 @@ class TLSTransport:
             self._pushOut()
             if self._buffer or self._dying is not None:
                 return None
-        stream = SocketStream(cast(Any, self), tls=session)
-        stream.onTaken.append(self._wasTaken)
-        return stream
+        return SocketStream(cast(Any, self), tls=session)
 
-    def _wasTaken(self, relay: Any) -> None:
+    def taken(self) -> None:
+        """A relay has the connection now."""
         self._taken = True
         self._watch()
         if self._again is not None:

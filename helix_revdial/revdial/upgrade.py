@@ -94,8 +94,8 @@ class RawTransport(CarrierTransport):
             stream.early = b"".join(self._held)
         return stream
 
-    def _wasTaken(self, relay: SocketRelay) -> None:
-        super()._wasTaken(relay)
+    def socketsTaken(self, relay: SocketRelay) -> None:
+        super().socketsTaken(relay)
         self._held = ()
 
     def _send(self, data: bytes) -> None:

@@ -196,14 +196,13 @@ class WebSocketTransport(CarrierTransport):
             )
             stream.payload = self._frames.parsed()
             stream.early = self._frames.unparsed()
-            stream.onEnd.append(self._wasEnded)
         return stream
 
-    def _wasTaken(self, relay: SocketRelay) -> None:
-        super()._wasTaken(relay)
+    def socketsTaken(self, relay: SocketRelay) -> None:
+        super().socketsTaken(relay)
         self._frames.dropUnparsed()
 
-    def _wasEnded(self, orderly: bool, why: str) -> None:
+    def socketsEnded(self, orderly: bool, why: str) -> None:
         """The relay has closed the WebSocket, or not."""
         if orderly:
             self._ourClose = True

@@ -214,8 +214,7 @@ class Stream:
         self.parked: list[Parked] = []
         self.ended: list[SocketRelay] = []
         streams = []
-        self.counted = [0, 0]
-        for place, form in enumerate((left, right)):
+        for form in (left, right):
             ours, theirs = pair(form)
             role = {"server": "client", "client": "server"}.get(form)
             self.peers.append(Peer(theirs, role, key))
@@ -228,14 +227,16 @@ class Stream:
                 reader = FrameReader(masked=form == "server")
                 zero = not any(key)
                 stream.framing = Framing(reader, client=form == "client", eof=True, zeroKey=zero)
-            stream.onReceived.append(lambda size, place=place: self._count(place, size))  # type: ignore[misc]
             streams.append(stream)
+        self._streams = streams
         self.relay = room.relays.join(
             streams[0], streams[1], linger=linger, onEnd=self.ended.append
         )
 
-    def _count(self, place: int, size: int) -> None:
-        self.counted[place] += size
+    @property
+    def counted(self) -> list[int]:
+        """Payload bytes that came from each peer."""
+        return [stream.received for stream in self._streams]
 
     @property
     def over(self) -> bool:

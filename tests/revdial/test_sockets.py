@@ -31,6 +31,7 @@ from helix_revdial.revdial.exchange import CarrierURL
 from helix_revdial.revdial.relay import RelayEnd, relayPair
 from helix_revdial.revdial.socket_loop import useSocketLoop
 from helix_revdial.revdial.sockets import SocketRelays
+from helix_revdial.revdial.splices import spliceOf
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, rawServer
 from tests.revdial.wire import HeadThen, dataHead
 
@@ -366,7 +367,7 @@ class SocketRelayTests(SynchronousTestCase):
             # It closes; the relay has not heard of either.
             bench.reactor.runUntilCurrent()
             (side,) = [side for side in bench.pair._relay._sides if side._framing is None][-1:]
-            side.guard(side.send, [memoryview(bytearray(b"more"))], 4)
+            side.guard(side.send, memoryview(bytearray(b"more")))
             bench.bothLost()
             self.assertEqual(bench.far.got, b"413 no more", form)
             self.assertEqual(bench.ends[0].why, "broken", form)
@@ -421,9 +422,9 @@ class SocketRelayTests(SynchronousTestCase):
                 self.assertEqual(
                     relay._sides[0]._framing.zeroKey, bool(agreed) and position == "client"
                 )
-                self.assertEqual(
-                    relay._sides[1]._splice is not None, bool(agreed) or position != "client"
-                )
+                side, relays = relay._sides[1], relay.relays
+                splice = spliceOf(side, side.other, relays.pipes, relays.bulk)
+                self.assertEqual(splice is not None, bool(agreed) or position != "client")
 
     def test_badFrames(self) -> None:
         """F10: a peer that breaks the protocol loses its own stream, with a close frame."""

@@ -438,7 +438,7 @@ class OutboxTests(SynchronousTestCase):
         """Send until nothing is taken any more."""
         size = 0
         while not self.outbox.waits:
-            self.outbox.send([memoryview(b"." * 10_000)], 10_000)
+            self.outbox.send(memoryview(b"." * 10_000))
             size += 10_000
         return size
 
@@ -458,7 +458,7 @@ class OutboxTests(SynchronousTestCase):
         size = self.fill()
         self.outbox.splice(b"<head>", self.pipe(b"payload " * 500))
         self.assertEqual(self.pipes.inUse, 1)
-        self.outbox.send([memoryview(b"behind"), memoryview(b" it")], 9)
+        self.outbox.sendPieces([memoryview(b"behind"), memoryview(b" it")], 9)
         self.assertEqual(self.pipes.inUse, 0)
         self.outbox.splice(b"<again>", self.pipe(b"more"))
         held = self.outbox.held
