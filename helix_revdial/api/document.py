@@ -8,6 +8,7 @@ import msgspec
 from helix_revdial import __version__
 from helix_revdial.api import (
     audit,
+    branches,
     connections,
     discovery,
     drafts,
@@ -85,6 +86,7 @@ def operationTable(services: Services, authority: Authority) -> OperationTable:
             *sessions.operations(services),
             *session_events.operations(services),
             *timeline.operations(services),
+            *branches.operations(services),
             *patches.operations(services),
             *discovery.operations(services),
             *runners.operations(services),

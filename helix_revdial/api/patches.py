@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator
 
+from helix_revdial.api.asked_session import checkKept, taskOf
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import PATH
 from helix_revdial.http.operations import Call, Operation
@@ -29,11 +30,7 @@ def operations(services: Services) -> list[Operation]:
     """The one."""
 
     async def patch(call: Call) -> Response:
-        session: Session = call.resource
-        if session.kind != "task":
-            raise Problem(
-                409, "Somebody else runs this sandbox, not this server.", code="not-a-task"
-            )
+        session = taskOf(call)
         kept = services.patches.get(session.id)
         if kept is not None and session.status in TERMINAL:
             answer = await _fromCopy(session, kept)
@@ -43,8 +40,7 @@ def operations(services: Services) -> list[Operation]:
             raise Problem(
                 409, f"The session is {session.status}: there is no work yet.", code="no-workspace"
             )
-        if session.forgotten is not None:
-            raise Problem(410, "The session's workspace has been removed.", code="session-over")
+        checkKept(session)
         return await _fromHost(session, session.executor)
 
     async def _fromCopy(session: Session, kept: Patch) -> Response | None:

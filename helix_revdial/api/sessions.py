@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from helix_revdial.api.asked_session import taskOf
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import (
@@ -222,27 +223,27 @@ def operations(services: Services) -> list[Operation]:
         return Response(204)
 
     async def stop(call: Call) -> Response:
-        session = _task(call)
+        session = taskOf(call)
         return _state(await services.driver.end(session.id, reason=call.body.reason))
 
     async def pause(call: Call) -> Response:
-        return _state(await services.driver.pause(_task(call).id))
+        return _state(await services.driver.pause(taskOf(call).id))
 
     async def resume(call: Call) -> Response:
-        return _state(await services.driver.resume(_task(call).id, call.body.prompt))
+        return _state(await services.driver.resume(taskOf(call).id, call.body.prompt))
 
     async def prompt(call: Call) -> PromptAccepted:
-        session = _task(call)
+        session = taskOf(call)
         if session.status in TERMINAL:
             raise Problem(410, f"The session is {session.status}.", code="session-over")
         await services.driver.prompt(session, call.body.prompt)
         return PromptAccepted(session.id, True, timestamp(services.wallClock()))
 
     async def workspace(call: Call) -> WorkspaceDocument:
-        return _workspace(_task(call))
+        return _workspace(taskOf(call))
 
     async def openIde(call: Call) -> IdeCommands:
-        session = _task(call)
+        session = taskOf(call)
         place = _workspace(session)
         program = _IDE_PROGRAMS[call.body.ide]
         runner = services.runnerOf(session.id)
@@ -415,13 +416,6 @@ def translate(error: Exception) -> Problem | None:
             )
         case _:
             return None
-
-
-def _task(call: Call) -> Session:
-    session: Session = call.resource
-    if session.kind != "task":
-        raise Problem(409, "Somebody else runs this sandbox, not this server.", code="not-a-task")
-    return session
 
 
 def _workspace(session: Session) -> WorkspaceDocument:
