@@ -125,6 +125,7 @@ class Confinement:
         newSession: bool = False,
         fileSize: int | None = None,
         user: int | None = None,
+        told: int | None = None,
     ) -> list[str]:
         """
         The command line that runs C{command} within the session.
@@ -134,6 +135,7 @@ class Confinement:
         @param fileSize: Another limit of bytes for each file.
         @param user: Another user than the session's own: then it is none of its
             processes, but in its control group all the same.
+        @param told: A descriptor on which it is said that the program cannot be confined.
         """
         limits: dict[str, int] = {"core": 0, "files": self.limits.files}
         most = fileSize if fileSize is not None else self.limits.fileSize
@@ -157,6 +159,8 @@ class Confinement:
             terms["accounts"] = self.accounts
         if self.mounts and self.shown:
             terms["shown"] = self.shown
+        if told is not None:
+            terms["told"] = told
         if part == "task":
             # Short of memory, the kernel takes a task before it takes the host's services.
             terms["oomScore"] = 500

@@ -14,6 +14,9 @@ be a process with a reactor.  It imports little, since each start pays for it, a
 nothing of ours.  What it cannot do ends it, with C{CANNOT_ENTER}: a program never runs
 with more than it was meant to have.
 
+Where the terms name a descriptor (C{told}), why is written there as well, and the program
+does not get it: its own exit code may be the same.
+
 The environment is handed on as it came: nothing secret is in the terms, which
 everybody can read while this runs.
 """
@@ -163,10 +166,16 @@ def main(arguments: list[str]) -> int:
 
     @return: Only when that did not succeed: the exit code.
     """
+    terms = json.loads(arguments[0])
+    told = terms.get("told")
+    if told is not None:
+        os.set_inheritable(told, False)
     try:
-        enter(json.loads(arguments[0]))
+        enter(terms)
     except OSError as error:
         sys.stderr.write(f"cannot confine the program: {error}\n")
+        if told is not None:
+            os.write(told, str(error).encode())
         return CANNOT_ENTER
     program = arguments[1]
     try:

@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 
 from .command_line import fillIn, takesPrompt
 from .confinement import Confinement
-from .enter import CANNOT_ENTER
 from .layout import Layout
 from .output import OutputLines
 from .record import Record
@@ -44,6 +43,9 @@ _POLL = 0.02
 
 _STREAMS = {1: "stdout", 2: "stderr"}
 """By descriptor."""
+
+_TOLD = 3
+"""The descriptor on which it is said that the agent cannot be confined."""
 
 
 class Task(ProcessProtocol):
@@ -78,6 +80,7 @@ class Task(ProcessProtocol):
         # When the line began that a stream has not ended, by descriptor.
         self._begun: dict[int, float] = {}
         self._prompts = 0
+        self._unconfined = False
 
     def start(self, confinement: Confinement, environment: Mapping[str, str]) -> None:
         """
@@ -115,14 +118,14 @@ class Task(ProcessProtocol):
                 "HELIX_PROMPTS": str(prompts),
             },
         )
-        argv = confinement.argv(command, "task", workspace, newSession=True)
+        argv = confinement.argv(command, "task", workspace, newSession=True, told=_TOLD)
         transport = self._reactor.spawnProcess(
             self,
             argv[0],
             argv,
             env=whole,
             path="/",
-            childFDs={0: "w", 1: "r", 2: "r"},
+            childFDs={0: "w", 1: "r", 2: "r", _TOLD: "r"},
         )
         if not takesPrompt(spec.agent.command):
             transport.write(spec.prompt.encode("utf-8", "replace") + b"\n")
@@ -141,6 +144,9 @@ class Task(ProcessProtocol):
     # What it says
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
+        if childFD == _TOLD:
+            self._unconfined = True
+            return
         lines = self._lines[childFD]
         found = lines.feed(data)
         if found or not lines.waiting:
@@ -282,6 +288,6 @@ class Task(ProcessProtocol):
             except ValueError:
                 return {"signal": f"SIG{number}"}
         code = getattr(reason.value, "exitCode", None)
-        if code == CANNOT_ENTER:
+        if self._unconfined:
             return {"exitCode": code, "error": "the host could not confine the agent"}
         return {"exitCode": code}

@@ -60,6 +60,16 @@ class EnterTests(SynchronousTestCase):
         done = self.enter({"group": "/no/such/group"}, "echo", "ran")
         self.assertEqual((done.returncode, done.stdout), (CANNOT_ENTER, ""))
         self.assertIn("cannot confine the program", done.stderr)
+        read, write = os.pipe()
+        self.addCleanup(os.close, read)
+        for terms in ({"group": "/no/such/group"}, {}):
+            argv = [sys.executable, "-I", "-S", ENTER, json.dumps({**terms, "told": write})]
+            argv += ["sh", "-c", f"echo ran >&{write}"]
+            subprocess.run(argv, pass_fds=[write], capture_output=True, timeout=LIMIT)
+        os.close(write)
+        told = os.read(read, 1000)
+        self.assertIn(b"No such file", told)
+        self.assertNotIn(b"ran", told)
         self.assertEqual(self.enter({}, "/no/such").returncode, NOT_FOUND)
         self.assertEqual(self.enter({}, "/etc/passwd").returncode, CANNOT_RUN)
 

@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.executor.layout import Layout
@@ -97,3 +99,11 @@ class OutputTests(SynchronousTestCase):
             self.task.hold(False)
             self.after(TICK)
         self.assertEqual(self.said[1:], [("stdout", "x")])
+
+    def test_unconfined(self) -> None:
+        """What could not be confined says so itself; an exit code alone says nothing."""
+        self.task.processExited(Failure(ProcessTerminated(125)))
+        self.assertEqual(self.task.ending, {"exitCode": 125})
+        self.task.childDataReceived(3, b"unshare: Operation not permitted")
+        self.assertIn("could not confine", self.task.ending["error"])
+        self.assertEqual(self.said, [])

@@ -88,6 +88,9 @@ class TaskTests(ExecutorCase):
         self.assertEqual(self.ended(failing)["exitCode"], 7)
         killed = self.launch("", command=["sh", "-c", "kill -9 $$"])
         self.assertEqual(self.ended(killed)["signal"], "SIGKILL")
+        # What confines it has the same one, where it cannot.
+        own = self.ended(self.launch("exit 125"))
+        self.assertEqual((own["exitCode"], own.get("error")), (125, None))
         missing = self.launch("", command=["/no/such/agent"])
         self.assertEqual(self.ended(missing)["exitCode"], 127)
 
