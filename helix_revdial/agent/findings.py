@@ -251,16 +251,36 @@ def judgeUpgrade(heard: Heard, what: str) -> Finding:
     )
 
 
-def judgeToken(heard: Heard, key: str) -> Finding | None:
+def judgeToken(heard: Heard, key: str, *, sent: bool = True) -> Finding | None:
     """
     What an answer to a check says of the token and the runner's name.
 
     @param key: The runner's key, or nothing.
+    @param sent: Whether a token went there; else the agent has a certificate.
     @return: C{None} where it says nothing.
     """
     if not heard.isProblem:
         return None
     said = heard.detail or heard.said()
+    challenge = heard.header(b"www-authenticate")
+    if heard.status == 401 and not sent:
+        return Finding(
+            "token",
+            "failed",
+            f"there is none, and the server does not take the client certificate for one: {said}",
+            "give --token-file, or have the server grant the certificate: "
+            "[[access.client_certificate]], tls.map_clients",
+        )
+    if heard.status == 401 and challenge and "error=" not in challenge:
+        # RFC 6750, 3.1: a challenge without an error is to one who brought nothing.
+        return Finding(
+            "token",
+            "failed",
+            f"it was sent and did not arrive: {said}",
+            "something in between takes Authorization out of requests: have it pass that on "
+            "(nginx: no proxy_set_header Authorization; a proxy with a login of its own: not for "
+            "this path)",
+        )
     if heard.status == 401:
         return Finding(
             "token",

@@ -125,7 +125,9 @@ def agentsService(
     signals = SecondSignal(reactor)
     service = AgentsService(
         [
-            agentService(reactor, settings, signals=signals, observation=observation)
+            agentService(
+                reactor, settings, signals=signals, observation=observation, oneOfSeveral=True
+            )
             for settings in runners
         ]
     )

@@ -85,9 +85,11 @@ class _Address:
 class Servers:
     """
     The way to whichever address answers.
+
+    @ivar log: Where it tells that an address does not.
     """
 
-    _log = Logger()
+    log = Logger()
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class Servers:
         failed: Exception | None = None
         for address in candidates:
             if failed is not None:
-                self._log.info(
+                self.log.info(
                     "{server}: {why}; trying {next}",
                     server=str(self._current.server),
                     why=_words(failed),

@@ -29,7 +29,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 
 from .. import __version__
 from ..revdial.client import ControlSession, Refused, ServerURL
@@ -125,6 +125,7 @@ class AgentService(LoggingService):
         forget: Callable[[], None] = lambda: None,
         attemptLimit: float = SERVER_LIMIT,
         closeLimit: float = CLOSE_LIMIT,
+        oneOfSeveral: bool = False,
     ) -> None:
         """
         @param clock: Tells the time and calls later.
@@ -137,7 +138,10 @@ class AgentService(LoggingService):
         @param forget: What to do before the first attempt from another network.
         @param attemptLimit: Seconds that an attempt may take.
         @param closeLimit: Seconds that the connection gets to close on stop.
+        @param oneOfSeveral: Whether the process has other runners: then each line of the
+            log begins with this one's key.
         """
+        self._log = runnerLog(self._log, settings.key, oneOfSeveral)
         self.session: ControlSession | None = None
         self.supervision: Informed | None = None
         self._clock = clock
@@ -364,6 +368,24 @@ class AgentService(LoggingService):
             self.supervision.changed()
 
 
+def runnerLog(log: Logger, key: str, oneOfSeveral: bool) -> Logger:
+    """
+    A log whose events have their runner in the field C{runner}.
+
+    @param log: Whose name, and whose source, they keep.
+    @param oneOfSeveral: Whether the lines say it, too: where others share the log.
+    """
+
+    def observe(event: LogEvent) -> None:
+        event["runner"] = key
+        form = event.get("log_format")
+        if oneOfSeveral and form is not None:
+            event["log_format"] = f"{{runner}}: {form}"
+        globalLogPublisher(event)
+
+    return Logger(log.namespace, log.source, cast(ILogObserver, observe))
+
+
 def agentService(
     reactor: Any,
     settings: AgentSettings,
@@ -371,6 +393,7 @@ def agentService(
     *,
     signals: SecondSignal | None = None,
     observation: AgentObservation | None = None,
+    oneOfSeveral: bool = False,
 ) -> AgentService:
     """
     Put an agent together.
@@ -381,6 +404,7 @@ def agentService(
         informed if it is not given.
     @param signals: What notices the second signal, where agents share a process.
     @param observation: What watches it, if anything does.
+    @param oneOfSeveral: Whether the process has other agents, too.
     @raise RuntimeError: WebSocket would run without its native code.
     """
     requireNVX()
@@ -390,6 +414,7 @@ def agentService(
         name: LocalTarget(reactor, address, pair=pair) for name, address in settings.targets.items()
     }
     path = serversOf(reactor, settings.network, settings.token, settings.key, settings.offered)
+    path.log = runnerLog(path.log, settings.key, oneOfSeveral)
     clock = cast(IReactorTime, reactor)
     listener = Listener(
         reactor,
@@ -412,6 +437,7 @@ def agentService(
         addresses=AddressWatch(reactor),
         forget=path.forget,
         attemptLimit=path.attemptLimit,
+        oneOfSeveral=oneOfSeveral,
     )
     service.supervision = Supervision.fromEnvironment(clock, environment or {}, service.status)
     if observation is not None:

@@ -99,7 +99,7 @@ class UpgradeDiagnosis:
         raw = await self._check("upgrade raw", token, webSocket=False)
         webSocket = await self._check("upgrade websocket", token, webSocket=True)
         try:
-            yield self._tokenFinding(key, raw, webSocket)
+            yield self._tokenFinding(key, bool(token), raw, webSocket)
             for finding in self._weighed(raw, webSocket):
                 yield finding
             if self._idle > 0:
@@ -145,7 +145,7 @@ class UpgradeDiagnosis:
         seen = f"passes; an answer takes {milliseconds(roundTrip)}"
         return _Upgrade(Finding(what, "ok", seen), check=check)
 
-    def _tokenFinding(self, key: str, *upgrades: _Upgrade) -> Finding:
+    def _tokenFinding(self, key: str, sent: bool, *upgrades: _Upgrade) -> Finding:
         for upgrade in upgrades:
             if upgrade.check is not None:
                 if not key:
@@ -154,7 +154,7 @@ class UpgradeDiagnosis:
                 state = _STATES.get(upgrade.check.state, "")
                 return Finding("token", "ok", f"may register {key}{state}")
             if upgrade.heard is not None:
-                finding = judgeToken(upgrade.heard, key)
+                finding = judgeToken(upgrade.heard, key, sent=sent)
                 if finding is not None:
                     return finding
         return Finding("token", "skipped", "the server was not asked: no upgrade came through")

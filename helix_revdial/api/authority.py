@@ -25,6 +25,8 @@ from helix_revdial.http.request import Request
 from helix_revdial.sessions.sessions import Session, Sessions
 
 _CHALLENGE = [(b"WWW-Authenticate", b'Bearer realm="helix"')]
+_INVALID = [(b"WWW-Authenticate", b'Bearer realm="helix", error="invalid_token"')]
+"""To who brought nothing, and to who brought what is no good (RFC 6750, 3.1)."""
 
 
 class Authority:
@@ -105,7 +107,7 @@ class Authority:
 
     def _unknown(self, request: Request, detail: str) -> Problem:
         self._audit.record("unauthenticated", subject=request.clientHost, path=request.path)
-        return Problem(401, detail, headers=_CHALLENGE, code="unauthenticated")
+        return Problem(401, detail, headers=_INVALID, code="unauthenticated")
 
     async def authorise(self, call: Call, word: str) -> None:
         """

@@ -154,9 +154,8 @@ class Forwarder:
             peer=call.request.clientHost,
         )
         name = "default target" if target == DEFAULT else f"target {target}"
-        return Problem(
-            403, f"Runner {runner}: its {name} is not for this token.", code="not-allowed"
-        )
+        # Nor is it said whether there is one that is for others.
+        return Problem(403, f"Runner {runner} has no {name} for this token.", code="not-allowed")
 
 
 def operations(services: Services) -> list[Operation]:

@@ -116,7 +116,7 @@ def operations(services: Services) -> list[Operation]:
             peer=call.request.clientHost,
         )
         name = "default target" if target is None else f"target {target}"
-        return Problem(403, f"{what}: its {name} is not for this token.", code="not-allowed")
+        return Problem(403, f"{what} has no {name} for this token.", code="not-allowed")
 
     errors = (400, 401, 403, 426, 502, 503, 504)
     return [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import EventLoggingObserver, MemoryReactorClock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.agent.process import AgentsService, agentsService
@@ -59,7 +60,7 @@ class AgentsServiceTests(SynchronousTestCase):
         clock = cast(Any, self.clock)
         listener = Listener(clock, cast(Any, path), {}, default=None)
         policy = ReconnectPolicy(lambda: 0.5, firstDelay=2.0)
-        return AgentService(clock, settings(key), path, listener, policy)
+        return AgentService(clock, settings(key), path, listener, policy, oneOfSeveral=True)
 
     def test_oneRefusedDoesNotDisturbTheOther(self) -> None:
         """Each agent waits for itself; one that is refused leaves the other connected."""
@@ -75,6 +76,22 @@ class AgentsServiceTests(SynchronousTestCase):
         self.assertEqual(self.heard.said[0], "started")
         self.assertEqual(self.heard.said.count("started"), 1)
         self.assertEqual(self.heard.said[-1], "2 of 2 runners connected")
+
+    def test_whoseLineItIs(self) -> None:
+        """Each line of the log says which runner it is about, and has it in a field."""
+        events: Any = EventLoggingObserver.createWithCleanup(cast(Any, self), globalLogPublisher)
+        self.service.startService()
+        self.paths[0].accept()
+        self.paths[1].refuse(Refused(401, "unknown"))
+        said = [formatEvent(event) for event in events]
+        self.assertIn("wolf-2: refused by http://cp.example:8080: unknown", said)
+        self.assertTrue(any(line.startswith("wolf-2: connecting again") for line in said), said)
+        self.assertTrue(
+            all(
+                line.startswith(f"{event['runner']}: ")
+                for line, event in zip(said, events, strict=True)
+            )
+        )
 
     def test_stop(self) -> None:
         """All leave; the end is said once, when nothing is left of any."""

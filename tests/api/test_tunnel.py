@@ -68,12 +68,15 @@ class RefusalTests(SynchronousTestCase):
         """401 without a token, whatever else is asked."""
         raw = request("GET", "/api/v1/revdial?runnerid=wolf-1", headers={"Connection": "Upgrade"})
         answer = self.refused(raw, 401)
-        self.assertIn("Bearer", answer.headers["www-authenticate"])
+        # RFC 6750, 3.1: no error where nothing was brought.
+        self.assertEqual(answer.headers["www-authenticate"], 'Bearer realm="helix"')
 
     def test_unknownToken(self) -> None:
         """401 with a token that is nobody's; the token is in no answer and no log."""
         raw = rawUpgrade("/api/v1/revdial?runnerid=wolf-1", "hlx_nobody-has-this-one")
-        self.assertNotIn("nobody-has-this-one", self.refused(raw, 401).raw.decode())
+        answer = self.refused(raw, 401)
+        self.assertNotIn("nobody-has-this-one", answer.raw.decode())
+        self.assertIn('error="invalid_token"', answer.headers["www-authenticate"])
         self.assertNotIn("nobody-has-this-one", repr(self.server.events()))
 
     def test_noRunnerKey(self) -> None:

@@ -61,6 +61,7 @@ class API:
         self.older = False
         self.cut: float | None = None
         self.skew = 0.0
+        self.challenge = b'Bearer realm="helix", error="invalid_token"'
         self.seen: list[Request] = []
         self.factory = HTTPFactory(
             self.dispatch, reactor, wallClock=lambda: time.time() + self.skew
@@ -75,7 +76,8 @@ class API:
         if self.older:
             raise Problem(400, "A control connection names its runner: runnerid=KEY.")
         if self.status is not None:
-            raise Problem(self.status, "This is why.")
+            challenge = [(b"WWW-Authenticate", self.challenge)] if self.status == 401 else []
+            raise Problem(self.status, "This is why.", headers=challenge)
         if asked.kind is RequestKind.UPGRADE_REQUIRED or asked.kind in self.refuses:
             raise Problem(426, "Upgrade.", headers=[(b"Upgrade", b"revdial, websocket")])
         peer = CheckPeer(reactor, asked.features, self.peers.remove)
@@ -284,6 +286,13 @@ class DiagnosisTests(TestCase):
             reactor, Subject(readWay({"server": [url]}, {})), wallClock=time.time
         ):
             self.assertNotEqual(finding.outcome, "failed", finding)
+
+    async def test_tokenTakenAway(self) -> None:
+        """A proxy that strips Authorization: the token is not blamed, nor is a new one advised."""
+        url = f"http://127.0.0.1:{self.listen()}"
+        self.api.status, self.api.challenge = 401, b'Bearer realm="helix"'
+        found = await self.look(url)
+        self.said(found, "token", "failed", "did not arrive", "takes Authorization out")
 
     async def test_clock(self) -> None:
         """A clock that is minutes off."""
