@@ -55,7 +55,7 @@ from helix_revdial.settings import (
     issuers,
 )
 from helix_revdial.starting import CannotStart, prepareState
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.supervision import Supervision
 from helix_revdial.telemetry.logs import LoggingService

@@ -62,7 +62,7 @@ from helix_revdial.sessions.retention import RetentionSettings
 from helix_revdial.sessions.uploads import UploadSettings
 from helix_revdial.sessions.webhook_calls import CallSettings
 from helix_revdial.sessions.webhooks import WebhookSettings
-from helix_revdial.storage.database import parseURL
+from helix_revdial.storage.engines import parseURL
 
 DAY = 86_400.0
 """Seconds."""

@@ -23,7 +23,8 @@ from helix_revdial.access.records import TokenError
 from helix_revdial.access.tokens import TokenConflict, Tokens
 from helix_revdial.config import ServerConfig
 from helix_revdial.imported_tokens import NotImported, importAdminToken, importRunnerToken
-from helix_revdial.storage.database import Database, DatabaseUnavailable, WrongRevision
+from helix_revdial.storage.database import Database, WrongRevision
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.sole import InUse, SoleUse
 from helix_revdial.storage.threads import SameThread
 from helix_revdial.systemd.credentials import CredentialUnusable

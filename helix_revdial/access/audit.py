@@ -32,7 +32,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from helix_revdial.access.secrets import redact
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.tables import audit
 
 WINDOW: Final = 60.0

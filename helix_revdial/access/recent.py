@@ -22,7 +22,7 @@ from helix_revdial.access.cache import AnswerCache, BoundedSet
 from helix_revdial.access.principals import Principal
 from helix_revdial.access.records import TokenRecord
 from helix_revdial.access.secrets import digestOf, isSecret
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 
 FRESH: Final = 30.0
 """Seconds for which a token that was found is not looked up again."""

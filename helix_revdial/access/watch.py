@@ -17,7 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helix_revdial.access.tokens import Tokens
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 
 INTERVAL: Final = 5.0
 """Seconds between two looks: for so long a tunnel may outlive its token."""

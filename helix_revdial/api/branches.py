@@ -34,7 +34,7 @@ from helix_revdial.sessions.moments import Snapshot
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.tasks import TaskRequest, TaskWorkspace
 from helix_revdial.sessions.timeline import MAX_BRANCHES
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 
 MAX_MESSAGE = 16 * 1024
 """Characters of what a branch's agent is told."""

@@ -40,7 +40,7 @@ from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response
 from helix_revdial.revdial.errors import DialError
 from helix_revdial.sessions.sessions import SessionError
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 
 
 def operationTable(services: Services, authority: Authority) -> OperationTable:

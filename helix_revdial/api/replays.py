@@ -41,7 +41,7 @@ from helix_revdial.access.principals import Principal
 from helix_revdial.http.operations import Call
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import HandedOver, Response
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 
 KEY: Final = b"idempotency-key"
 

@@ -28,7 +28,7 @@ from helix_revdial.http.response import Response
 from helix_revdial.sessions.events import Event, EventLog
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.records import Session
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.telemetry.timestamps import timestamp
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from helix_revdial.api.observation import Observation
 from helix_revdial.api.services import Services
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.telemetry.lifelines import Lifeline
 from helix_revdial.telemetry.timestamps import timestamp
 

@@ -40,7 +40,7 @@ def upgradeCommand(invocation: Invocation, url: str | None, config: str | None) 
     """Bring the database's schema to the newest revision."""
     url = _which(url, config)
     # SQLAlchemy and alembic are slow to import and wanted here only.
-    from helix_revdial.storage.database import DatabaseUnavailable
+    from helix_revdial.storage.failures import DatabaseUnavailable
     from helix_revdial.storage.schema import upgrade
 
     try:

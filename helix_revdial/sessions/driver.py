@@ -40,7 +40,7 @@ from helix_revdial.sessions.lifecycle import TERMINAL, Illegal
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.run import DriverSettings, LaunchImpossible, Run, Shared
 from helix_revdial.sessions.sessions import Sessions
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 
 PLACE_AGAIN: Final = 5.0
 """Seconds after which those that wait for an executor are looked at in any case."""

@@ -38,7 +38,8 @@ from twisted.python.failure import Failure
 
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.redaction import Redactor, secretsIn, userinfoOf
-from helix_revdial.storage.database import Database, DatabaseUnavailable, unavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable, unavailable
 from helix_revdial.storage.tables import session_events, sessions
 
 T = TypeVar("T")

@@ -23,7 +23,8 @@ from twisted.python.failure import Failure
 
 from helix_revdial.sessions.executor import HostHealth
 from helix_revdial.sessions.executors import Executors, Registered
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.tables import executors as table
 
 NOTED_EVERY: Final = 60.0

@@ -30,7 +30,8 @@ from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.patches import Patches, PatchTooLarge
 from helix_revdial.sessions.records import Session, fromRow
 from helix_revdial.sessions.sessions import Sessions
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.tables import sessions as table
 
 AT_ONCE: Final = 2

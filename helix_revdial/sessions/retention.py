@@ -33,7 +33,8 @@ from twisted.logger import Logger
 from helix_revdial.sessions.events import EventLog, UnknownSession
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.records import Session, fromRow
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.tables import (
     moments,
     session_events,

@@ -34,7 +34,7 @@ from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.reports import Gap, finish, store
 from helix_revdial.sessions.sessions import Sessions
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 
 T = TypeVar("T")
 

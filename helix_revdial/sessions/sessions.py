@@ -42,7 +42,8 @@ from helix_revdial.sessions.prompts import addPrompt, dropPrompt
 from helix_revdial.sessions.records import Session, columnsOf, fromRow
 from helix_revdial.sessions.redaction import Redactor, secretsIn
 from helix_revdial.sessions.tasks import TaskRequest, nameOf, withoutPassword
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
 from helix_revdial.storage.tables import sessions, tokens
 

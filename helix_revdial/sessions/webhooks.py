@@ -42,7 +42,8 @@ from helix_revdial.sessions.webhook_calls import (
 from helix_revdial.sessions.webhook_outbox import OVER, nameOf
 from helix_revdial.sessions.webhook_secrets import liveSecrets, signatureOf
 from helix_revdial.sessions.webhook_turns import Counted, Server, Turns
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.tables import webhook_deliveries
 
 POLL: Final = 5.0

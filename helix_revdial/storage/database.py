@@ -2,48 +2,33 @@
 """
 One database, by URL: transactions in threads of their own.
 
-This module owns the SQLAlchemy engine, how each kind of database is set up,
-and the translation of its failures into one exception, L{DatabaseUnavailable}.
-It knows no table but alembic's own revision table.
+This module owns who waits for the database, and which transactions share a commit;
+how a transaction begins and fails is L{helix_revdial.storage.engines}' part.  It knows
+no table but alembic's own revision table.
 
 What holds:
 
   - no query runs on the reactor's thread;
   - a function given to L{Database.run} or L{Database.read} is one transaction:
     it takes effect whole or not at all, also when the process is killed;
-  - SQLite takes its one write lock when a writing transaction begins, never in
-    the middle of one, where waiting for it would be refused outright;
-  - each wait has a limit: for a lock, for a connection, for an answer, and for
-    a thread (how many calls may wait);
-  - no value of a statement, and no password, appears in an error.
+  - how many calls may wait for a thread is limited;
+  - every way in which the database cannot be used is one exception,
+    L{DatabaseUnavailable <helix_revdial.storage.failures.DatabaseUnavailable>}.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-import msgspec
-from sqlalchemy import Connection, CursorResult, Engine, create_engine, event, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    SQLAlchemyError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy import Connection, CursorResult, text
+from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
+from helix_revdial.storage.engines import isMemory, newEngine, parseURL, transaction
+from helix_revdial.storage.failures import DatabaseUnavailable, refusesToWrite, unavailable
 from helix_revdial.storage.threads import ReactorThreads, Workers
 
 T = TypeVar("T")
@@ -54,46 +39,11 @@ GROUP: Final = 200
 READ_GROUP: Final = 8
 """Reads of SQLite that share a transaction at most: one that is slow holds up so many."""
 
-LOCK_WAIT: Final = 5.0
-"""Seconds that a transaction waits for a lock, or a call for a connection."""
-
-STATEMENT_LIMIT: Final = 15.0
-"""Seconds after which PostgreSQL ends a statement."""
-
 MAX_WAITING: Final = 2000
 """Calls that may be running or waiting for a thread at the same time."""
 
 HEAD: Final = "0007"
 """The revision of the schema that this version of the code works with."""
-
-_WRITING = "helix_writing"
-
-_JSON: Final = msgspec.json.Encoder()
-
-# Of all that SQLite reports as an "operational error", what means that the
-# database cannot be used now, rather than that a statement is wrong.
-_SQLITE_UNAVAILABLE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PROTOCOL,
-    }
-)
-
-
-class DatabaseUnavailable(Exception):
-    """
-    The database cannot be used now: locked, lost, full, or overloaded.  What
-    was asked had no effect, or (when the connection broke while it was being
-    committed) an unknown one.  HTTP answers 503.
-    """
 
 
 class WrongRevision(Exception):
@@ -339,7 +289,7 @@ def _takesAll(error: Exception) -> bool:
     return (
         isinstance(error, SQLAlchemyError)
         and unavailable(error) is not None
-        and not _refusesToWrite(error)
+        and not refusesToWrite(error)
     )
 
 
@@ -364,27 +314,6 @@ def openDatabase(url: str, reactor: Any, *, threads: int = 4) -> Database:
     return Database(url, ReactorThreads(reactor, size, eager=eager))
 
 
-@contextmanager
-def transaction(engine: Engine, *, writing: bool) -> Iterator[Connection]:
-    """
-    One transaction, whose failures are translated.
-
-    @raise DatabaseUnavailable: when the database cannot be used.
-    """
-    try:
-        with engine.connect() as connection:
-            connection = connection.execution_options(**{_WRITING: writing})
-            if not writing and engine.dialect.name == "postgresql":
-                connection = connection.execution_options(postgresql_readonly=True)
-            with connection.begin():
-                yield connection
-    except SQLAlchemyError as error:
-        reason = unavailable(error)
-        if reason is None or (not writing and _refusesToWrite(error)):
-            raise
-        raise DatabaseUnavailable(reason) from error
-
-
 def readRevision(connection: Connection) -> str | None:
     """The schema's revision as alembic noted it, or C{None}."""
     if not connection.dialect.has_table(connection, "alembic_version"):
@@ -405,180 +334,3 @@ def currentRevision(url: str) -> str | None:
             return readRevision(connection)
     finally:
         engine.dispose()
-
-
-def parseURL(url: str) -> URL:
-    """
-    @raise ValueError: when C{url} is not one of a database that we work with.
-        The text does not repeat it: it may hold a password.
-    """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        parsed = None
-    if parsed is not None and parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed is None or parsed.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise ValueError(
-            "a database's URL is sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
-        )
-    return parsed
-
-
-def isMemory(url: URL) -> bool:
-    """Whether this database lives in memory only."""
-    return url.drivername == "sqlite" and url.database in (None, "", ":memory:")
-
-
-def newEngine(url: URL, size: int) -> Engine:
-    """
-    An engine set up as this module promises.
-
-    @param size: how many connections at most.
-    """
-    if url.drivername == "sqlite":
-        return _sqliteEngine(url, size)
-    try:
-        return create_engine(
-            url,
-            hide_parameters=True,
-            json_serializer=_toJSON,
-            json_deserializer=_fromJSON,
-            pool_size=size,
-            max_overflow=0,
-            pool_timeout=LOCK_WAIT,
-            # A connection that died while nobody used it is replaced unseen.
-            pool_pre_ping=True,
-            connect_args=_postgresqlOptions(url),
-        )
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "PostgreSQL needs psycopg: pip install helix_revdial[postgresql]"
-        ) from error
-
-
-def _toJSON(value: Any) -> str:
-    """As the standard library has it, only faster, where that can be."""
-    try:
-        return _JSON.encode(value).decode("utf-8")
-    except (TypeError, ValueError):
-        # Half of a surrogate pair, say.
-        return json.dumps(value)
-
-
-def _fromJSON(text: str | bytes) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except ValueError:
-        return json.loads(text)
-
-
-def _postgresqlOptions(url: URL) -> dict[str, Any]:
-    """Limits for libpq, where the URL does not say otherwise."""
-    options: dict[str, Any] = {
-        "connect_timeout": int(LOCK_WAIT),
-        # A peer that vanishes without a word is noticed by the kernel.
-        "tcp_user_timeout": int(STATEMENT_LIMIT * 1000),
-        "application_name": "helix_revdial",
-        "options": (
-            f"-c statement_timeout={int(STATEMENT_LIMIT * 1000)} "
-            f"-c lock_timeout={int(LOCK_WAIT * 1000)} "
-            f"-c idle_in_transaction_session_timeout={int(STATEMENT_LIMIT * 1000)}"
-        ),
-    }
-    return {name: value for name, value in options.items() if name not in url.query}
-
-
-def _sqliteEngine(url: URL, size: int) -> Engine:
-    if isMemory(url):
-        engine = create_engine(
-            url,
-            hide_parameters=True,
-            json_serializer=_toJSON,
-            json_deserializer=_fromJSON,
-            poolclass=StaticPool,
-            connect_args={"check_same_thread": False},
-        )
-    else:
-        _createPrivately(url.database or "")
-        engine = create_engine(
-            url,
-            hide_parameters=True,
-            json_serializer=_toJSON,
-            json_deserializer=_fromJSON,
-            poolclass=QueuePool,
-            pool_size=size,
-            max_overflow=0,
-            pool_timeout=LOCK_WAIT,
-            connect_args={"check_same_thread": False, "timeout": LOCK_WAIT},
-        )
-    event.listen(engine, "connect", _setUpSQLite)
-    event.listen(engine, "begin", _beginSQLite)
-    return engine
-
-
-def _createPrivately(path: str) -> None:
-    """
-    Make the file before SQLite does, which would let everybody read it.  Its
-    journal takes the file's mode.
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise DatabaseUnavailable(
-            f"cannot make the database file {path}: {error.strerror}"
-        ) from error
-
-
-def _setUpSQLite(connection: sqlite3.Connection, record: Any) -> None:
-    # The driver's own idea of when to begin a transaction would begin none for
-    # reading, and take the write lock too late: "begin" below does both.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    try:
-        # Readers and a writer at the same time; what is committed stays so
-        # when the power fails.
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute(f"PRAGMA busy_timeout={int(LOCK_WAIT * 1000)}")
-        cursor.execute("PRAGMA foreign_keys=ON")
-    finally:
-        cursor.close()
-
-
-def _beginSQLite(connection: Connection) -> None:
-    writing = connection.get_execution_options().get(_WRITING, True)
-    if connection.info.get(_WRITING) is not writing:
-        # A connection keeps to what it was last used for.
-        connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writing else 'ON'}")
-        connection.info[_WRITING] = writing
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-
-def _refusesToWrite(error: SQLAlchemyError) -> bool:
-    """Whether a reading transaction was used for writing: a fault of ours."""
-    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
-    return bool(code & 0xFF == sqlite3.SQLITE_READONLY)
-
-
-def unavailable(error: SQLAlchemyError) -> str | None:
-    """
-    Why the database cannot be used, or C{None} when the error is of another
-    kind, such as a violated constraint or a wrong statement.
-    """
-    if isinstance(error, PoolTimeout):
-        return "all connections to the database are in use"
-    if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
-        return None
-    original = error.orig
-    if isinstance(original, sqlite3.Error):
-        code = getattr(original, "sqlite_errorcode", None)
-        # The low byte is the class of the error, the rest tells variants apart.
-        if code is not None and code & 0xFF in _SQLITE_UNAVAILABLE:
-            return f"the database cannot be used: {original}"
-        return None
-    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-        return f"the database cannot be used: {type(original).__name__}"
-    return None

@@ -20,13 +20,8 @@ from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, text
 
-from helix_revdial.storage.database import (
-    HEAD,
-    newEngine,
-    parseURL,
-    readRevision,
-    transaction,
-)
+from helix_revdial.storage.database import HEAD, readRevision
+from helix_revdial.storage.engines import newEngine, parseURL, transaction
 
 # Any number: it names our lock among the advisory locks of one database.
 _UPGRADE_LOCK = 0x48656C69

@@ -33,13 +33,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from helix_revdial.storage.database import (
-    DatabaseUnavailable,
-    isMemory,
-    newEngine,
-    parseURL,
-    unavailable,
-)
+from helix_revdial.storage.engines import isMemory, newEngine, parseURL
+from helix_revdial.storage.failures import DatabaseUnavailable, unavailable
 
 WAIT: Final = 3.0
 """Seconds in which a server of before, which is just ending, may let go."""

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from helix_revdial.access import audit
 from helix_revdial.access.audit import AuditEntry, AuditLog
 from helix_revdial.access.secrets import newSecret
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from tests.access.worlds import START, AccessTestCase
 from tests.storage.postgresql import OnPostgreSQL
 

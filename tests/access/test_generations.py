@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 
 from helix_revdial.access.generations import Generations
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from tests.access.worlds import AccessTestCase
 from tests.storage.postgresql import OnPostgreSQL
 

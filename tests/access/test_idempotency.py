@@ -20,7 +20,7 @@ from helix_revdial.access.idempotency import (
     freeKeys,
     scopeOf,
 )
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from tests.storage.databases import BreakableThread, newDatabase
 from tests.storage.postgresql import OnPostgreSQL
 

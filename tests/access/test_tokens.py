@@ -17,7 +17,7 @@ from helix_revdial.access import recent
 from helix_revdial.access.records import TokenError, TokenRecord
 from helix_revdial.access.secrets import digestOf
 from helix_revdial.access.tokens import MAX_OVERLAP, TokenConflict, UnknownToken
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.ids import newId
 from helix_revdial.storage.tables import tokens as table
 from tests.access.worlds import START, AccessTestCase

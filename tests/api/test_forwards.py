@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.api.forwards import restoreForwards
 from helix_revdial.config import ForwardsSection, ServerConfig
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from tests.api.harness import Server, Wire, await_
 from tests.api.test_external_agents import Sandbox
 from tests.api.test_stream_gateway import TARGETS

@@ -9,7 +9,8 @@ from unittest.mock import patch
 from helix_revdial.config import ServerConfig, SessionsSection
 from helix_revdial.sessions import moments
 from helix_revdial.sessions.executor import SnapshotMade
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from tests.api.harness import Answer, Server, await_, request
 from tests.api.test_session_events import Client
 from tests.api.test_tasks import CONFIG, TaskTestCase

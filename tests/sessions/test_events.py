@@ -32,7 +32,8 @@ from helix_revdial.sessions.events import (
 from helix_revdial.sessions.lifecycle import TERMINAL, TRANSITIONS, Illegal
 from helix_revdial.sessions.redaction import MARK
 from helix_revdial.sessions.sessions import Sessions
-from helix_revdial.storage.database import Database, DatabaseUnavailable
+from helix_revdial.storage.database import Database
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.ids import newId
 from helix_revdial.storage.tables import counters, metadata, session_events
 from helix_revdial.storage.threads import SameThread

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 
 from helix_revdial.sessions import sessions as module
 from helix_revdial.sessions.sessions import Session, SessionError, Sessions
-from helix_revdial.storage.database import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
 from tests.access.worlds import START, AccessTestCase
 from tests.storage.postgresql import OnPostgreSQL

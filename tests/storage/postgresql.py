@@ -28,7 +28,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.storage.database import newEngine, parseURL
+from helix_revdial.storage.engines import newEngine, parseURL
 from helix_revdial.storage.tables import metadata
 from tests.needs import needsProgram
 

@@ -14,15 +14,9 @@ from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, Prog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.storage.database import (
-    HEAD,
-    Database,
-    DatabaseUnavailable,
-    WrongRevision,
-    currentRevision,
-    newEngine,
-    parseURL,
-)
+from helix_revdial.storage.database import HEAD, Database, WrongRevision, currentRevision
+from helix_revdial.storage.engines import newEngine, parseURL
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.tables import counters
 from helix_revdial.storage.threads import SameThread
 from tests.storage.databases import BreakableThread, newDatabase

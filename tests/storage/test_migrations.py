@@ -11,7 +11,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, Table, insert, inspect, select, text
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.storage.database import HEAD, currentRevision, newEngine, parseURL, transaction
+from helix_revdial.storage.database import HEAD, currentRevision
+from helix_revdial.storage.engines import newEngine, parseURL, transaction
 from helix_revdial.storage.schema import configuration, upgrade
 from helix_revdial.storage.tables import counters, metadata
 from tests.storage.databases import newURL

@@ -13,7 +13,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from helix_revdial.storage.database import READ_GROUP, Database, DatabaseUnavailable, openDatabase
+from helix_revdial.storage.database import READ_GROUP, Database, openDatabase
+from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.tables import metadata
 from helix_revdial.storage.threads import ReactorThreads, SameThread
 
