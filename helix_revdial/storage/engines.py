@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.storage.test_database -*-
+# -*- test-case-name: tests.storage.test_engines -*-
 """
 The engine of each kind of database, and one transaction on it.
 

@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.storage.test_database -*-
+# -*- test-case-name: tests.storage.test_engines -*-
 """
 What the failures of databases mean: which of them say that the database cannot be used
 now, whichever kind it is.
