@@ -437,10 +437,14 @@ class Side:
         self.other.sendPieces(pieces, size)
 
     def _closed(self, framing: Framing, payload: bytes) -> None:
-        """The peer's close frame: both directions end."""
+        """
+        The peer's close frame: both directions end.
+
+        Where a connection is used again, streams end by marks only (docs/wire.md, 7.3).
+        """
         code, _ = readClose(payload)
         orderly = code in (1000, 1001) or code >= 3000
-        if not orderly or (framing.eof and not self._readEnded):
+        if not orderly or (self.stream.isReusable and not self._readEnded):
             self.relay.finish("broken", f"the peer closed with {code}")
             return
         if not self._closeSent:

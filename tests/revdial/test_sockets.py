@@ -435,6 +435,27 @@ class SocketRelayTests(SynchronousTestCase):
         assert bench.far.lost is not None
         self.assertIn("1003", str(bench.far.lost.value))
 
+    def test_closeFrameEndsBoth(self) -> None:
+        """
+        A peer's close frame in good order ends both directions, with or without end marks
+        (docs/wire.md, 7.1): what came before it arrives, both sides hear an end, and it is
+        answered (RFC 6455, 5.5.1).
+        """
+        for form in ("websocket+eof/client", "websocket+eof/server", "websocket/server"):
+            for isBehindAnEnd in (False, True) if "eof" in form else (False,):
+                bench = Bench(self, form, "tcp")
+                if isBehindAnEnd:
+                    bench.near.wire.loseWriteConnection()
+                    bench.spin(lambda b=bench: b.far.readEnded, form)  # type: ignore[misc]
+                bench.far.wire.write(b"abc")
+                bench.far.wire._frames.sendCloseFrame(1000, None)
+                bench.bothLost()
+                self.assertEqual(bytes(bench.near.got), b"abc", form)
+                self.assertEqual(bench.ends[0].why, "done", form)
+                for peer in (bench.near, bench.far):
+                    assert peer.lost is not None
+                    self.assertIsInstance(peer.lost.value, error.ConnectionDone, form)
+
     def test_serverSpeaksFirst(self) -> None:
         """C6: what a service says before it is asked arrives."""
         for form in FORMS:
