@@ -6,7 +6,8 @@ Owns what every request has in common: the C{Authorization} field, the deadline
 for the whole exchange (connecting, the request, the last byte of the answer),
 and the limit on the answer's size.  An answer without an end is taken piece by
 piece (L{Exchange.open}): its deadline is for its head, and its reader says how long
-it waits for each piece.  How each way of failing reads is
+it waits for each piece.  Bodies are
+L{answer_bodies <helix_revdial.cli.answer_bodies>}' business; how each way of failing reads is
 L{failures <helix_revdial.cli.failures>}'s business.  Knows no operation of the API.
 
 Invariants:
@@ -20,7 +21,6 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
@@ -30,19 +30,15 @@ from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
-from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from helix_revdial import __version__
+from helix_revdial.cli.answer_bodies import Pieces, WholeBody
 from helix_revdial.cli.edge import CommandError, plain
 from helix_revdial.cli.failures import (
     BadAnswer,
     Refused,
     TimedOut,
-    Unreachable,
     phrase,
     problemDetail,
     problemFields,
@@ -55,9 +51,6 @@ DEFAULT_TIMEOUT = 30.0
 
 MAX_JSON = 8 * 1024 * 1024
 """Bytes of a JSON answer that are taken."""
-
-MAX_WAITING = 1024 * 1024
-"""Bytes of a body that wait for its reader; after that the sender waits."""
 
 MAX_PROBLEM = 64 * 1024
 """Bytes of an error's body that are taken; the rest of it is not waited for."""
@@ -83,84 +76,6 @@ class Answer:
     seconds: float
 
 
-class Pieces(Protocol):
-    """
-    A body as it comes.
-
-    No more than L{MAX_WAITING} bytes, and what was on its way, wait for the reader.
-    """
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._parts: deque[bytes] = deque()
-        self._size = 0
-        self._paused = False
-        self._end: Failure | None = None
-        self._waiting: Deferred[None] | None = None
-
-    async def next(self, silence: float) -> bytes | None:
-        """
-        The next piece, or L{None} at the body's end.
-
-        @param silence: Seconds that may pass without one.
-        @raise Unreachable: It broke off.
-        @raise TimedOut: Nothing came.
-        """
-        if not self._parts and self._end is None:
-            waiting = self._waiting = Deferred()
-            expired: list[float] = []
-
-            def onTimeout(result: object, seconds: float) -> object:
-                expired.append(seconds)
-                return None
-
-            waiting.addTimeout(silence, self._clock, onTimeoutCancel=onTimeout)
-            try:
-                await waiting
-            except CancelledError:
-                self.close()
-                raise
-            finally:
-                self._waiting = None
-            if expired:
-                self.close()
-                raise TimedOut(f"nothing came for {silence:.3g} s")
-        if self._parts:
-            piece = b"".join(self._parts)
-            self._parts.clear()
-            self._size = 0
-            if self._paused and self.transport is not None:
-                self._paused = False
-                cast(Any, self.transport).resumeProducing()
-            return piece
-        assert self._end is not None
-        if self._end.check(ResponseDone):
-            return None
-        raise Unreachable("the answer broke off")
-
-    def close(self) -> None:
-        """Nothing more is wanted: the connection is closed."""
-        if self._end is None and self.transport is not None:
-            transport = cast(Any, self.transport)
-            getattr(transport, "abortConnection", transport.loseConnection)()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MAX_WAITING and not self._paused and self.transport is not None:
-            self._paused = True
-            cast(Any, self.transport).pauseProducing()
-        self._wake()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._end = reason
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.called:
-            self._waiting.callback(None)
-
-
 @dataclass(frozen=True)
 class Opened:
     """
@@ -173,64 +88,6 @@ class Opened:
     headers: Headers
     contentType: str
     pieces: Pieces
-
-
-class _Body(Protocol):
-    """
-    Collects a body, up to a limit.
-
-    @ivar finished: Fires once, with the bytes and whether they are all;
-        cancelling it closes the connection.
-    """
-
-    def __init__(self, limit: int, *, cut: bool) -> None:
-        self._limit = limit
-        self._cut = cut
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._over = False
-        self.finished: Deferred[bytes] = Deferred(self._cancelled)
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._over:
-            return
-        self._size += len(data)
-        self._parts.append(data)
-        if self._size > self._limit:
-            if self._cut:
-                self._end(b"".join(self._parts)[: self._limit])
-            else:
-                self._end(
-                    Failure(BadAnswer(f"the answer is larger than {self._limit:,} bytes: refused"))
-                )
-            self._close()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if reason.check(ResponseDone):
-            self._end(b"".join(self._parts))
-        elif reason.check(PotentialDataLoss):
-            self._end(
-                Failure(BadAnswer("the answer did not say where it ends: it may have been cut"))
-            )
-        else:
-            self._end(Failure(Unreachable(f"the answer broke off after {self._size:,} bytes")))
-
-    def _cancelled(self, deferred: Deferred[bytes]) -> None:
-        self._over = True
-        self._parts.clear()
-        self._close()
-        deferred.errback(Failure(CancelledError()))
-
-    def _close(self) -> None:
-        if self.transport is not None:
-            self.transport.loseConnection()
-
-    def _end(self, result: bytes | Failure) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._parts = []
-        self.finished.callback(result)
 
 
 class _AnyHost(EncodedURL):
@@ -380,7 +237,7 @@ class Exchange:
         response = await self._send(method, path, query, body, headers, accept)
         if not 200 <= response.code < 300:
             await self._refuse(response)
-        collector = _Body(limit, cut=False)
+        collector = WholeBody(limit, cut=False)
         response.deliverBody(collector)
         content = await collector.finished
         seconds = self.monotonic() - started
@@ -432,7 +289,7 @@ class Exchange:
 
     async def _refuse(self, response: Any) -> NoReturn:
         """Raise the error that an answer without success is."""
-        collector = _Body(MAX_PROBLEM, cut=True)
+        collector = WholeBody(MAX_PROBLEM, cut=True)
         response.deliverBody(collector)
         content = await collector.finished
         raise self._refused(response.code, response.headers, _mediaType(response), content)
@@ -485,9 +342,7 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "MAX_JSON",
     "MAX_PROBLEM",
-    "MAX_WAITING",
     "Answer",
     "Exchange",
     "Opened",
-    "Pieces",
 ]

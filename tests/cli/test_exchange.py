@@ -29,7 +29,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from helix_revdial.cli.edge import CommandError
-from helix_revdial.cli.exchange import MAX_PROBLEM, MAX_WAITING, Answer, Exchange, Pieces
+from helix_revdial.cli.exchange import MAX_PROBLEM, Answer, Exchange
 from helix_revdial.cli.failures import BadAnswer, Refused, TimedOut, Unreachable
 from helix_revdial.cli.profile import ServerURL, Settings
 from tests.cli.fake import HANG, KEY, CommandTestCase, Given, problem
@@ -341,73 +341,21 @@ class AnswerTests(CommandTestCase):
         self.assertIn("within 30 s", str(self.fails(HANG, TimedOut)))
 
 
-class PiecesTests(ExchangeTestCase):
-    """A body that is taken as it comes."""
+class OpenTests(ExchangeTestCase):
+    """An answer whose body is still to come."""
 
-    def opened(self) -> Pieces:
-        """The body of an answer."""
-        self.clock = Clock()
-        self.response = FakeResponse(contentType="text/event-stream; charset=utf-8")
-        http: Any = FakeHTTP(self.response)
+    def test_opened(self) -> None:
+        """It is there with its head."""
+        http: Any = FakeHTTP(FakeResponse(contentType="text/event-stream; charset=utf-8"))
         settings = Settings(ServerURL.parse(self.url), KEY)
-        exchange = Exchange(self.clock, http, settings, self.clock.seconds)
-        opening = Deferred.fromCoroutine(exchange.open("/x"))
-        opened = self.successResultOf(opening)
+        clock = Clock()
+        exchange = Exchange(clock, http, settings, clock.seconds)
+        opened = self.successResultOf(Deferred.fromCoroutine(exchange.open("/x")))
         self.assertEqual((opened.status, opened.contentType), (200, "text/event-stream"))
-        return opened.pieces
-
-    def next(self, pieces: Pieces) -> Deferred[bytes | None]:
-        """Wait for more, 60 s at most."""
-        return Deferred.fromCoroutine(pieces.next(60))
-
-    def test_untilItsEnd(self) -> None:
-        """What has come is there at once, what comes wakes who waits, the end is the end."""
-        pieces = self.opened()
-        pieces.dataReceived(b"a")
-        pieces.dataReceived(b"b")
-        self.assertEqual(self.successResultOf(self.next(pieces)), b"ab")
-        waiting = self.next(pieces)
-        self.assertNoResult(waiting)
-        pieces.dataReceived(b"c")
-        self.assertEqual(self.successResultOf(waiting), b"c")
-        pieces.dataReceived(b"d")
-        pieces.connectionLost(Failure(ResponseDone()))
-        self.assertEqual(self.successResultOf(self.next(pieces)), b"d")
-        self.assertIsNone(self.successResultOf(self.next(pieces)))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_brokenOff(self) -> None:
-        """What had come is given out first."""
-        pieces = self.opened()
-        pieces.dataReceived(b"a")
-        pieces.connectionLost(Failure(ResponseFailed([Failure(ConnectionLost())])))
-        self.assertEqual(self.successResultOf(self.next(pieces)), b"a")
-        self.failureResultOf(self.next(pieces), Unreachable)
-
-    def test_silence(self) -> None:
-        """Who says nothing for too long is hung up on."""
-        pieces = self.opened()
-        waiting = self.next(pieces)
-        self.clock.advance(60)
-        self.failureResultOf(waiting, TimedOut)
-        self.assertTrue(self.response.transport.disconnecting)
-
-    def test_cancelled(self) -> None:
-        """Who does not wait any more hangs up."""
-        waiting = self.next(self.opened())
-        waiting.cancel()
-        self.failureResultOf(waiting, CancelledError)
-        self.assertTrue(self.response.transport.disconnecting)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_whoDoesNotRead(self) -> None:
-        """Beyond the limit the sender waits until what has come is taken."""
-        pieces = self.opened()
-        self.assertEqual(self.response.transport.producerState, "producing")
-        pieces.dataReceived(bytes(MAX_WAITING + 1))
-        self.assertEqual(self.response.transport.producerState, "paused")
-        self.assertEqual(len(self.successResultOf(self.next(pieces)) or b""), MAX_WAITING + 1)
-        self.assertEqual(self.response.transport.producerState, "producing")
+        opened.pieces.dataReceived(b"a")
+        piece = Deferred.fromCoroutine(opened.pieces.next(60))
+        self.assertEqual(self.successResultOf(piece), b"a")
+        self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_refused(self) -> None:
         """An error is told with the fields that are wrong."""
