@@ -15,7 +15,8 @@ import sys
 import time
 from typing import Any
 
-from helix_revdial.http.events import EventStream, EventStreams, eventFrame
+from helix_revdial.http.event_frames import eventFrame
+from helix_revdial.http.events import EventStream, EventStreams
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.http.request import Request

@@ -21,7 +21,8 @@ from helix_revdial.api.event_document import documentOf
 from helix_revdial.api.event_streams import EventsQuery, openEvents
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import PATH
-from helix_revdial.http.events import EVENT_STREAM, EventStream, eventFrame
+from helix_revdial.http.event_frames import eventFrame
+from helix_revdial.http.events import EVENT_STREAM, EventStream
 from helix_revdial.http.operations import Call, HeaderField, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import Response

@@ -1,12 +1,10 @@
 # -*- test-case-name: tests.http.test_events -*-
 """
-Server-sent events (the WHATWG HTML standard, section 9.2): their frames, and the
-answers that carry them.
+Answers that carry server-sent events.
 
-The first half is bytes only: L{eventFrame}, L{commentFrame} and L{retryFrame} write
-what a conforming parser reads back.  L{EventStream} is the answer of one client: an
-asynchronous iterable body that whoever has events pushes frames into.
-L{EventStreams} has all of one server: their heartbeats, their limit, their end.
+L{EventStream} is the answer of one client: an asynchronous iterable body that whoever
+has events pushes frames (L{helix_revdial.http.event_frames}) into.  L{EventStreams} has
+all of one server: their heartbeats, their limit, their end.
 
 Invariants:
 
@@ -23,7 +21,6 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final, Literal
@@ -32,6 +29,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from helix_revdial.http.event_frames import commentFrame, eventFrame, retryFrame
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import BrokenOff, Response
 
@@ -61,53 +59,12 @@ PIECE: Final = 64 * 1024
 BEATS_PER_TURN: Final = 500
 """Heartbeats that are sent before others have their turn."""
 
-_LINE_END = re.compile("\r\n|\r|\n")
-
 _HEADERS: Final = (
     (b"Content-Type", EVENT_STREAM.encode("ascii")),
     (b"Cache-Control", b"no-store"),
     # nginx and those who follow it would hold frames back.
     (b"X-Accel-Buffering", b"no"),
 )
-
-
-def eventFrame(data: str, *, event: str | None = None, id: str | None = None) -> bytes:  # noqa: A002 (the field's name)
-    """
-    Write one event.
-
-    @param data: What C{MessageEvent.data} is to be.  Line ends of any kind arrive as
-        line feeds; JSON on one line arrives as it is.
-    @param event: Its type; without it, C{message}.
-    @param id: What C{Last-Event-ID} is to be from now on; without it, as before.
-    @raise ValueError: if C{event} or C{id} has what no such field can have.
-    """
-    lines = []
-    if id is not None:
-        if "\0" in id:
-            # A parser would ignore the whole field.
-            raise ValueError("an event's id has no NUL")
-        lines.append(f"id: {_oneLine(id)}\n")
-    if event is not None:
-        lines.append(f"event: {_oneLine(event)}\n")
-    lines += [f"data: {line}\n" for line in _LINE_END.split(data)]
-    lines.append("\n")
-    return "".join(lines).encode("utf-8")
-
-
-def commentFrame(text: str = "") -> bytes:
-    """Write what every parser ignores: it only shows that the connection lives."""
-    return "".join(f": {line}\n" for line in _LINE_END.split(text)).encode("utf-8") + b"\n"
-
-
-def retryFrame(milliseconds: int) -> bytes:
-    """Tell the client how long to wait before it comes back."""
-    return b"retry: %d\n\n" % milliseconds
-
-
-def _oneLine(text: str) -> str:
-    if _LINE_END.search(text):
-        raise ValueError("an event's id and type are one line each")
-    return text
 
 
 class EventStream:
@@ -163,7 +120,8 @@ class EventStream:
         """
         Send a frame, or have it wait.
 
-        @param frame: What L{eventFrame} made, once for all whom it goes to.
+        @param frame: What L{helix_revdial.http.event_frames} made, once for all whom it
+            goes to.
         @param more: Whether it may wait for others that are pushed in the same turn;
             then L{flush} sends them.
         @return: Whether it was taken.  If not, the stream is over or ends now, since
@@ -513,7 +471,4 @@ __all__ = [
     "EventStream",
     "EventStreams",
     "HeartbeatForm",
-    "commentFrame",
-    "eventFrame",
-    "retryFrame",
 ]

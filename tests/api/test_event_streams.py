@@ -7,7 +7,8 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.api.event_streams import EventsQuery, openEvents
-from helix_revdial.http.events import EventStream, eventFrame
+from helix_revdial.http.event_frames import eventFrame
+from helix_revdial.http.events import EventStream
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.response import Response
 from tests.api.harness import Server, Wire, await_, request

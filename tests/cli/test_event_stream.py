@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.cli import event_stream
 from helix_revdial.cli.event_stream import EventParser, EventTooLarge, ServerEvent
-from helix_revdial.http.events import commentFrame, eventFrame, retryFrame
+from helix_revdial.http.event_frames import commentFrame, eventFrame, retryFrame
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=9)

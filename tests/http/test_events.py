@@ -1,184 +1,22 @@
-"""Server-sent events: frames as a conforming parser reads them, and the answers that carry them."""
+"""Tests for L{helix_revdial.http.events}, through a conforming parser."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from itertools import pairwise
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.http.events import (
-    EventStream,
-    EventStreams,
-    commentFrame,
-    eventFrame,
-    retryFrame,
-)
+from helix_revdial.http.event_frames import eventFrame
+from helix_revdial.http.events import EventStream, EventStreams
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
+from tests.http.event_source import EventSource
 from tests.http.exchange import Exchange
 
 REQUEST = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-@dataclass(frozen=True)
-class Received:
-    """One event, as C{EventSource} dispatches it."""
-
-    type: str
-    data: str
-    id: str
-
-
-class EventSource:
-    """
-    The parser of the WHATWG HTML standard, section 9.2.6, for bytes as they come.
-
-    @ivar events: What was dispatched.
-    @ivar comments: The text of each comment.
-    @ivar retry: The reconnection time that was last told, milliseconds.
-    """
-
-    def __init__(self) -> None:
-        self.events: list[Received] = []
-        self.comments: list[str] = []
-        self.retry: int | None = None
-        self.lastId = ""
-        self._bytes = b""
-        self._begun = False
-        self._data: list[str] = []
-        self._type = ""
-        self._id = ""
-
-    def feed(self, data: bytes) -> None:
-        self._bytes += data
-        while True:
-            # A CR at the very end may be half of a CRLF.
-            found = next(
-                (
-                    (at, 2 if self._bytes[at : at + 2] == b"\r\n" else 1)
-                    for at, byte in enumerate(self._bytes)
-                    if byte == 10 or (byte == 13 and at + 1 < len(self._bytes))
-                ),
-                None,
-            )
-            if found is None:
-                return
-            line, self._bytes = self._bytes[: found[0]], self._bytes[sum(found) :]
-            if not self._begun:
-                self._begun = True
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            self._line(line.decode("utf-8", "replace"))
-
-    def _line(self, line: str) -> None:
-        if not line:
-            self._dispatch()
-        elif line.startswith(":"):
-            self.comments.append(line[1:].removeprefix(" "))
-        else:
-            name, colon, value = line.partition(":")
-            value = value.removeprefix(" ") if colon else ""
-            if name == "event":
-                self._type = value
-            elif name == "data":
-                self._data.append(value)
-            elif name == "id" and "\0" not in value:
-                self._id = value
-            elif name == "retry" and value.isascii() and value.isdigit():
-                self.retry = int(value)
-
-    def _dispatch(self) -> None:
-        self.lastId = self._id
-        data, self._data = self._data, []
-        type_, self._type = self._type, ""
-        if data:
-            self.events.append(Received(type_ or "message", "\n".join(data), self.lastId))
-
-
-def lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-TEXT = st.text(
-    alphabet=st.one_of(
-        st.sampled_from("\r\n :\0a\ufeff\u2028é"), st.characters(exclude_categories=["Cs"])
-    )
-)
-LINE = TEXT.map(lambda text: text.replace("\r", "").replace("\n", ""))
-
-
-class FrameTests(SynchronousTestCase):
-    """What is written is what a conforming parser reads."""
-
-    @settings(deadline=None, max_examples=150)
-    @given(
-        st.lists(
-            st.one_of(
-                st.tuples(TEXT, LINE.filter(bool), LINE.map(lambda text: text.replace("\0", ""))),
-                TEXT,
-            ),
-            max_size=5,
-        ),
-        st.lists(st.integers(0, 400), max_size=6),
-    )
-    def test_roundTrip(self, sent: list[tuple[str, str, str] | str], cuts: list[int]) -> None:
-        """Any data, types, ids and comments arrive, wherever the bytes are split."""
-        wire = b""
-        expected = []
-        comments: list[str] = []
-        for one in sent:
-            if isinstance(one, str):
-                wire += commentFrame(one)
-                comments += lines(one).split("\n")
-            else:
-                data, event, id_ = one
-                wire += eventFrame(data, event=event, id=id_)
-                expected.append(Received(event, lines(data), id_))
-        source = EventSource()
-        places = sorted({0, len(wire), *(cut for cut in cuts if cut < len(wire))})
-        for begin, end in pairwise(places):
-            source.feed(wire[begin:end])
-        self.assertEqual(source.events, expected)
-        self.assertEqual(source.comments, comments)
-
-    def test_everySplit(self) -> None:
-        """A few frames, split at every byte."""
-        wire = retryFrame(3000) + eventFrame('{"a":1}', event="log", id="7") + commentFrame("hb")
-        for at in range(len(wire)):
-            source = EventSource()
-            source.feed(wire[:at])
-            source.feed(wire[at:])
-            self.assertEqual(source.events, [Received("log", '{"a":1}', "7")])
-            self.assertEqual((source.retry, source.comments), (3000, ["hb"]))
-
-    def test_wire(self) -> None:
-        """The bytes, as the specification of the service has them."""
-        self.assertEqual(
-            eventFrame('{"type":"log"}', event="log", id="7"),
-            b'id: 7\nevent: log\ndata: {"type":"log"}\n\n',
-        )
-
-    def test_withoutId(self) -> None:
-        """An event without an id leaves the place to resume from as it was."""
-        source = EventSource()
-        source.feed(eventFrame("a", id="7") + eventFrame("b", event="heartbeat"))
-        self.assertEqual(source.events[1], Received("heartbeat", "b", "7"))
-
-    def test_injection(self) -> None:
-        """Data cannot make fields of its own; types and ids that would are refused."""
-        source = EventSource()
-        source.feed(eventFrame("x\nid: 99\n\nevent: y", id="1"))
-        self.assertEqual(source.events, [Received("message", "x\nid: 99\n\nevent: y", "1")])
-        for bad in ("a\nb", "a\rb", "a\r\n"):
-            self.assertRaises(ValueError, eventFrame, "", event=bad)
-            self.assertRaises(ValueError, eventFrame, "", id=bad)
-        self.assertRaises(ValueError, eventFrame, "", id="a\0")
 
 
 class Streaming(SynchronousTestCase):

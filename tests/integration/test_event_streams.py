@@ -13,7 +13,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from helix_revdial.http.events import EventStream, EventStreams, eventFrame
+from helix_revdial.http.event_frames import eventFrame
+from helix_revdial.http.events import EventStream, EventStreams
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.http.request import Request
 from helix_revdial.http.response import Response
