@@ -50,7 +50,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .features import ECHO
-from .keepalive import CONTROL_WATCH, KernelWatch, watchPath
+from .keepalive import CONTROL_WATCH, KernelWatch, hasten, relax, watchPath
 from .messages import ControlError, Echo, KeepAlive, Message, MessageReader, encode
 from .streams import IStreamTransport
 
@@ -59,6 +59,9 @@ MAX_UNSENT = 256 * 1024
 
 MAX_OUTSTANDING = 8
 """Echoes that are awaited at a time; one more gives the oldest up."""
+
+ASKED_AFTER = 1.0
+"""Seconds of silence that a question takes into account."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds a peer has to read what stands before the end of the connection."""
@@ -133,6 +136,7 @@ class ControlConnection(Protocol):
         "_closeCall",
         "_closeTimeout",
         "_echoes",
+        "_hastened",
         "_kernel",
         "_loops",
         "_lost",
@@ -181,6 +185,7 @@ class ControlConnection(Protocol):
         self._maxUnsent = maxUnsent
         self._closeTimeout = closeTimeout
         self._kernel = kernel
+        self._hastened = False
         self._reader = MessageReader()
         # Most never wait for a peer to read: made with the first line that does.
         self._unsent: deque[bytes] | None = None
@@ -223,7 +228,7 @@ class ControlConnection(Protocol):
         self._flush()
 
     def dataReceived(self, data: bytes) -> None:
-        self.lastHeard = self._clock.seconds()
+        self._hears()
         if ECHO not in self.features:
             self.lastProof = self.lastHeard
         if self.ended is not None:
@@ -276,6 +281,8 @@ class ControlConnection(Protocol):
         if self._lost or self.ended is not None:
             return
         if not self._blocked:
+            # A peer that is there has answered a probe by then.
+            self._hasten(self._kernel.idle + 1)
             self._carrier().write(line)
             return
         if self._unsentBytes + len(line) > self._maxUnsent:
@@ -331,6 +338,8 @@ class ControlConnection(Protocol):
         if self._lost or self.transport is None or self.ended is not None:
             return None
         asked = self._clock.seconds()
+        # It is answered at once, and then all is as before.
+        self._hasten(ASKED_AFTER)
         if ECHO in self.features:
             while len(self._echoes) >= MAX_OUTSTANDING:
                 _, oldest = self._echoes.pop(next(iter(self._echoes)))
@@ -482,9 +491,21 @@ class ControlConnection(Protocol):
                 self._guarded(self.messageReceived, message)
 
     def _heard(self, roundTrip: float) -> float:
-        self.lastHeard = self.lastProof = self._clock.seconds()
+        self._hears()
+        self.lastProof = self.lastHeard
         self.roundTrip = roundTrip
         return roundTrip
+
+    def _hears(self) -> None:
+        self.lastHeard = self._clock.seconds()
+        if self._hastened:
+            self._hastened = False
+            relax(self.transport, self._kernel)
+
+    def _hasten(self, least: float) -> None:
+        """About to write, after C{least} seconds of silence: see L{hasten}."""
+        if not self._hastened and self._clock.seconds() - self.lastHeard > least:
+            self._hastened = hasten(self.transport, self._kernel, least)
 
     def _guarded(self, call: Callable[..., object], *arguments: object) -> None:
         try:

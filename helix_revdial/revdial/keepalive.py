@@ -12,6 +12,10 @@ L{watchPath} sets socket options, and nothing else.  It reaches through TLS, PRO
 and carriers to the socket beneath; it leaves alone what is no TCP socket, and
 leaves out what the platform lacks.
 
+While bytes are unacknowledged the kernel does not probe (tcp(7)): what is written over
+a path that has gone would begin the limit anew.  So that it counts from when the peer was
+last heard, L{hasten} takes off what has passed of it, before a line is written.
+
 Control connections have a limit on unacknowledged bytes (C{TCP_USER_TIMEOUT}).
 Data connections must not: that limit also ends a connection whose peer lives
 and does not read, and a reader may stop for as long as it likes.
@@ -20,6 +24,7 @@ and does not read, and a reader may stop for as long as it likes.
 from __future__ import annotations
 
 import socket
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,11 +155,70 @@ def watchSocket(found: socket.socket, watch: KernelWatch) -> None:
             continue
 
 
+_INFO = struct.Struct("=24xI24xII")
+"""Of C{struct tcp_info}: C{tcpi_unacked}, C{tcpi_last_data_recv}, C{tcpi_last_ack_recv}."""
+
+
+def silenceOf(found: socket.socket) -> float | None:
+    """
+    Seconds since anything came from the other end of a TCP connection, its kernel's
+    answers to probes included.
+
+    @return: C{None} where the platform does not tell, and where bytes of ours are on
+        the way: the kernel's own limit counts from those.
+    """
+    number = getattr(socket, "TCP_INFO", None)
+    if number is None or not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return None
+    try:
+        said = found.getsockopt(socket.IPPROTO_TCP, number, _INFO.size)
+        unacknowledged, data, answer = _INFO.unpack(said)
+    except (OSError, struct.error):
+        return None
+    return None if unacknowledged else min(data, answer) / 1000
+
+
+def hasten(transport: Any, watch: KernelWatch, least: float) -> bool:
+    """
+    What is written next has no more time for its acknowledgement than is left of the
+    watch's limit since the peer was last heard; not less than the time between probes.
+
+    @param least: Silence, in seconds, up to which nothing is changed.
+    @return: Whether something was; L{relax} takes it back.
+    """
+    found = socketBeneath(transport)
+    if found is None or watch.unacknowledged is None:
+        return False
+    silence = silenceOf(found)
+    if silence is None or silence <= least:
+        return False
+    _limit(found, max(watch.interval, watch.unacknowledged - silence))
+    return True
+
+
+def relax(transport: Any, watch: KernelWatch) -> None:
+    """The peer was heard: the watch's own limit counts again."""
+    found = socketBeneath(transport)
+    if found is not None and watch.unacknowledged is not None:
+        _limit(found, watch.unacknowledged)
+
+
+def _limit(found: socket.socket, seconds: float) -> None:
+    try:
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+    except OSError:
+        # As in watchSocket.
+        return
+
+
 __all__ = [
     "CONTROL_WATCH",
     "DATA_WATCH",
     "KernelWatch",
     "Liveness",
+    "hasten",
+    "relax",
+    "silenceOf",
     "socketBeneath",
     "watchPath",
     "watchSocket",

@@ -11,15 +11,18 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.revdial import keepalive
 from helix_revdial.revdial.features import ECHO
 from helix_revdial.revdial.keepalive import (
     CONTROL_WATCH,
     DATA_WATCH,
     KernelWatch,
     Liveness,
+    silenceOf,
     socketBeneath,
     watchPath,
 )
+from helix_revdial.revdial.messages import ConnReady, Echo, KeepAlive, decode, encode
 from helix_revdial.revdial.streams import StreamProtocol, TargetAddress
 from helix_revdial.revdial.upgrade import RawTransport
 from tests.revdial.test_dialer import DialerCase
@@ -122,6 +125,79 @@ class WatchPathTests(KeepAliveCase):
         """An option that fails costs nothing but itself."""
         self.assertTrue(watchPath(SocketTransport(self.socket), KernelWatch(10**6, 5, 3, 10)))
         self.assertEqual(self.option("TCP_USER_TIMEOUT"), 10_000)
+
+
+class HastenTests(KeepAliveCase):
+    """
+    B1: what is written over a path that has gone gives it no more time: while bytes are
+    unacknowledged the kernel does not probe.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.silence: float | None = 0.0
+        self.patch(keepalive, "silenceOf", lambda found: self.silence)
+        self.control = self.dialer(ECHO)
+        self.wire = self.carrier(self.control, wrapped=False)
+        self.wire.start()
+
+    def question(self) -> str:
+        """The token of the next question."""
+        transport: Any = self.wire.beneath
+        transport.clear()
+        self.pass_(15)
+        asked = [decode(line) for line in transport.value().splitlines()]
+        (token,) = (one.echo for one in asked if isinstance(one, KeepAlive) and one.echo)
+        return token
+
+    def test_aQuestion(self) -> None:
+        """Its time counts from when the peer was last heard, until the peer is heard."""
+        self.silence = 3.0
+        token = self.question()
+        self.assertEqual(self.option("TCP_USER_TIMEOUT"), 7_000)
+        self.control.dataReceived(encode(Echo(token)))
+        self.assertEqual(self.option("TCP_USER_TIMEOUT"), 10_000)
+
+    def test_whatIsLeftIsNeverNothing(self) -> None:
+        """An answer has the time between two probes to come."""
+        self.silence = 60.0
+        self.question()
+        self.assertEqual(self.option("TCP_USER_TIMEOUT"), CONTROL_WATCH.interval * 1000)
+
+    def test_anotherLine(self) -> None:
+        """Nothing answers it here, so it is changed only where a probe was not answered."""
+        line = ConnReady("/", dial="d" * 32)
+        for silence, limit in ((CONTROL_WATCH.idle, 10_000), (7.0, 3_000)):
+            self.clock.advance(silence)
+            self.silence = silence
+            self.control.send(line)
+            self.assertEqual(self.option("TCP_USER_TIMEOUT"), limit)
+
+    def test_bytesOnTheWay(self) -> None:
+        """Their own time runs already."""
+        self.silence = None
+        self.question()
+        self.assertEqual(self.option("TCP_USER_TIMEOUT"), 10_000)
+
+
+class SilenceTests(SynchronousTestCase):
+    def test_silenceOf(self) -> None:
+        """The kernel tells of a connection whose bytes are acknowledged."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            one = socket.create_connection(server.getsockname())
+            other, _ = server.accept()
+            with one, other:
+                other.sendall(b"x")
+                self.assertEqual(one.recv(1), b"x")
+                silence = silenceOf(one)
+                assert silence is not None
+                self.assertTrue(0 <= silence < 60, silence)
+
+    def test_otherSockets(self) -> None:
+        """What is no TCP connection tells nothing."""
+        local, other = socket.socketpair()
+        with local, other:
+            self.assertIsNone(silenceOf(local))
 
 
 class NumberTests(SynchronousTestCase):
