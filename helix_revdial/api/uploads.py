@@ -41,7 +41,7 @@ MAX_TOKEN: Final = 200
 
 
 class NewUpload(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What is known of an archive before it is sent."""
+    """What is known of an archive before it is sent: the bytes that it has, exactly."""
 
     size: Annotated[int, msgspec.Meta(ge=1, le=2**50)] | None = None
 
@@ -91,6 +91,9 @@ def operations(services: Services) -> list[Operation]:
         tokens = call.request.headers.getAll(TOKEN.encode("ascii"))
         if len(tokens) != 1 or not 1 <= len(tokens[0]) <= MAX_TOKEN:
             raise validationProblem({TOKEN: ["is required once: the uploadToken of this upload"]})
+        if call.request.headers.getAll(b"content-range"):
+            # RFC 9110, 14.5: a part must not be taken for the whole.
+            raise Problem(400, "An archive is sent whole, not in parts (Content-Range).")
         body = call.request.body
         pieces = body.pieces()
         try:
@@ -136,7 +139,8 @@ def operations(services: Services) -> list[Operation]:
             headers=(HeaderField(TOKEN, "The uploadToken that the upload was promised with."),),
             errors=(400, 401, 403, 404, 409, 410, 413, 507),
             summary="Send an archive.",
-            description="What breaks off leaves nothing, and may be sent again.",
+            description="What breaks off leaves nothing, and may be sent again; so may what has "
+            "another size than was promised, or none.",
             tags=("uploads",),
         ),
     ]

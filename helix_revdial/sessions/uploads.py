@@ -83,6 +83,12 @@ class UploadTooLarge(UploadRefused):
     word = "upload-too-large"
 
 
+class UploadIncomplete(UploadRefused):
+    """Fewer bytes than were promised, or none.  HTTP: 400."""
+
+    word = "upload-incomplete"
+
+
 class QuotaExceeded(UploadRefused):
     """The tenant has no room left.  HTTP: 413."""
 
@@ -145,6 +151,7 @@ class Upload:
     @ivar id: C{upl_...}.
     @ivar status: C{new}: nothing is here; C{complete}; C{used}: a session has it.
     @ivar maxBytes: how large it may be.
+    @ivar size: how large it is; of a new one how large it was promised to be, if it was.
     """
 
     id: str
@@ -202,7 +209,7 @@ class Uploads:
         """
         Promise to take an archive.
 
-        @param size: how many bytes it will have at most, where that is known.
+        @param size: how many bytes it will have, where that is known.
         @param also: done in the same transaction.
         @return: the upload, and its token, which nobody is told again.
         @raise UploadTooLarge: for more than the server takes.
@@ -220,7 +227,7 @@ class Uploads:
             None,
             "new",
             settings.maxBytes if size is None else size,
-            None,
+            size,
             None,
             now,
             now + settings.lifetime,
@@ -250,6 +257,7 @@ class Uploads:
                     owner=owner,
                     token_digest=digestOf(token),
                     max_bytes=upload.maxBytes,
+                    size=size,
                     status=upload.status,
                     created=now,
                     expires=upload.expires,
@@ -281,8 +289,9 @@ class Uploads:
         @raise UploadRefused: as its kinds say.
         """
         promised = await self._promised(upload, token, tenant, owner)
-        if length is not None and length > promised.maxBytes:
-            raise UploadTooLarge(f"the upload is for {promised.maxBytes} bytes at most")
+        if length is not None:
+            _checkSize(promised, length)
+            _checkWhole(promised, length)
         if upload in self._receiving:
             raise UploadBusy("the upload is being received already")
         if len(self._receiving) >= self.settings.atOnce:
@@ -307,9 +316,9 @@ class Uploads:
     ) -> Upload:
         await self._workers.call(lambda: file.open(length))
         async for piece in pieces:
-            if file.size + len(piece) > promised.maxBytes:
-                raise UploadTooLarge(f"the upload is for {promised.maxBytes} bytes at most")
+            _checkSize(promised, file.size + len(piece))
             await self._workers.call(lambda piece=piece: file.write(piece))  # type: ignore[misc]
+        _checkWhole(promised, file.size)
         await self._workers.call(lambda: file.keep(self._directory / promised.id))
         now = self._wallClock()
         done = (
@@ -477,6 +486,18 @@ def consume(
     raise UploadUnusable("has no archive yet: send it first")
 
 
+def _checkSize(promised: Upload, size: int) -> None:
+    if size > promised.maxBytes:
+        raise UploadTooLarge(f"the upload is for {promised.maxBytes} bytes at most")
+
+
+def _checkWhole(promised: Upload, size: int) -> None:
+    if not size:
+        raise UploadIncomplete("the archive is empty")
+    if promised.size is not None and size < promised.size:
+        raise UploadIncomplete(f"the archive was to have {promised.size} bytes, and has {size}")
+
+
 def _countAlone(connection: Connection, tenant: str) -> None:
     """
     Until the commit nobody else counts this tenant's bytes.  On SQLite a transaction
@@ -512,6 +533,7 @@ __all__ = [
     "Upload",
     "UploadBusy",
     "UploadExpired",
+    "UploadIncomplete",
     "UploadRefused",
     "UploadSettings",
     "UploadSpent",

@@ -100,6 +100,17 @@ class UploadTests(TaskTestCase):
         self.assertEqual(parse(transport.value()).status, 413)
         self.assertFalse(self.directory.exists())
 
+    def test_incomplete(self) -> None:
+        """What is not the whole archive is refused, and does not use the upload up."""
+        promise = self.promise(size=100)
+        for content in (CONTENT[:-1], b""):
+            answer = self.put(promise, content)
+            self.assertEqual((answer.status, answer.json()["code"]), (400, "upload-incomplete"))
+        promise["headers"]["Content-Range"] = "bytes 0-99/200"
+        self.assertEqual(self.put(promise).status, 400)
+        del promise["headers"]["Content-Range"]
+        self.assertEqual(self.put(promise).status, 200)
+
     def test_brokenOff(self) -> None:
         """A sender that goes away leaves nothing, and may come back."""
         promise = self.promise()

@@ -22,6 +22,7 @@ from helix_revdial.sessions.uploads import (
     Upload,
     UploadBusy,
     UploadExpired,
+    UploadIncomplete,
     Uploads,
     UploadSettings,
     UploadSpent,
@@ -193,6 +194,23 @@ class UploadTests(SessionTestCase):
         self.assertEqual(self.names(), [])
         self.fails(self.uploads.create(**ANN, size=1001), UploadTooLarge)
         self.get(self.receiving(upload, token, pieces(CONTENT[:99])))
+
+    def test_incomplete(self) -> None:
+        """
+        Less than was promised, or nothing, is no archive: refused before it comes, or at
+        its end.  It leaves nothing, and the whole may still be sent.
+        """
+        upload, token = self.promise(size=100)
+        body = pieces(CONTENT)
+        self.fails(self.receiving(upload, token, body, length=99), UploadIncomplete)
+        self.assertEqual(self.get(first(body)), CONTENT)
+        self.fails(self.receiving(upload, token, pieces(CONTENT[:99])), UploadIncomplete)
+        self.assertEqual(self.names(), [])
+        self.assertEqual(self.get(self.receiving(upload, token, pieces(CONTENT))).size, 100)
+        unknown, token = self.promise()
+        self.fails(self.receiving(unknown, token, pieces()), UploadIncomplete)
+        self.fails(self.receiving(unknown, token, pieces(), length=0), UploadIncomplete)
+        self.get(self.receiving(unknown, token, pieces(b"x")))
 
     def test_brokenOff(self) -> None:
         """What breaks off leaves nothing and may be sent again."""
