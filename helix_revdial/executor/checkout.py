@@ -10,13 +10,12 @@ no task has touched; the session's user reads and writes the workspace.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Final
 
 from helix_revdial.sessions.executor import RepoSpec
 
-from .commands import Commands
+from .commands import OUTPUT, Commands
 from .credentials import credentialFor, gitEnvironment, placeOf, removeFiles
 from .record import Record, Terms
 
@@ -25,9 +24,6 @@ EMPTY_TREE: Final = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 GIT_SECONDS = 300.0
 """How long git may take where it reads or writes a whole workspace."""
-
-BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@+-]{0,199}")
-"""What a branch may be called."""
 
 CALM = (
     "-c", "core.hooksPath=/dev/null",
@@ -88,17 +84,22 @@ class Checkout:
         bare: bool = False,
         environment: dict[str, str] | None = None,
         fileSize: int | None = None,
+        standardInput: bytes = b"",
+        outputLimit: int = OUTPUT,
     ) -> bytes:
         """Run git on the workspace, as the session."""
-        own = {"GIT_CONFIG_NOSYSTEM": "1", **(environment or {})}
+        own = {"GIT_CONFIG_NOSYSTEM": "1"}
         if not bare:
             own |= {"GIT_DIR": str(self.repository), "GIT_WORK_TREE": str(self._layout.workspace)}
+        own |= environment or {}
         return await self.commands.run(
             ["git", *CALM, *arguments],
             directory=str(self._layout.workspace),
             environment=own,
             deadline=GIT_SECONDS,
             fileSize=fileSize,
+            standardInput=standardInput,
+            outputLimit=outputLimit,
         )
 
     async def remote(self, argv: list[str]) -> bytes:

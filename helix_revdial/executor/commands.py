@@ -38,7 +38,15 @@ OUTPUT = 1024 * 1024
 
 
 class CommandFailed(Exception):
-    """A program did not do its work; the text says which, and what it said."""
+    """
+    A program did not do its work; the text says which, and what it said.
+
+    @ivar exitCode: Its exit code, where it ended with one.
+    """
+
+    def __init__(self, text: str, exitCode: int | None = None) -> None:
+        super().__init__(text)
+        self.exitCode = exitCode
 
 
 class Commands:
@@ -85,6 +93,7 @@ class Commands:
         fileSize: int | None = None,
         standardInput: bytes = b"",
         outputLimit: int = OUTPUT,
+        tolerant: bool = False,
     ) -> bytes:
         """
         Run a program to its end.
@@ -93,6 +102,7 @@ class Commands:
         @param directory: Where it starts; the session's own directory by default.
         @param environment: What is added to its environment.
         @param fileSize: Bytes of each file that it writes.
+        @param tolerant: Whether its output is good whatever its exit code says.
         @return: Its standard output.
         @raise CommandFailed: It did not end with 0, or not in time.
         """
@@ -123,9 +133,10 @@ class Commands:
             raise CommandFailed(str(error)) from None
         finally:
             self._running.discard(programs)
-        if done.exitCode != 0:
+        cannotEnter = done.exitCode in (None, CANNOT_ENTER)
+        if done.exitCode != 0 and (cannotEnter or not tolerant):
             what = "confining it" if done.exitCode == CANNOT_ENTER else name
-            raise CommandFailed(f"{what}: {done.complaint()}")
+            raise CommandFailed(f"{what}: {done.complaint()}", done.exitCode)
         return done.output
 
     async def stop(self) -> None:

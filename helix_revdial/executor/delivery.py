@@ -20,11 +20,22 @@ from urllib.parse import quote
 
 from twisted.internet.threads import deferToThreadPool
 
-from .checkout import BRANCH, CALM, EMPTY_TREE, GIT_SECONDS, Checkout, WorkspaceFailed
+from helix_revdial.sessions.branch_names import branchProblem
+
+from .checkout import CALM, EMPTY_TREE, GIT_SECONDS, Checkout, WorkspaceFailed
 from .commands import CommandFailed
 from .credentials import CredentialUnusable, placeOf
 from .record import Record
 from .snapshots import Provider
+from .work_tree import EXACT, WorkTree
+
+PATCH = (
+    "--binary", "--full-index", "--unified=3", "--inter-hunk-context=0", "--find-renames",
+    "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "-O/dev/null",
+    "--submodule=short", "--ignore-submodules=none", "--ws-error-highlight=none",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
+"""How a patch is written, whatever the agent has set: so that it can be applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +97,13 @@ def pushedTo(url: str, branch: str, onto: str | None) -> str:
         if onto is None:
             return f"{base}/tree/{branch}"
         source = f"merge_request%5Bsource_branch%5D={branch}"
-        return f"{base}/merge_requests/new?{source}&merge_request%5Btarget_branch%5D={onto}"
+        return f"{base}/merge_requests/new?{source}&merge_request%5Btarget_branch%5D={quote(onto)}"
     if site == "bitbucket.org":
         base = f"https://{site}/{name}"
         return (
             f"{base}/branch/{branch}"
             if onto is None
-            else (f"{base}/pull-requests/new?source={branch}&dest={onto}")
+            else (f"{base}/pull-requests/new?source={branch}&dest={quote(onto)}")
         )
     return f"{scheme}://{host}{path}" if host else path
 
@@ -100,6 +111,9 @@ def pushedTo(url: str, branch: str, onto: str | None) -> str:
 class Delivery:
     """
     Of one session.
+
+    @ivar leftOut: What of the workspace was not in the last delivery, and why; empty
+        where nothing was.
     """
 
     def __init__(
@@ -117,6 +131,8 @@ class Delivery:
         self._commands = checkout.commands
         self._layout = checkout.commands.layout
         self._provider = provider
+        self._workTree = WorkTree(checkout)
+        self.leftOut = ""
 
     async def patch(self) -> PatchMade:
         """
@@ -135,9 +151,7 @@ class Delivery:
             environment = await self._indexed(base)
             written.unlink(missing_ok=True)
             await self._checkout.git(
-                "diff", "--cached", "--binary", "--full-index", "--no-ext-diff",
-                "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/",
-                f"--output={written}", base, "--",
+                *EXACT, "diff", "--cached", *PATCH, f"--output={written}", base, "--",
                 environment=environment,
                 fileSize=self._terms.patchBytes,
             )  # fmt: skip
@@ -157,24 +171,10 @@ class Delivery:
         return await deferToThreadPool(self._reactor, pool, function, *arguments)
 
     async def _indexed(self, base: str) -> dict[str, str]:
-        """
-        Put the workspace as it is into an index of our own.
-
-        @return: What git finds that index by.
-        """
-        objects = self._layout.base / "objects"
-        index = self._layout.base / "index"
-        environment = {
-            "GIT_INDEX_FILE": str(index),
-            "GIT_OBJECT_DIRECTORY": str(objects),
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self._checkout.repository / "objects"),
-        }
-        # Made as the session, whose directory it is.
-        await self._commands.run(["mkdir", "-p", str(objects)])
-        await self._commands.run(["rm", "-f", str(index), f"{index}.lock"])
-        await self._checkout.git("read-tree", base, environment=environment)
-        await self._checkout.git("add", "-A", "--ignore-errors", "--", ".", environment=environment)
-        return environment
+        """Put the workspace into an index; what git finds that by."""
+        indexed = await self._workTree.index(base)
+        self.leftOut = indexed.leftOut
+        return indexed.environment
 
     async def push(self, session: str, target: str | None, asRequest: bool) -> str:
         """
@@ -189,7 +189,7 @@ class Delivery:
         if self._repo.mode != "git" or self._repo.url is None:
             raise WorkspaceFailed("nothing was pushed: the workspace is no clone of a repository")
         branch = f"helix/{session}" if asRequest or target is None else target
-        if BRANCH.fullmatch(branch) is None:
+        if branchProblem(branch):
             raise WorkspaceFailed(f"nothing was pushed: {branch[:100]!r} is no name of a branch")
         try:
             base = self._checkout.base

@@ -37,7 +37,7 @@ from .command_line import ArgumentTooLong
 from .commands import CommandFailed, Commands
 from .companions import Companions
 from .control_groups import GroupUnusable
-from .delivery import PatchMade
+from .delivery import Delivery, PatchMade
 from .journal import Journal
 from .layout import Layout
 from .process_table import reapOrphans
@@ -224,21 +224,25 @@ class Supervisor:
         return later
 
     async def _deliver(self) -> None:
-        delivery = self._spec.delivery
-        if delivery is None:
+        wanted, delivery = self._spec.delivery, self._workspace.delivery
+        if wanted is None:
             return
         try:
-            if delivery.mode == "patch":
-                made = await self._workspace.delivery.patch()
+            if wanted.mode == "patch":
+                made = await delivery.patch()
+                self._sayLeftOut(delivery)
                 self._reporting.report("delivery", mode="patch", size=made.size, sha256=made.sha256)
                 return
-            url = await self._workspace.delivery.push(
-                self._spec.session, delivery.targetBranch, delivery.mode == "pr"
-            )
-            self._reporting.report("delivery", mode=delivery.mode, url=url)
+            url = await delivery.push(self._spec.session, wanted.targetBranch, wanted.mode == "pr")
+            self._sayLeftOut(delivery)
+            self._reporting.report("delivery", mode=wanted.mode, url=url)
         except WorkspaceFailed as error:
             self._reporting.say(str(error), "error")
             self._failure = str(error)
+
+    def _sayLeftOut(self, delivery: Delivery) -> None:
+        if delivery.leftOut:
+            self._reporting.say(f"not everything is delivered: {delivery.leftOut}", "warn")
 
     async def _killed(self, *, everything: bool = False) -> None:
         """Kill what is left, of the task or of all, and wait until it is gone."""

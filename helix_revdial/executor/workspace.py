@@ -15,19 +15,22 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
+from helix_revdial.sessions.branch_names import branchProblem
 from helix_revdial.sessions.executor import RepoSpec, SnapshotSource
 
-from .checkout import BRANCH, CALM, EMPTY_TREE, Checkout, WorkspaceFailed
+from .checkout import CALM, EMPTY_TREE, Checkout, WorkspaceFailed
 from .commands import CommandFailed, Commands
 from .credentials import CredentialUnusable
 from .delivery import Delivery
 from .layout import Layout
 from .record import Record, RecordUnusable, Terms, readRecord
 from .snapshots import NoSuchSnapshot, Provider, providerOf
+from .work_tree import WorkTree
 
 ARCHIVES: Final = str(Path(__file__).with_name("archives.py"))
 
 _COMMIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@+-]{0,199}")
+_WHOLE = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 class Workspace:
@@ -77,22 +80,10 @@ class Workspace:
             raise WorkspaceFailed(f"the workspace could not be made: {error.strerror}") from None
 
     async def _clone(self) -> None:
-        url = self._repo.url or ""
-        argv = ["git", *CALM, "clone", "--quiet", "--no-recurse-submodules"]
-        if self._repo.branch:
-            if BRANCH.fullmatch(self._repo.branch) is None:
-                raise WorkspaceFailed(f"{self._repo.branch[:100]!r} is no name of a branch")
-            argv += ["--branch", self._repo.branch]
         self._own(self._record.tunnelUser)
-        await self._checkout.remote([*argv, "--", url, str(self._layout.workspace)])
+        await self._fetch(self._repo.url or "", self._repo.branch)
         if self._repo.commit:
-            if _COMMIT.fullmatch(self._repo.commit) is None:
-                raise WorkspaceFailed(f"{self._repo.commit[:100]!r} is no name of a commit")
-            wanted = f"{self._repo.commit}^{{commit}}"
-            await self._checkout.remote(
-                ["git", *CALM, "-C", str(self._layout.workspace), "checkout", "--quiet",
-                 "--detach", wanted, "--"]
-            )  # fmt: skip
+            await self._checkOut(self._repo.commit)
         if self._record.user is not None:
             owner = f"{self._record.user}:{self._record.user}"
             await self._commands.run(
@@ -104,6 +95,44 @@ class Workspace:
         except CommandFailed:
             # A repository without a commit.
             self._checkout.remember(EMPTY_TREE)
+
+    async def _fetch(self, url: str, branch: str | None) -> None:
+        argv = ["git", *CALM, "clone", "--quiet", "--no-recurse-submodules"]
+        into = ["--", url, str(self._layout.workspace)]
+        if not branch:
+            await self._checkout.remote([*argv, *into])
+            return
+        if branchProblem(branch):
+            raise WorkspaceFailed(f"{branch[:100]!r} is no name of a branch")
+        for prefix in ("refs/heads/", "refs/tags/"):
+            branch = branch.removeprefix(prefix)
+        try:
+            await self._checkout.remote([*argv, "--branch", branch, *into])
+        except CommandFailed as error:
+            if error.exitCode is None or await self._checkout.remote(
+                ["git", "ls-remote", "--", url]
+            ):
+                raise
+            # There is nothing yet: the branch begins here.
+            await self._checkout.remote([*argv, *into])
+            at = ["git", *CALM, "-C", str(self._layout.workspace)]
+            await self._commands.run(
+                [*at, "symbolic-ref", "HEAD", f"refs/heads/{branch}"], by="tunnel"
+            )
+
+    async def _checkOut(self, commit: str) -> None:
+        if _COMMIT.fullmatch(commit) is None:
+            raise WorkspaceFailed(f"{commit[:100]!r} is no name of a commit")
+        at = ["git", *CALM, "-C", str(self._layout.workspace)]
+        argv = [*at, "checkout", "--quiet", "--detach", f"{commit}^{{commit}}", "--"]
+        try:
+            await self._checkout.remote(argv)
+        except CommandFailed:
+            if _WHOLE.fullmatch(commit) is None:
+                raise
+            # On no branch, as those of pull requests are: hosts give it to who knows its name.
+            await self._checkout.remote([*at, "fetch", "--quiet", "origin", commit])
+            await self._checkout.remote(argv)
 
     def _own(self, user: int | None) -> None:
         if user is not None:
@@ -212,8 +241,10 @@ class Workspace:
             if self._repo.mode == "none":
                 self._checkout.remember(EMPTY_TREE)
                 return
-            await self._checkout.git("add", "-A", "--", ".")
-            self._checkout.remember((await self._checkout.git("write-tree")).decode().strip())
+            own = self._checkout.ownRepository / "objects"
+            indexed = await WorkTree(self._checkout).index(EMPTY_TREE, own)
+            tree = await self._checkout.git("write-tree", environment=indexed.environment)
+            self._checkout.remember(tree.decode().strip())
         except CommandFailed:
             if shutil.which("git") is not None:
                 raise

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from helix_revdial.sessions.branch_names import branchProblem
 from helix_revdial.sessions.lifecycle import STATES
 from helix_revdial.sessions.redaction import MARK
 
@@ -247,22 +248,6 @@ def gitURLProblem(url: str) -> str:
     return ""
 
 
-def branchProblem(branch: str) -> str:
-    """
-    What is wrong with a branch's name, by the rules of git-check-ref-format;
-    empty if nothing is.
-    """
-    bad = (
-        not branch
-        or _BRANCH.search(branch) is not None
-        or branch.startswith(("-", "/"))
-        or branch.endswith(("/", "."))
-        or branch == "@"
-        or any(part.startswith(".") or part.endswith(".lock") for part in branch.split("/"))
-    )
-    return "is no name of a branch" if bad else ""
-
-
 def withoutPassword(url: str) -> str:
     """A repository's address as it may be shown."""
 
@@ -289,7 +274,6 @@ CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 _HOST = re.compile(r"[A-Za-z0-9._\-]+|[0-9a-fA-F:.]+")
 _SCP = re.compile(r"(?:[A-Za-z0-9_.][\w.\-]*@)?[A-Za-z0-9][A-Za-z0-9.\-]*:(?!-)[^:\s][^\s]*")
-_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]|\.\.|@\{|//")
 _COMMIT = re.compile(r"[0-9a-fA-F]{4,64}")
 _USERINFO = re.compile(r"^([a-z][a-z0-9+.\-]*://)([^/@]*)@", re.IGNORECASE)
 

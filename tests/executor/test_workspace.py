@@ -42,6 +42,45 @@ class WorkspaceTests(WorkspaceCase):
         self.assertIn(b"+three\n", text)
         self.assertEqual(made.sha256, hashlib.sha256(text).hexdigest())
 
+    async def test_commitOnNoBranch(self) -> None:
+        """A commit that is on no branch, as those of pull requests are, is fetched by its name."""
+        origin = self.origin()
+        self.sh(
+            "cd w; git checkout -q --detach; echo pull > f; git commit -qam pull;"
+            "cd ../o.git; git -c safe.directory='*' fetch -q ../w HEAD:refs/pull/1/head"
+        )
+        if self.user is not None:
+            self.sh(f"chown -R {self.user + 1} o.git")
+        commit = self.sh("git -C w rev-parse HEAD").strip()
+        workspace = self.workspace(repo=RepoSpec("git", f"file://{origin}", commit=commit))
+        await workspace.prepare()
+        self.assertEqual(await self.inside("cat f"), "pull\n")
+
+    async def test_branches(self) -> None:
+        """A branch is called what git lets it be called, or by its whole name; so is a tag."""
+        origin = self.origin()
+        self.sh("git -c safe.directory='*' -C o.git branch 'fix/#1=größe!' main~1")
+        for name, lines in (("fix/#1=größe!", 1), ("refs/heads/other", 2), ("v1", 1)):
+            workspace = self.workspace(repo=RepoSpec("git", f"file://{origin}", branch=name))
+            await workspace.prepare()
+            self.assertEqual(await self.inside("wc -l < f"), f"{lines}\n")
+            self.sh("rm -rf s")
+
+    async def test_nothingThereYet(self) -> None:
+        """The first branch of an empty repository begins with the task."""
+        self.sh("git init -q --bare -b main o.git")
+        if self.user is not None:
+            self.sh(f"chown -R {self.user + 1} o.git")
+        repo = RepoSpec("git", f"file://{self.directory / 'o.git'}", branch="first")
+        workspace = self.workspace(repo=repo)
+        await workspace.prepare()
+        self.assertEqual(await self.inside("git symbolic-ref HEAD"), "refs/heads/first\n")
+        await self.inside("echo one > f")
+        self.assertIn("+one\n", (await workspace.delivery.patch()).path.read_text())
+        await workspace.delivery.push("ses_test", "first", False)
+        said = self.sh("git -c safe.directory='*' -C o.git log --format=%s first")
+        self.assertEqual(said, "a prompt\n")
+
     async def test_unusable(self) -> None:
         """What is no branch and no commit is refused before git sees it as an option."""
         for more in (

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.sessions.branch_names import branchProblem
 from helix_revdial.sessions.tasks import (
     TaskForbidden,
     TaskInvalid,
     TaskPolicy,
-    branchProblem,
     gitURLProblem,
     nameOf,
     validateTask,
