@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.cli.forward import Local
+from helix_revdial.cli.local_end import Local
 from helix_revdial.config import AgentSection, AgentsSection, ServerConfig, SessionsSection
 from helix_revdial.http.openapi import openapi
 from helix_revdial.storage.ids import isId
