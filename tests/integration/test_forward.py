@@ -171,7 +171,7 @@ class ConnectTests(ForwardCase):
         for words, text in (
             (("wolf-9", "x"), "503 not-connected - Runner wolf-9 not connected: no connection"),
             (("wolf-1", "closed"), "502 target-refused - Runner wolf-1 connected, but its service"),
-            (("wolf-1", "none"), "403 not-allowed - Runner wolf-1 has no target none for this token"),
+            (("wolf-1", "none"), "403 not-allowed - Runner wolf-1 has no target none for this"),
         ):
             done = self.helix("connect", *words)
             self.assertEqual((done.returncode, done.stdout), (1, b""), done)
