@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.integration.test_serve -*-
+# -*- test-case-name: tests.cli.test_serve,tests.integration.test_serve -*-
 """
 C{helix serve}: run a server on this machine, in the foreground.
 
@@ -20,7 +20,7 @@ from types import FrameType
 
 import click
 
-from helix_revdial.cli.edge import PASSED
+from helix_revdial.cli.edge import PASSED, CommandError
 from helix_revdial.cli.invocation import Invocation, passInvocation
 
 MOCK_AGENTS = ("claude-code", "codex", "gemini", "openhands", "swe-agent", "mock")
@@ -63,7 +63,7 @@ def serve(
     pretends, and the state goes when the server ends.
     """
     output = invocation.output
-    port = port or _freePort(bind)
+    port = _listenable(bind, port)
     host = f"[{bind}]" if ":" in bind else bind
     command = [sys.executable, "-c", _TWISTD, "--nodaemon", "--pidfile=", "--logfile=-"]
     command += ["helix-revdial-server", "--listen", f"tcp:{port}:interface={_quoted(bind)}"]
@@ -104,11 +104,28 @@ def _run(command: list[str]) -> int:
     return PASSED if code in (0, -signal.SIGTERM) else 1
 
 
-def _freePort(bind: str) -> int:
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((bind, 0))
-        return int(probe.getsockname()[1])
+def _listenable(bind: str, port: int) -> int:
+    """
+    A port on which the server can listen: nothing is said of one on which it cannot.
+
+    @raise CommandError: There is none.
+    """
+    try:
+        found = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as probe:
+            # As the server does it: connections that have ended are not in its way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+            return int(probe.getsockname()[1])
+    except (OSError, UnicodeError) as error:
+        # A name that is none is a UnicodeError.
+        why = getattr(error, "strerror", None) or "this is no address"
+        raise CommandError(
+            f"cannot listen on {bind}, port {port}: {why}; "
+            "--port names another one (0: any that is free), --bind another address"
+        ) from None
 
 
 def _quoted(bind: str) -> str:
