@@ -21,6 +21,7 @@ from helix_revdial.api.event_document import documentOf
 from helix_revdial.api.event_streams import EventsQuery, openEvents
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import PATH
+from helix_revdial.api.session_points import MOMENT
 from helix_revdial.http.event_frames import eventFrame
 from helix_revdial.http.events import EVENT_STREAM, EventStream
 from helix_revdial.http.operations import Call, HeaderField, Operation
@@ -41,13 +42,6 @@ PIECE = 100
 """Events that are read and written at once."""
 
 _LEVELS = ("debug", "info", "warn", "error")
-
-
-MOMENT = (
-    r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
-    r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"
-)
-"""A moment as the description promises to take it; RFC 3339 has more."""
 
 
 class SinceQuery(EventsQuery):

@@ -26,6 +26,12 @@ _Moment = Annotated[str, msgspec.Meta(max_length=40)]
 Time = _Seconds | _Moment
 """A time, as a caller names it."""
 
+MOMENT = (
+    r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+    r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"
+)
+"""A moment as the description promises to take it; RFC 3339 has more."""
+
 SnapshotId = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 """A snapshot, as a caller names it."""
 
@@ -60,6 +66,11 @@ class SnapshotDocument(msgspec.Struct, omit_defaults=True):
     momentId: str | None = None
 
 
+def written(time: str) -> dict[str, Any]:
+    """The rule that a time, where it is a text, is a moment."""
+    return {"properties": {time: {"pattern": MOMENT}}}
+
+
 def eitherOf(time: str) -> dict[str, Any]:
     """The rule that there is a time or a snapshot, and not both."""
     nothing = {"type": "null"}
@@ -67,7 +78,7 @@ def eitherOf(time: str) -> dict[str, Any]:
         "oneOf": [
             {
                 "properties": {
-                    time: {"type": ["number", "string"]},
+                    time: {"type": ["number", "string"], "pattern": MOMENT},
                     "fsSnapshotId": nothing,
                 },
                 "required": [time],

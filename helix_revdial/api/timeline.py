@@ -27,6 +27,7 @@ from helix_revdial.api.session_points import (
     offsetOf,
     snapshotDocument,
     snapshotOf,
+    written,
 )
 from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
@@ -257,6 +258,7 @@ def operations(services: Services) -> list[Operation]:
             run=addMoment,
             access="session-operator",
             body=NewMoment,
+            rules=written("ts"),
             response=MomentDocument,
             status=201,
             errors=ended,

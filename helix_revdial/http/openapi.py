@@ -228,17 +228,16 @@ def _responses(row: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 def _ownErrors(row: Operation) -> set[int]:
     """The statuses that the table itself answers with."""
-    errors = {500}
+    # Whatever is asked for, its head may be none, or too large.
+    errors = {400, 431, 500}
     if row.access is not None:
         errors |= {401, 403, 503}
-    if row.query is not None or "{" in row.path:
-        errors.add(400)
     if row.media or row.response is not None:
         errors.add(406)
     if row.body is not None:
-        errors |= {400, 413, 415}
+        errors |= {413, 415}
     if row.takesKey:
-        errors |= {400, 409, 413, 422}
+        errors |= {409, 413, 422}
     if row.access is not None and row.rate is not None:
         errors.add(429)
     return errors

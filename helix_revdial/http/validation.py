@@ -17,6 +17,7 @@ import itertools
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -32,6 +33,9 @@ first that is wrong is told."""
 MAX_DEPTH = 64
 """Lists and objects within one another: who keeps a value, shows it, or sends it on reads it
 again with less of the stack left than there was here."""
+
+EXACT = 2**53
+"""Up to here a number is the same to all who read JSON (RFC 8259, section 6)."""
 
 _MISSING = "is required"
 
@@ -54,7 +58,10 @@ def decodeJSON(data: bytes, type_: type[T]) -> T:
             return msgspec.json.decode(data, type=type_)
         except msgspec.ValidationError as error:
             single = _single(error)
-            value = msgspec.json.decode(data)
+            # JSON has one kind of numbers: 5.0 is an integer, too, as JSON Schema has it.
+            value = _integral(msgspec.json.decode(data))
+            with suppress(msgspec.ValidationError):
+                return msgspec.convert(value, type_)
     except RecursionError:
         raise Problem(
             400,
@@ -66,6 +73,17 @@ def decodeJSON(data: bytes, type_: type[T]) -> T:
     problems: dict[str, list[str]] = {}
     _collect(value, type_, "", problems, strict=True)
     raise validationProblem(problems or single)
+
+
+def _integral(value: Any) -> Any:
+    """The same value, with an C{int} for each number that is one."""
+    if isinstance(value, dict):
+        return {name: _integral(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_integral(member) for member in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
+        return int(value)
+    return value
 
 
 def _isDeep(data: bytes) -> bool:

@@ -57,6 +57,20 @@ class ErrorTests(SynchronousTestCase):
                     self.assertIn("Retry-After", headers, (method, path))
         self.assertIn("RetryAfter", document["components"]["headers"])
 
+    def test_times(self) -> None:
+        """A session's time is a number or a moment, and no other text: the description says so."""
+        document = generated()
+        for path, field, more in (
+            ("moments", "ts", {"label": "x"}),
+            ("seek", "ts", {}),
+            ("session-branch", "fromTs", {"name": "x"}),
+        ):
+            body = document["paths"][f"/api/v1/sessions/{{session}}/{path}"]["post"]["requestBody"]
+            schema = body["content"]["application/json"]["schema"]
+            valid = Draft202012Validator({**schema, "components": document["components"]})
+            for given, good in ((1.5, True), ("2026-01-02T03:04:05.678Z", True), ("y", False)):
+                self.assertEqual(valid.is_valid({field: given, **more}), good, (path, given))
+
     def test_tasks(self) -> None:
         """What a task's repository needs is in the description, as the server wants it."""
         document = generated()

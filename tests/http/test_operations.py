@@ -331,6 +331,14 @@ class TableTests(SynchronousTestCase):
         for wide in (b'{"any":[' + b"[],{}," * 5000 + b"[]]}", b'{"any":"' + b"[" * 9000 + b'"}'):
             self.assertIsNotNone(decodeJSON(wide, Deep).any)
 
+    def test_integers(self) -> None:
+        """JSON has one kind of numbers: what is written with a point may be an integer."""
+        body = b'{"prompt":"p","repo":{"mode":"git"},"settings":{"a":5.0,"b":1e3}}'
+        self.assertEqual(decodeJSON(body, NewTask).settings, {"a": 5, "b": 1000})
+        found = self.wrong(b'{"settings":{"a":5.5,"b":5.0,"c":1e300,"d":"5.0"}}')
+        self.assertEqual(set(found), {"settings.a", "settings.c", "settings.d"})
+        self.assertEqual(set(self.wrong(b'{"labels":["a",5.0]}')), {"labels[1]"})
+
     def test_noBody(self) -> None:
         """No body is an object without fields."""
         self.assertEqual(self.decoded(self.ask("POST", "/rotate"))["prompt"], "0.0")
@@ -457,6 +465,10 @@ class OpenAPITests(SynchronousTestCase):
         self.assertEqual(page["schema"], {"type": "integer", "minimum": 1, "default": 1})
         self.assertEqual(page["description"], "Which page.")
         self.assertEqual(paths["/tasks/{task}"]["get"]["parameters"][0]["name"], "task")
+        for methods in paths.values():
+            for operation in methods.values():
+                # A head that is none, or too large, whatever is asked for.
+                self.assertLessEqual({"400", "431"}, set(operation["responses"]))
         self.assertLessEqual({"204", "400"}, set(paths["/tasks/{task}"]["delete"]["responses"]))
         self.assertEqual(
             set(paths["/shot"]["get"]["responses"]["200"]["content"]), {"image/png", "image/jpeg"}
