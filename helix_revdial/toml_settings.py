@@ -6,7 +6,7 @@ The parser of the standard library says what a file holds and not where.  What i
 wrong with a value is found later, by whoever reads it; so that he can name the
 line, L{readDocument} scans the text once more, for places only.
 
-Imports nothing of ours: the server's and the agent's settings both stand on it.
+Imports nothing of ours: the agent's and the executor's settings both stand on it.
 
 Invariant: the scan never decides what a file means.  It runs on text that the
 parser has accepted; a place that it does not find has the line of what holds it.

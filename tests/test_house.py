@@ -39,7 +39,7 @@ ALL = {
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "toml_settings": set(),
-    "config": {"toml_settings"},
+    "config": set(),
     "revdial": set(),
     "storage": set(),
     "http": set(),
