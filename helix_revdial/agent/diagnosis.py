@@ -44,6 +44,7 @@ from .failures import connectReason
 from .findings import (
     Finding,
     Heard,
+    judgeProxy,
     judgeVersion,
     milliseconds,
     plain,
@@ -250,14 +251,7 @@ class _Way:
         try:
             await self._plain().connect(quiet(Leaving))
         except ProxyFailed as failed:
-            return Finding(
-                "proxy",
-                "failed",
-                plain(str(failed)),
-                "have the proxy allow CONNECT to the server's host and port; its user and password "
-                "stand in --proxy-credentials; a server that needs no proxy belongs into "
-                "NO_PROXY",
-            )
+            return judgeProxy(failed, f"{self._server.host}:{self._server.port}")
         except Exception as failed:
             reason = connectReason(failed) or type(failed).__name__
             return Finding(

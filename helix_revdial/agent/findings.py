@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .proxy import ProxyFailed
+
 Outcome = Literal["ok", "warning", "failed", "skipped"]
 
 SYMBOLS: dict[Outcome, str] = {"ok": "✅", "warning": "⚠️", "failed": "❌", "skipped": "⏭️"}
@@ -217,6 +219,39 @@ def judgeVersion(heard: Heard, what: str = "http") -> Finding:
     )
 
 
+def judgeProxy(failed: ProxyFailed, authority: str) -> Finding:
+    """
+    What to do about a proxy that does not lead to the server.
+
+    @param authority: The server's host and port.
+    """
+    status = failed.status
+    if status == 407:
+        advice = (
+            "put USER:PASSWORD for Basic into a file of mode 0600 (--proxy-credentials), or have "
+            "the proxy let this host through without a login"
+        )
+    elif 300 <= status < 400:
+        advice = (
+            "the proxy wants something of a person first, such as a login page: have it let this "
+            "host through to CONNECT"
+        )
+    elif 400 <= status < 500:
+        advice = (
+            f"have the proxy allow CONNECT to {authority}; many allow port 443 alone: let the "
+            "server listen there"
+        )
+    elif status or failed.late:
+        advice = (
+            f"the proxy does not reach {authority}: is the server running, and does the proxy "
+            "resolve its name and have a way to it?"
+        )
+    else:
+        advice = "is that an HTTP proxy's address? Correct it: --proxy, HTTPS_PROXY, HTTP_PROXY"
+    advice += "; a server that needs no proxy belongs into NO_PROXY"
+    return Finding("proxy", "failed", plain(str(failed)), advice)
+
+
 def judgeUpgrade(heard: Heard, what: str) -> Finding:
     """What an answer other than C{101} to a check means for the upgrade."""
     page = judgePage(heard, what)
@@ -322,6 +357,7 @@ __all__ = [
     "Outcome",
     "isOlder",
     "judgePage",
+    "judgeProxy",
     "judgeToken",
     "judgeUpgrade",
     "judgeVersion",

@@ -57,7 +57,17 @@ MAX_SAID = 200
 
 
 class ProxyFailed(Exception):
-    """The proxy does not lead to the server; C{str} says which one and why."""
+    """
+    The proxy does not lead to the server; C{str} says which one and why.
+
+    @ivar status: What it answered; 0 where it did not in HTTP.
+    @ivar late: Whether it had not answered when its time was over.
+    """
+
+    def __init__(self, said: str, status: int = 0, *, late: bool = False) -> None:
+        super().__init__(said)
+        self.status = status
+        self.late = late
 
 
 @implementer(IStreamClientEndpoint)
@@ -114,14 +124,14 @@ class ProxyEndpoint:
         try:
             return await attempt
         except _Refused as refused:
-            raise ProxyFailed(f"the proxy {self._name} {refused}") from None
+            raise ProxyFailed(f"the proxy {self._name} {refused}", refused.status) from None
         except MalformedAnswer:
             raise ProxyFailed(f"the proxy {self._name} does not speak HTTP") from None
         except Exception as failed:
             if late:
                 what = f"no answer about {self._authority}" if exchange.asked else "no connection"
                 raise ProxyFailed(
-                    f"the proxy {self._name}: {what} within {self._timeout:g} s"
+                    f"the proxy {self._name}: {what} within {self._timeout:g} s", late=True
                 ) from None
             reason = None if isinstance(failed, CancelledError) else self._explain(failed)
             if reason is None:
@@ -163,6 +173,10 @@ class ProxyEndpoint:
 
 class _Refused(Exception):
     """The proxy said no; what follows "the proxy such-and-such"."""
+
+    def __init__(self, said: str, status: int = 0) -> None:
+        super().__init__(said)
+        self.status = status
 
 
 def _only(exchange: _ConnectExchange) -> IProtocolFactory:
@@ -297,7 +311,7 @@ class _ConnectExchange(Protocol):
         else:
             said = f"answered {answer.status} {answer.reason}".rstrip()
             said = f"{said} when asked for {self._authority}{self._words(answer)}"
-        self._fail(Failure(_Refused(said)))
+        self._fail(Failure(_Refused(said, answer.status)))
 
     def _words(self, answer: Answer) -> str:
         """The proxy's own words, where it has some for people."""

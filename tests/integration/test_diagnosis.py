@@ -337,15 +337,20 @@ class DiagnosisTests(TestCase):
     async def test_proxy(self) -> None:
         """A proxy on the way: its login, its refusal, and one that leads there."""
         server = self.listen()
-        for answer, words in (
-            (b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\n\r\n", "wants a login"),
-            (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", "answered 403"),
+        basic = b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\n\r\n"
+        for answer, words, advice in (
+            (basic, "wants a login", "--proxy-credentials"),
+            (basic.replace(b"Basic", b"NTLM"), "only Basic", "without a login"),
+            (b"HTTP/1.1 302 No\r\nLocation: /login\r\n\r\n", "answered 302", "a login page"),
+            (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", "answered 403", "allow CONNECT"),
+            (b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n", "answered 502", "does not reach"),
+            (b"SSH-2.0-OpenSSH\r\n\r\n", "does not speak HTTP", "is that an HTTP proxy's"),
         ):
             proxy = self.answering(answer)
             found = await self.look(
                 f"http://cp.example:{server}", proxy=f"http://127.0.0.1:{proxy}"
             )
-            self.said(found, "proxy", "failed", words, "--proxy-credentials")
+            self.said(found, "proxy", "failed", words, advice, "NO_PROXY")
             self.assertNotIn("http", found)
 
     async def test_target(self) -> None:
