@@ -28,6 +28,7 @@ from zope.interface import implementer
 
 from helix_revdial.http.deadline import Deadline
 from helix_revdial.http.limits import addressKey
+from helix_revdial.http.unsent import unsentBytes
 
 if TYPE_CHECKING:
     from helix_revdial.http.factory import HTTPFactory
@@ -159,7 +160,7 @@ class ConnectionLife(Protocol):
     def pauseProducing(self) -> None:
         """The transport has enough: the peer is not taking it."""
         self._writesPaused = True
-        self._stall.set(self._limits.stallTimeout, self._abort)
+        self._awaitTaking(self._stall)
 
     def resumeProducing(self) -> None:
         """The transport has written everything."""
@@ -173,6 +174,19 @@ class ConnectionLife(Protocol):
 
     def stopProducing(self) -> None:
         """The transport is gone; connectionLost follows."""
+
+    def _awaitTaking(self, deadline: Deadline) -> None:
+        """Cut the peer off if it takes nothing of what is there for it."""
+        unsent = unsentBytes(self.transport)
+
+        def look() -> None:
+            if unsentBytes(self.transport) == unsent:
+                self._abort()
+            else:
+                # The transport has not heard of it yet: see unsentBytes.
+                self._awaitTaking(deadline)
+
+        deadline.set(self._limits.stallTimeout, look)
 
     def _writable(self) -> Deferred[None]:
         """Fires when the transport takes more."""
@@ -191,7 +205,7 @@ class ConnectionLife(Protocol):
     def _close(self) -> None:
         """Flush and close."""
         self._beginClosing()
-        self._deadline.set(self._limits.stallTimeout, self._abort)
+        self._awaitTaking(self._deadline)
         self.transport.loseConnection()
 
     def _lingeringClose(self) -> None:
@@ -213,7 +227,7 @@ class ConnectionLife(Protocol):
         transport.loseWriteConnection()
 
     def _endLinger(self) -> None:
-        self._deadline.set(self._limits.stallTimeout, self._abort)
+        self._awaitTaking(self._deadline)
         self.transport.loseConnection()
 
     def _beginClosing(self) -> None:

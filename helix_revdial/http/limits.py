@@ -40,7 +40,8 @@ class HTTPLimits:
     drainBytes: int = 64 * 1024
     """Unread body that is taken and dropped so that the connection lives on."""
     stallTimeout: float = 60.0
-    """A peer that takes nothing of our answer for this long is cut off."""
+    """A peer that takes nothing of our answer for this long is cut off; what the kernel has
+    for it still is looked at when the time is up."""
     pieceBytes: int = 64 * 1024
     """Answers are written in pieces of this size, each when the one before is gone."""
     lingerTimeout: float = 2.0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.http.connection import HTTPConnection
 from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
@@ -595,6 +597,46 @@ class AnswerTests(SynchronousTestCase):
         exchange.lose(clean=False)
         self.assertTrue(self.ended)
         self.assertEqual(exchange.clock.getDelayedCalls(), [])
+
+    def test_slowlyTaken(self) -> None:
+        """
+        What the kernel still sends counts as taken: it says nothing to the transport until
+        a good part of its buffer is free, which may be a megabyte.
+        """
+        for ends in (False, True):
+            kernel, peer = socket.socketpair()
+            self.addCleanup(kernel.close)
+            self.addCleanup(peer.close)
+            for _ in range(3):
+                kernel.send(b"waits in the kernel")
+            exchange = self.streaming(b"a", b"b")
+            transport, protocol = exchange.transport, exchange.protocol
+            write = transport.writeSequence
+
+            def writeSequence(
+                data: list[bytes],
+                write: Callable[[list[bytes]], None] = write,
+                protocol: HTTPConnection = protocol,
+            ) -> None:
+                write(data)
+                protocol.pauseProducing()
+
+            transport.fileno = kernel.fileno  # type: ignore[attr-defined]
+            self.patch(transport, "writeSequence", writeSequence)
+            self.patch(transport, "loseConnection", lambda: None)
+            exchange.send(GET)
+            if ends:
+                # What was written last is waited for, and then the connection closes.
+                protocol._close()
+            for _ in range(3):
+                exchange.clock.advance(59)
+                peer.recv(19)
+                exchange.clock.advance(1)
+                self.assertFalse(transport.aborted, ends)
+            exchange.clock.advance(60)
+            self.assertTrue(transport.aborted, ends)
+            exchange.lose(clean=False)
+            self.assertEqual(exchange.clock.getDelayedCalls(), [])
 
     def test_eventStreamEndsWithItsConnection(self) -> None:
         """An answer that waits for events is cancelled with its connection."""
