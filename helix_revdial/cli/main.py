@@ -42,6 +42,7 @@ from helix_revdial.cli.invocation import (
     passInvocation,
     presentationFlags,
 )
+from helix_revdial.cli.not_offered import GLOBAL, notOffered
 from helix_revdial.cli.profile import Flags
 
 DEBUG_VARIABLE = "HELIX_DEBUG"
@@ -121,6 +122,7 @@ a code for each reason (helix task --help).
 @click.option("--profile", metavar="FILE", help="Another profile file.")
 @click.option("--json", "asJSON", is_flag=True, help="JSON, of every command that has it.")
 @presentationFlags
+@notOffered(GLOBAL)
 @click.version_option(__version__, "--version", prog_name="helix", message="%(prog)s %(version)s")
 @click.pass_context
 def helix(

@@ -24,6 +24,7 @@ from helix_revdial.cli.invocation import (
     jsonFlag,
     passInvocation,
 )
+from helix_revdial.cli.not_offered import runCommand
 from helix_revdial.cli.output import Output, duration, field, harmless, moment, several
 from helix_revdial.cli.session_control import (
     cancelCommand,
@@ -335,6 +336,7 @@ session.add_command(patchCommand)
 session.add_command(pauseCommand)
 session.add_command(promptCommand)
 session.add_command(resumeCommand)
+session.add_command(runCommand)
 session.add_command(stopCommand)
 session.add_command(workspaceCommand)
 

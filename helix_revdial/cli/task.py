@@ -24,6 +24,7 @@ from helix_revdial.cli.checkout import repositoryOf
 from helix_revdial.cli.edge import PASSED, plain
 from helix_revdial.cli.exit_codes import AgentError, InteractionNeeded, ReasonCommand
 from helix_revdial.cli.invocation import Invocation, commonFlags, jsonFlag, passInvocation
+from helix_revdial.cli.not_offered import TASK, notOffered
 from helix_revdial.cli.output import Output
 from helix_revdial.cli.retrying import newKey
 from helix_revdial.cli.session_group import apiOf, following
@@ -158,6 +159,7 @@ class TaskCommand(ReasonCommand):
     metavar="KEY",
     help="The same key makes the same task, once.  [default: a new one]",
 )
+@notOffered(TASK)
 @commonFlags
 @jsonFlag
 @passInvocation
