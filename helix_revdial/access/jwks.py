@@ -11,9 +11,10 @@ What holds:
     ever a path, an address or a query.
   - A key is of the type that the algorithm takes.  Symmetric keys are never taken from
     a public place.
-  - Nobody who shows tokens can have the issuer asked more often than once in
-    L{MIN_INTERVAL} seconds, whatever the keys that they name; who has to wait shares
-    one request.
+  - An issuer that changes its key is asked for it at once.  Nobody who shows tokens can
+    have it asked more often than L{MAX_ASKS} times in a row, and then once in
+    L{MIN_INTERVAL} seconds, whatever the keys that they name; who has to wait shares one
+    request.
   - Keys that are known are used while they are renewed, and, for L{MAX_AGE} seconds,
     while the issuer cannot be reached.
 """
@@ -49,7 +50,10 @@ FRESH: Final = 600.0
 """Seconds after which keys are renewed while they are used."""
 
 MIN_INTERVAL: Final = 30.0
-"""Seconds between two requests to an issuer."""
+"""Seconds in which an issuer may be asked once more."""
+
+MAX_ASKS: Final = 5
+"""Requests to an issuer in a row, after a quiet time."""
 
 MAX_AGE: Final = 86_400.0
 """Seconds for which keys are used that cannot be renewed."""
@@ -145,7 +149,8 @@ class KeySet:
         self._name = name
         self._keys: Mapping[str | None, Any] = {}
         self._renewed = float("-inf")
-        self._asked = float("-inf")
+        # When it may be asked L{MAX_ASKS} times in a row.
+        self._quiet = float("-inf")
         self._waiting: list[Deferred[None]] | None = None
 
     async def key(self, name: str | None) -> Any:
@@ -179,14 +184,15 @@ class KeySet:
 
     def _ask(self, now: float) -> bool:
         """
-        Have the issuer asked, unless that was done lately.
+        Have the issuer asked, unless that was done too often lately.
 
         @return: Whether it is being asked.
         """
         if self._waiting is None:
-            if now - self._asked < MIN_INTERVAL:
+            quiet = max(self._quiet, now) + MIN_INTERVAL
+            if quiet > now + MAX_ASKS * MIN_INTERVAL:
                 return False
-            self._asked = now
+            self._quiet = quiet
             self._waiting = []
             asking = Deferred.fromCoroutine(self._renew())
             asking.addErrback(
@@ -279,6 +285,7 @@ __all__ = [
     "ALGORITHMS",
     "FRESH",
     "MAX_AGE",
+    "MAX_ASKS",
     "MAX_BYTES",
     "MAX_KEYS",
     "MIN_INTERVAL",
