@@ -39,6 +39,8 @@ ADVICE = {
     "target-refused": "The agent answered, but its service refused or is not there: look at the "
     "service, and at the agent's target settings.",
     "broken": "The connection broke off: look at both logs, by the dial's id.",
+    "not-allowed": "Whoever asked may not have that target, or the runner has none of that name: "
+    "helix revdial status shows its targets, and whom they are for.",
     "cancelled": "Its caller gave up before there was a stream.",
     "failed": "The caller's own code failed: the server's log says where.",
 }

@@ -24,6 +24,7 @@ OUTCOMES = (
     "target-timed-out",
     "target-refused",
     "broken",
+    "not-allowed",
     "failed",
 )
 """How a dial comes out: C{connected}, C{cancelled} by its caller, or the word of its error."""
@@ -41,6 +42,7 @@ ENDS = (
     "goodbye",
     "closed",
     "lost",
+    "unresponsive",
 )
 
 LIMITS = (

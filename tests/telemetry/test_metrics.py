@@ -12,6 +12,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 import helix_revdial
+from helix_revdial.cli.why import ADVICE
+from helix_revdial.revdial import errors
 from helix_revdial.telemetry.eventloop import LoopLag
 from helix_revdial.telemetry.metrics import (
     MAX_RUNNERS,
@@ -183,6 +185,19 @@ class PageTests(SynchronousTestCase):
         found = scraped(self.server.registry)
         self.assertEqual(len(found[PREFIX + "dials_total"]), len(OUTCOMES) + 1)
         self.assertLess(sum(len(samples) for samples in found.values()), 400)
+
+    def test_everyErrorOfADialHasItsWord(self) -> None:
+        """What a dial can fail with is counted under its own word, and C{helix why} explains it."""
+        ofPickUpsAndRegistrations = {errors.UnknownDial, errors.HeldByAnother}
+        words = {
+            error.word
+            for error in vars(errors).values()
+            if isinstance(error, type)
+            and issubclass(error, errors.DialError)
+            and error not in ofPickUpsAndRegistrations
+        }
+        self.assertEqual(words - set(OUTCOMES), set())
+        self.assertEqual(set(OUTCOMES) - {"connected"}, set(ADVICE))
 
     def test_aRegistryEach(self) -> None:
         """Nothing is shared: two services of one process do not meet."""
