@@ -14,6 +14,8 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import error
@@ -214,8 +216,28 @@ class Side:
             cast(Any, transport).reactor = polled
         polled.isReading = poll.hand(self._fd, self, polled)
 
-    def release(self, orderly: bool, text: str) -> None:
-        """Let the transport close the socket and tell those above."""
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has for the peer, and the peer has not."""
+        try:
+            # For sockets this is SIOCOUTQ (tcp(7), unix(7)).
+            found: tuple[int] = struct.unpack("i", ioctl(self._fd, TIOCOUTQ, bytes(4)))
+        except OSError:
+            return 0
+        return found[0]
+
+    @property
+    def hasSentAll(self) -> bool:
+        """Whether everything was sent that was to be, up to the end."""
+        return self._writeEnded and not self.outbox.waits
+
+    def release(self, orderly: bool, flush: bool, text: str) -> None:
+        """
+        Let the transport close the socket and tell those above.
+
+        @param orderly: Whether the relay ended in good order.
+        @param flush: Whether the kernel may go on to send what it has.
+        """
         owner = self.stream.owner
         if owner is not None:
             owner.socketsEnded(orderly, text)
@@ -225,9 +247,13 @@ class Side:
             except Exception:
                 self._log.failure("a connection could not be used again")
             return
-        if orderly and self._framing is None and self.stream.tls is None:
+        if flush and self._framing is None and self.stream.tls is None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FLUSH)
-        reason = connectionDone if orderly else Failure(error.ConnectionAborted(text))
+        reason = connectionDone
+        if not orderly:
+            # Of an aborted one Twisted has the kernel drop what it holds.
+            why = error.ConnectionLost if flush else error.ConnectionAborted
+            reason = Failure(why(text))
         try:
             self.stream.transport.connectionLost(reason)
         except Exception:

@@ -147,7 +147,7 @@ class SocketRelays:
         self._timer = None
         now = self.clock.seconds()
         for relay in list(self._lingering):
-            if relay.silentAt() <= now:
+            if relay.silentAt() <= now and not relay.isDelivering():
                 relay.finish("lingered", "nothing moved after the first end")
         # Many may be due one after the other: they are not looked through for each.
         waits = [
@@ -178,6 +178,7 @@ class SocketRelay:
     @ivar fromLeft: Once it is over: payload bytes that came from the left.
     @ivar fromRight: The same for the right.
     @ivar movedAt: When a byte moved last, by the clock, from the first end on.
+    @ivar unsent: Bytes that the kernel still had for both sides when it was last silent.
     """
 
     __slots__ = (
@@ -189,6 +190,7 @@ class SocketRelay:
         "linger",
         "movedAt",
         "relays",
+        "unsent",
         "why",
     )
 
@@ -209,6 +211,7 @@ class SocketRelay:
         self.fromLeft = 0
         self.fromRight = 0
         self.movedAt: float | None = None
+        self.unsent = 0
         self._onEnd = onEnd
         first, second = _sideOf(self, left), _sideOf(self, right)
         first.other, second.other = second, first
@@ -248,6 +251,19 @@ class SocketRelay:
         """When it will have been silent for too long, by the clock, if it lingers."""
         return (self.movedAt or 0.0) + self.linger
 
+    def isDelivering(self) -> bool:
+        """
+        Whether the kernel has sent something of what it was given, to be asked when
+        silence has reached its limit: a socket says that it has room only when a good part
+        of its buffer is free, which a slow reader may need minutes for.
+        """
+        unsent = sum(side.unsent for side in self._sides)
+        before, self.unsent = self.unsent, unsent
+        if unsent == before:
+            return False
+        self.moved()
+        return True
+
     def ending(self, side: Side) -> None:
         """One direction has ended: from now on silence has a limit."""
         if self.why is not None:
@@ -271,6 +287,8 @@ class SocketRelay:
             return
         self.why = why
         sides, self._sides = self._sides, ()
+        # What a peer was sent up to the end is its own, also where it is slow to take it.
+        flushed = [why == "done" or (why == "lingered" and side.hasSentAll) for side in sides]
         for side in sides:
             side.leaveReactor()
         self.relays.ended(self)
@@ -279,8 +297,8 @@ class SocketRelay:
             self._onEnd(self)
         except Exception:
             self._log.failure("the end of a relay was not taken")
-        for side in sides:
-            side.release(why == "done", text)
+        for side, flush in zip(sides, flushed, strict=True):
+            side.release(why == "done", flush, text)
         for side in sides:
             side.dissolve()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -398,6 +399,43 @@ class SocketRelayTests(SynchronousTestCase):
             self.assertEqual(bench.ends, [], form)
             bench.bothLost()
             self.assertEqual(bench.ends[0].why, "lingered", form)
+
+    def test_slowReader(self) -> None:
+        """
+        D2: what the kernel still sends is movement; and who has been sent everything,
+        the end included, gets it, though the other direction is given up.
+        """
+        for form in HALF_CLOSE:
+            bench = Bench(self, form, "tcp")
+            relay = bench.pair._relay
+            side = relay._sides[1]
+            # So that the kernel has all, and the reader not.
+            side._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
+            reader = bench.near.wire
+            reader.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            reader.pauseProducing()
+            bench.far.wire.write(bytes(300_000))
+            bench.far.wire.loseWriteConnection()
+            bench.spin(lambda side=side: side.hasSentAll, form)  # type: ignore[misc]
+
+            def silence(bench: Bench = bench, relay: Any = relay) -> bool:
+                relay.movedAt -= relay.linger + 1
+                bench.sockets._lookAtSilence()
+                return bool(bench.ends)
+
+            for _ in range(2):
+                self.assertFalse(silence(), form)
+                before = side.unsent
+                self.assertTrue(before, form)
+                reader.resumeProducing()
+                bench.spin(lambda side=side, was=before: side.unsent != was, form)  # type: ignore[misc]
+                reader.pauseProducing()
+            bench.spin(silence, form)
+            self.assertEqual(bench.ends[0].why, "lingered", form)
+            reader.resumeProducing()
+            bench.spin(lambda peer=bench.near: peer.readEnded, form)  # type: ignore[misc]
+            self.assertEqual(len(bench.near.got), 300_000, form)
+            bench.bothLost()
 
     def test_ping(self) -> None:
         """A ping on a data connection is answered between the payload."""
