@@ -39,6 +39,7 @@ from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.proxy import ByName
 from helix_revdial.api.services import Services, cutWhatEnds
 from helix_revdial.api.tracing import traced
+from helix_revdial.cannot_start import CannotStart
 from helix_revdial.config import ServerConfig
 from helix_revdial.gateways.tcp_forward import ForwardRefused
 from helix_revdial.http.factory import HTTPFactory
@@ -70,7 +71,6 @@ from helix_revdial.settings import (
     tunnelLimits,
     webhookSettings,
 )
-from helix_revdial.starting import CannotStart
 from helix_revdial.storage.database import openDatabase
 from helix_revdial.storage.sole import SoleUse
 from helix_revdial.storage.threads import ReactorThreads

@@ -30,6 +30,7 @@ from helix_revdial.api.document import translate
 from helix_revdial.api.metrics import MetricsService
 from helix_revdial.api.services import Services
 from helix_revdial.assembly import Assembly
+from helix_revdial.cannot_start import CannotStart
 from helix_revdial.config import (
     ConfigError,
     ListenSection,
@@ -54,7 +55,7 @@ from helix_revdial.settings import (
     httpLimits,
     issuers,
 )
-from helix_revdial.starting import CannotStart, prepareState
+from helix_revdial.starting import prepareState
 from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.systemd.signals import SecondSignal
 from helix_revdial.systemd.supervision import Supervision

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from helix_revdial.access.idempotency import freeKeys
 from helix_revdial.access.records import TokenError
 from helix_revdial.access.tokens import TokenConflict, Tokens
+from helix_revdial.cannot_start import CannotStart
 from helix_revdial.config import ServerConfig
 from helix_revdial.imported_tokens import NotImported, importAdminToken, importRunnerToken
 from helix_revdial.storage.database import Database, WrongRevision
@@ -30,25 +31,6 @@ from helix_revdial.storage.threads import SameThread
 from helix_revdial.systemd.credentials import CredentialUnusable
 
 _log = Logger()
-
-
-class CannotStart(SystemExit):
-    """
-    The server cannot do its work.  Its text, which says what to do, is the last
-    line of the log; a process that does not catch it ends with status 1.
-
-    Not left to the interpreter to print: C{twistd} has standard error by then.
-    """
-
-    _log = Logger()
-
-    def __init__(self, text: str) -> None:
-        super().__init__(1)
-        self.text = text
-        self._log.critical("{text}", text=text)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def prepareState(

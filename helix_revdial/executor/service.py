@@ -28,6 +28,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
+from helix_revdial.cannot_start import CannotStart
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.http.limits import HTTPLimits
 from helix_revdial.http.request import Request
@@ -53,22 +54,6 @@ LIMITS = HTTPLimits(
     maxConnections=4096,
     maxUnauthenticated=4096,
 )
-
-
-class CannotStart(SystemExit):
-    """
-    The executor cannot do its work; the text, which says what to do, is logged.
-    """
-
-    _log = Logger()
-
-    def __init__(self, text: str) -> None:
-        super().__init__(1)
-        self.text = text
-        self._log.critical("{text}", text=text)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class _AccessLog(Logger):
