@@ -101,6 +101,27 @@ class JSONView:
         """Nothing."""
 
 
+class JSONLogView(JSONView):
+    """Each line of the log as one line of JSON, as the log has it."""
+
+    def __init__(self, output: Output, level: str | None) -> None:
+        """
+        @param level: of this level or worse; L{None}, of any.
+        """
+        super().__init__(output)
+        self._level = level
+
+    def log(self, line: Record) -> None:
+        """One line."""
+        self._output.json(line, indent=None)
+
+    def event(self, event: SessionEvent) -> None:
+        """A line that the log has got meanwhile."""
+        if event.type == "log" and reaches(event.raw, self._level):
+            names = ("level", "message", "ts", "seq", "stream")
+            self.log({name: event.raw[name] for name in names if name in event.raw})
+
+
 class LineView(JSONView):
     """
     Each event as a line; a log's message may have more.

@@ -20,7 +20,6 @@ from helix_revdial.cli.invocation import (
     jsonFlag,
     passInvocation,
 )
-from helix_revdial.cli.output import Output
 from helix_revdial.cli.session_group import (
     following,
     oneSession,
@@ -28,7 +27,6 @@ from helix_revdial.cli.session_group import (
 )
 
 if TYPE_CHECKING:
-    from helix_revdial.cli.client import Record
     from helix_revdial.cli.task_api import TaskAPI
 
 _LEVELS = ("debug", "info", "warn", "error")
@@ -67,11 +65,11 @@ def logsCommand(
 
     async def doing(reactor: Any, api: TaskAPI, found: str) -> int:
         from helix_revdial.cli.following import follow as followSession
-        from helix_revdial.cli.session_view import LineView
+        from helix_revdial.cli.session_view import JSONLogView, LineView
 
         output = invocation.output
         view = (
-            _LogObjects(output, level)
+            JSONLogView(output, level)
             if asJSON
             else LineView(output, logsOnly=True, level=level, raw=raw)
         )
@@ -189,44 +187,6 @@ def attachCommand(
         )
 
     return withSession(invocation, name, doing)
-
-
-class _LogObjects:
-    """The lines of a log as JSON, each an object on a line."""
-
-    def __init__(self, output: Output, level: str | None) -> None:
-        self._output = output
-        self._level = level
-        self._seen = 0
-
-    def log(self, line: Record) -> None:
-        """One line."""
-        self._output.json(line, indent=None)
-
-    def begin(self, session: Record) -> None:
-        """Nothing."""
-
-    def event(self, event: Any) -> None:
-        """A line that the log has got meanwhile, as the log has it."""
-        from helix_revdial.cli.session_view import reaches
-
-        if event.type == "log" and reaches(event.raw, self._level):
-            names = ("level", "message", "ts", "seq", "stream")
-            self.log({name: event.raw[name] for name in names if name in event.raw})
-
-    def trouble(self, text: str) -> None:
-        """Not among the lines."""
-        self._output.notice(f"helix: {text}; trying again")
-
-    def back(self) -> None:
-        """Not among the lines."""
-        self._output.notice("helix: connected again")
-
-    def tick(self) -> None:
-        """Nothing."""
-
-    def end(self) -> None:
-        """Nothing."""
 
 
 async def _soFar(api: TaskAPI, session: str, after: int, patience: float, view: Any) -> None:
