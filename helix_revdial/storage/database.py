@@ -109,11 +109,7 @@ class Database:
         refused = self._refusal()
         if refused is not None:
             return fail(refused)
-        self._running += 1
-        told: Deferred[T] = Deferred()
-        result: Deferred[T] = Deferred()
-        told.addBoth(self._ended).chainDeferred(result)
-        self._writes.append((function, told))
+        result = self._queued(self._writes, function)
         if not self._writing:
             self._writing = True
             self._writeSome()
@@ -134,11 +130,7 @@ class Database:
         refused = self._refusal()
         if refused is not None:
             return fail(refused)
-        self._running += 1
-        told: Deferred[T] = Deferred()
-        result: Deferred[T] = Deferred()
-        told.addBoth(self._ended).chainDeferred(result)
-        self._reads.append((function, told))
+        result = self._queued(self._reads, function)
         # A call for each read: those whose read went with others find nothing to do.
         self._workers.call(self._readSome).addCallback(_tell)
         return result
@@ -190,6 +182,19 @@ class Database:
         if self._running >= self._maxWaiting:
             return DatabaseUnavailable("too many queries are waiting for the database")
         return None
+
+    def _queued(
+        self,
+        queue: deque[tuple[Callable[[Connection], Any], Deferred[Any]]],
+        function: Callable[[Connection], T],
+    ) -> Deferred[T]:
+        """Have a function wait for others with which it may share a transaction."""
+        self._running += 1
+        told: Deferred[T] = Deferred()
+        result: Deferred[T] = Deferred()
+        told.addBoth(self._ended).chainDeferred(result)
+        queue.append((function, told))
+        return result
 
     def _writeSome(self) -> None:
         """Write what waits, as far as one transaction may go."""
