@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from helix_revdial.sessions.records import Session
-from helix_revdial.sessions.redaction import MARK, Redactor, secretsIn
+from helix_revdial.sessions.redaction import MARK, Redactor, secretsOf
 from helix_revdial.sessions.tasks import TaskRequest, withoutPassword
 from helix_revdial.telemetry.timestamps import timestamp
 
@@ -159,8 +159,7 @@ def _addTask(
     request: TaskRequest,
     secretSettings: Collection[str],
 ) -> None:
-    secrets = secretsIn(request.agent.settings, secretSettings)
-    redactor = Redactor(secrets)
+    redactor = Redactor(secretsOf(session.spec or {}, secretSettings))
     settings = redactor.value(
         {
             name: MARK if name in secretSettings else value

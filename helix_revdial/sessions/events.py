@@ -37,7 +37,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from helix_revdial.sessions.lifecycle import TERMINAL
-from helix_revdial.sessions.redaction import Redactor, secretsIn, userinfoOf
+from helix_revdial.sessions.redaction import Redactor, secretsOf
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.failures import DatabaseUnavailable, unavailable
 from helix_revdial.storage.tables import session_events, sessions
@@ -408,9 +408,7 @@ class EventLog:
 
     def _learn(self, session: str, spec: Mapping[str, Any], agent: str) -> Redactor:
         """What is secret to a session, by what it was made from."""
-        secrets = secretsIn((spec.get("agent") or {}).get("settings"), self.secretSettings(agent))
-        secrets += userinfoOf((spec.get("repo") or {}).get("url") or "")
-        secrets += secretsIn(spec.get("repo"), ("uploadToken",))
+        secrets = secretsOf(spec, self.secretSettings(agent))
         # Only a write's thread touches these, and there is one write at a time.
         found = self._redactors[session] = Redactor(secrets)
         if len(self._redactors) > MAX_REDACTORS:

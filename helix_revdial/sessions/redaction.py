@@ -12,9 +12,11 @@ was not given, or that is printed in pieces, stays.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 MARK: Final = "***"
 """What stands where a secret stood."""
@@ -22,6 +24,9 @@ MARK: Final = "***"
 SHORTEST: Final = 6
 """Characters that a declared secret has at least: to take out shorter ones would
 hide what is no secret."""
+
+LINE: Final = 16
+"""Characters from which on a line of a secret that has several is a secret by itself."""
 
 MAX_DEPTH: Final = 50
 
@@ -108,7 +113,8 @@ class Redactor:
             are left alone.
         """
         # The longest first: one secret may begin with another.
-        declared = sorted({s for s in secrets if len(s) >= SHORTEST}, key=len, reverse=True)
+        forms = {form for secret in secrets for form in _formsOf(secret)}
+        declared = sorted((s for s in forms if len(s) >= SHORTEST), key=len, reverse=True)
         self._declared = re.compile("|".join(map(re.escape, declared))) if declared else None
 
     def text(self, text: str) -> str:
@@ -171,6 +177,22 @@ def secretsIn(settings: Any, declared: Iterable[str] = ()) -> list[str]:
     return found
 
 
+def secretsOf(spec: Mapping[str, Any], declared: Iterable[str] = ()) -> list[str]:
+    """
+    What is secret to a session, by what it was made from.
+
+    @param spec: a task's request, as builtins.
+    @param declared: as for L{secretsIn}.
+    """
+    repo = spec.get("repo") or {}
+    found = secretsIn((spec.get("agent") or {}).get("settings"), declared)
+    found += secretsIn(repo, ("uploadToken",))
+    for secret in userinfoOf(repo.get("url") or ""):
+        # As it stands there, and as git reads it.
+        found += {secret, unquote(secret)}
+    return found
+
+
 def secretProperties(schema: Mapping[str, Any]) -> frozenset[str]:
     """
     The properties of a JSON schema that are secret: those that can only be written
@@ -193,6 +215,16 @@ def userinfoOf(url: str) -> list[str]:
         return []
     name, password = matched.groups()
     return [password] if password else [name] if url.lower().startswith("http") else []
+
+
+def _formsOf(secret: str) -> Iterator[str]:
+    """How a secret is printed: as it is, within JSON, or, if it has several, a line of it."""
+    yield secret
+    yield json.dumps(secret)[1:-1]
+    yield json.dumps(secret, ensure_ascii=False)[1:-1]
+    lines = secret.splitlines()
+    if len(lines) > 1:
+        yield from (line for line in lines if len(line) >= LINE and not line.startswith("-----"))
 
 
 def _replace(matched: re.Match[str]) -> str:

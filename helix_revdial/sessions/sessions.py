@@ -40,7 +40,7 @@ from helix_revdial.sessions.events import Appender, EventLog
 from helix_revdial.sessions.lifecycle import ACTIVE, STATES, TERMINAL, Illegal, Input
 from helix_revdial.sessions.prompts import addPrompt, dropPrompt
 from helix_revdial.sessions.records import Session, columnsOf, fromRow
-from helix_revdial.sessions.redaction import Redactor, secretsIn
+from helix_revdial.sessions.redaction import Redactor, secretsOf
 from helix_revdial.sessions.tasks import TaskRequest, nameOf, withoutPassword
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.failures import DatabaseUnavailable
@@ -212,10 +212,9 @@ class Sessions:
         @param also: done in the same transaction.
         """
         now = self._wallClock()
-        settings = request.agent.settings
         spec = msgspec.to_builtins(request)
         url = request.repo.url and withoutPassword(request.repo.url)
-        redactor = Redactor(secretsIn(settings, self.events.secretSettings(request.agent.type)))
+        redactor = Redactor(secretsOf(spec, self.events.secretSettings(request.agent.type)))
         session = Session(
             id=newId("ses", now),
             tenant=tenant,

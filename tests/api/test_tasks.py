@@ -228,10 +228,12 @@ class SessionTests(TaskTestCase):
                 "settings": {"model": "m", "apiKey": "swordfish", "pin": "haddock"},
             },
             repo={"mode": "git", "url": "https://ann:hunter22@git.example/x"},
-            prompt="use swordfish with ghp_" + "a1" * 20,
+            prompt="use swordfish with ghp_" + "a1" * 20 + ", hunter22 for git",
             labels={"with": "swordfish", "also": "ghp_" + "a1" * 20},
         )
-        for path in (f"/{session}", "", f"/{session}/logs", f"/{session}/info"):
+        self.until(session, "completed")
+        for path in ("", "/logs", "/info", "/recording", "/events", "s"):
+            path = f"/{session}{path}" if path != "s" else ""
             text = self.server.get(f"/api/v1/sessions{path}", self.ann).body.decode()
             for secret in ("swordfish", "haddock", "hunter22", "ghp_"):
                 self.assertNotIn(secret, text, path)

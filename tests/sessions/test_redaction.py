@@ -16,6 +16,7 @@ from helix_revdial.sessions.redaction import (
     _mayHoldSecrets,
     isSecretName,
     secretsIn,
+    secretsOf,
     userinfoOf,
 )
 
@@ -151,6 +152,17 @@ class DeclaredTests(SynchronousTestCase):
         """Of two secrets that begin alike both go whole."""
         self.assertEqual(Redactor(["secret", "secretary"]).text("secretary"), MARK)
 
+    def test_asProgramsPrintThem(self) -> None:
+        """A secret within JSON is one, and so is each line of one that has several."""
+        redactor = Redactor(['pass"word\\ü'])
+        for text in ('pass\\"word\\\\\\u00fc', 'pass\\"word\\\\ü'):
+            self.assertEqual(redactor.text(f'{{"a": "{text}"}}'), f'{{"a": "{MARK}"}}')
+        key = f"-----BEGIN THING-----\n{LETTERS}1\n{LETTERS}2\nab==\n-----END THING-----\n"
+        redactor = Redactor([key])
+        self.assertEqual(redactor.text(f"> {LETTERS}2"), f"> {MARK}")
+        for text in ("-----BEGIN THING-----", "x ab== y"):
+            self.assertEqual(redactor.text(text), text)
+
 
 class ValueTests(SynchronousTestCase):
     def test_values(self) -> None:
@@ -184,6 +196,15 @@ class ValueTests(SynchronousTestCase):
             declared=["pin"],
         )
         self.assertEqual(found, ["one", "two", "three"])
+
+    def test_secretsOf(self) -> None:
+        """What is secret to a session: in its settings, its upload, its repository's address."""
+        spec = {
+            "agent": {"settings": {"model": "m", "pin": "one"}},
+            "repo": {"mode": "git", "url": "https://ann:hunter%4022@h/x", "uploadToken": "two"},
+        }
+        self.assertEqual(set(secretsOf(spec, ["pin"])), {"one", "two", "hunter%4022", "hunter@22"})
+        self.assertEqual(secretsOf({}), [])
 
     def test_userinfo(self) -> None:
         """What in a repository's address is secret."""
