@@ -20,7 +20,7 @@ Invariants:
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -196,6 +196,7 @@ class Forward:
     @ivar refused: Of these, those that were not on the list, or too many.
     @ivar failed: Of these, those whose target was not connected.
     @ivar lastError: Why the last of these failed.
+    @ivar about: What its streams' records say of on whose behalf they are.
     """
 
     id: str
@@ -209,6 +210,10 @@ class Forward:
     refused: int = field(init=False, default=0)
     failed: int = field(init=False, default=0)
     lastError: str | None = field(init=False, default=None)
+    about: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.about = {"forward": self.id}
 
     @property
     def listen(self) -> str:
@@ -409,7 +414,7 @@ class Forwards:
         endpoint = self._connections.endpoint(
             settings.runner,
             settings.target,
-            about={"forward": forward.id},
+            about=forward.about,
             allow=allow,
             patient=True,
         )
@@ -471,6 +476,8 @@ class _Connection:
     @ivar accepted: The half of the relay for whoever connected.
     @ivar target: The half for the target.
     """
+
+    __slots__ = ("_dialling", "_forwards", "_isOver", "_source", "accepted", "forward", "target")
 
     _log = Logger()
 

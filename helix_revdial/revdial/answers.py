@@ -34,7 +34,7 @@ from .agent_control import AgentControl
 from .errors import DialError, NotAllowed, TargetRefused, TargetTimeout, UnknownDial
 from .interfaces import ICarrierTransport, ITarget
 from .messages import ConnReady
-from .streams import Prepared, StreamProtocol, TargetAddress
+from .streams import Prepared, StreamOwner, StreamProtocol, TargetAddress
 from .watching import ListenerWatching
 
 
@@ -133,9 +133,8 @@ class Answer:
         if protocol is None or self._over:
             return None
         address = TargetAddress(self._ready.target or "")
-        stream = StreamProtocol(
-            Prepared(protocol), address, onEnded=lambda reason: self._streamEnded(stream, reason)
-        )
+        owner = _Answered(self._ready.dial, self._streams, self._onOver, self._watching)
+        stream = StreamProtocol(Prepared(protocol), address, owner=owner)
         self._streams.add(stream)
         return stream
 
@@ -206,15 +205,33 @@ class Answer:
             self._log.failure("A watcher failed.")
         self._onOver(self)
 
-    def _streamEnded(self, stream: StreamProtocol, reason: Failure) -> None:
+
+class _Answered(StreamOwner):
+    """What is left of a dial-back once it is a stream."""
+
+    __slots__ = ("_dial", "_onOver", "_streams", "_watching")
+
+    def __init__(
+        self,
+        dial: str | None,
+        streams: set[StreamProtocol],
+        onOver: Callable[[Answer | None], None],
+        watching: ListenerWatching,
+    ) -> None:
+        self._dial = dial
+        self._streams = streams
+        self._onOver = onOver
+        self._watching = watching
+
+    def streamEnded(self, stream: StreamProtocol, reason: Failure) -> None:
         self._streams.discard(stream)
         carrier = cast(ICarrierTransport, stream.transport)
         try:
             self._watching.streamEnded(
-                self._ready.dial, carrier.bytesReceived, carrier.bytesSent, _describe(reason)
+                self._dial, carrier.bytesReceived, carrier.bytesSent, _describe(reason)
             )
         except Exception:
-            self._log.failure("A watcher failed.")
+            Answer._log.failure("A watcher failed.")
         self._onOver(None)
 
 

@@ -44,7 +44,7 @@ from .messages import (
     decode,
     encode,
 )
-from .streams import Prepared, StreamProtocol, TargetAddress
+from .streams import Prepared, StreamOwner, StreamProtocol, TargetAddress
 from .watching import ListenerWatching
 
 MAX_EARLY = 64 * 1024
@@ -171,11 +171,9 @@ class Waiting:
         self._stopTimer()
         self.dial = None
         seconds = self._clock.seconds() - self._begun
-        stream = StreamProtocol(
-            Prepared(target),
-            TargetAddress(assign.target or ""),
-            onEnded=lambda reason: self._streamEnded(stream, assign.dial, reason),
-        )
+        address = TargetAddress(assign.target or "")
+        owner = _Answered(self, assign.dial)
+        stream = StreamProtocol(Prepared(target), address, owner=owner)
         self._stream = stream
         self._agent.streamBegan(self, assign.dial, stream)
         self._answered("connected")
@@ -284,7 +282,8 @@ class Waiting:
         except Exception:
             self._log.failure("A watcher failed.")
 
-    def _streamEnded(self, stream: StreamProtocol, dial: str, reason: Failure) -> None:
+    def streamEnded(self, stream: StreamProtocol, dial: str, reason: Failure) -> None:
+        """A stream on the connection is over."""
         carrier = cast(ICarrierTransport, stream.transport)
         self._agent.streamEnded(dial, stream)
         try:
@@ -292,7 +291,7 @@ class Waiting:
                 dial,
                 carrier.bytesReceived,
                 carrier.bytesSent,
-                "closed" if reason.check(ConnectionDone) else reason.getErrorMessage(),
+                "closed" if isinstance(reason.value, ConnectionDone) else reason.getErrorMessage(),
             )
         except Exception:
             self._log.failure("A watcher failed.")
@@ -347,6 +346,19 @@ class Waiting:
         self._giveUp("withdrawn")
         self._early.clear()
         self._connectionGone()
+
+
+class _Answered(StreamOwner):
+    """A dial that is a stream now."""
+
+    __slots__ = ("_dial", "_waiting")
+
+    def __init__(self, waiting: Waiting, dial: str) -> None:
+        self._waiting = waiting
+        self._dial = dial
+
+    def streamEnded(self, stream: StreamProtocol, reason: Failure) -> None:
+        self._waiting.streamEnded(stream, self._dial, reason)
 
 
 def _release(target: IProtocol) -> None:

@@ -326,14 +326,7 @@ class Connections(Views):
             self._roster.guarded(self._roster.watching.dialRefused, key, error, hit)
             return fail(Failure())
         try:
-            call = Call(
-                self._clock,
-                dial,
-                factory,
-                onConnected=self._roster.callConnected,
-                onCancelled=self._cancelled,
-                onOver=self._roster.callOver,
-            )
+            call = Call(self._clock, dial, factory, self._roster)
             if about is not None:
                 call.stream.about = about
         except Exception:
@@ -341,12 +334,14 @@ class Connections(Views):
             self._table.cancel(dial)
             self._roster.schedule()
             return fail(failure)
+        result = call.result
+        assert result is not None
         call.allow = allow
         self._calls[dial.id] = call
         if dial.state is DialState.ASKED:
             self._ask(dial)
         self._roster.schedule()
-        return call.result
+        return result
 
     def isAsked(self, credential: str, ticket: str) -> bool:
         """
@@ -484,10 +479,6 @@ class Connections(Views):
         stream.mark("asked")
         if not self._pool.assign(dial, call.early):
             registration.protocol.ask(dial.connReady())
-
-    def _cancelled(self, call: Call) -> None:
-        self._table.cancel(call.dial)
-        self._roster.schedule()
 
     # The end of things
 

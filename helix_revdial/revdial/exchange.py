@@ -246,7 +246,7 @@ class UpgradeExchange(Protocol):
 
     @ivar done: Fires with the caller's protocol, connected; errbacks with
         L{UpgradeRefused}, L{MalformedAnswer}, or the connection's error.
-        Cancelling it drops the connection.
+        Cancelling it drops the connection.  It is given up when it has fired.
     """
 
     __slots__ = (
@@ -377,12 +377,13 @@ class UpgradeExchange(Protocol):
 
         @return: C{done}.
         """
+        done = self.done
         connecting = endpoint.connect(_Only(self))
         if not connecting.called:
             self._connecting = connecting
             connecting.addTimeout(self._timeout, self._clock, onTimeoutCancel=self._tooSlow)
         connecting.addCallbacks(self._isConnected, self._isNotConnected)
-        return self.done
+        return done
 
     def _isConnected(self, _: IProtocol) -> None:
         self._connecting = None
@@ -429,9 +430,10 @@ class UpgradeExchange(Protocol):
         self._over = True
         self._stopTimer()
         # A stream lives long, and this with it: the answer is of no more use.
-        del self._reader, self._form, self._factory
+        done = self.done
+        del self._reader, self._form, self._factory, self.done
         self._ready = None
-        self.done.callback(protocol)
+        done.callback(protocol)
         if self._lostWhileOpening is not None:
             self._successor.connectionLost(self._lostWhileOpening)
         elif answer.rest:

@@ -19,6 +19,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol as Shape
 from typing import cast
 
 from twisted.internet.defer import Deferred
@@ -44,47 +45,71 @@ from .interfaces import ICarrierTransport
 from .messages import PickupFailed
 from .offered import Expose
 from .pool import EarlyBytes
-from .streams import RunnerAddress, Stream, StreamProtocol
+from .streams import RunnerAddress, Stream, StreamOwner, StreamProtocol
 
 
-class Call:
+class Calls(Shape):
+    """Who is told what becomes of a call."""
+
+    def callConnected(self, call: Call) -> None:
+        """The caller is about to get his protocol."""
+
+    def callCancelled(self, call: Call) -> None:
+        """The caller gave up before he had a protocol."""
+
+    def callOver(self, call: Call) -> None:
+        """
+        Nothing of the call is left, whether it failed, was cancelled, or its stream
+        ended; called once.
+        """
+
+
+class Call(StreamOwner):
     """
     A caller's dial.
 
     @ivar dial: The table's dial.
     @ivar stream: The record, from the start of the dial.
-    @ivar result: Fires with the caller's protocol.
+    @ivar result: Fires with the caller's protocol; C{None} once it has.
     @ivar owner: Who owned the generation that answered, once one did.
     @ivar credential: What registered it.
     @ivar allow: Whether the caller may have a target that is for these; C{None}
         where he may have all.
     @ivar early: What the caller sends before he has a stream, where his factory has
-        an attribute of that name.
+        an attribute of that name; C{None} once he has.
     @ivar outcome: C{"connected"}, C{"cancelled"}, the word of the error that the
         caller got, or C{"failed"} for an error of his own; C{None} before that.
     """
 
+    __slots__ = (
+        "_calls",
+        "_clock",
+        "_factory",
+        "_fired",
+        "_over",
+        "_protocol",
+        "_timer",
+        "allow",
+        "credential",
+        "dial",
+        "early",
+        "outcome",
+        "owner",
+        "result",
+        "stream",
+    )
+
     _log = Logger()
 
     def __init__(
-        self,
-        clock: IReactorTime,
-        dial: Dial,
-        factory: IProtocolFactory,
-        *,
-        onConnected: Callable[[Call], None],
-        onCancelled: Callable[[Call], None],
-        onOver: Callable[[Call], None],
+        self, clock: IReactorTime, dial: Dial, factory: IProtocolFactory, calls: Calls
     ) -> None:
         """
-        @param onConnected: The caller is about to get his protocol.
-        @param onCancelled: The caller gave up before he had a protocol.
-        @param onOver: Called once when nothing of the call is left, whether it
-            failed, was cancelled, or its stream ended.
+        @param calls: Told what becomes of it.
         """
         self.dial = dial
         self.stream = Stream(clock, dial.id, dial.key, dial.target)
-        self.result: Deferred[IProtocol] = Deferred(self._cancel)
+        self.result: Deferred[IProtocol] | None = Deferred(self._cancel)
         self.owner: str | None = None
         self.credential: str | None = None
         self.allow: Callable[[Expose], bool] | None = None
@@ -93,9 +118,7 @@ class Call:
         self.early = None if early is None else _Noted(early, self.stream)
         self._clock = clock
         self._factory = factory
-        self._onConnected = onConnected
-        self._onCancelled = onCancelled
-        self._onOver = onOver
+        self._calls = calls
         self._fired = False
         self._over = False
         self._timer: IDelayedCall | None = None
@@ -126,7 +149,9 @@ class Call:
             error = failure.value
             self.outcome = error.word if isinstance(error, DialError) else "failed"
             self.finish(_word(failure))
-            self.result.errback(failure)
+            result, self.result = self.result, None
+            assert result is not None
+            result.errback(failure)
 
     def cut(self, failure: Failure) -> None:
         """End the call in whatever state it is."""
@@ -145,12 +170,12 @@ class Call:
             self._factory.doStop()
         except Exception:
             self._log.failure("A factory failed in doStop.")
-        self._onOver(self)
+        self._calls.callOver(self)
 
     # The stream's events
 
-    def connected(self, protocol: IProtocol) -> None:
-        """The caller's protocol has its transport."""
+    def streamConnected(self, protocol: IProtocol) -> None:
+        """See L{StreamOwner <helix_revdial.revdial.streams.StreamOwner>}."""
         self._stopTimer()
         if self._fired:
             if self._protocol is not None:
@@ -158,11 +183,19 @@ class Call:
             return
         self._fired = True
         self.outcome = "connected"
-        self._onConnected(self)
-        self.result.callback(protocol)
+        # A stream may live for months: it keeps nothing of its dial.
+        result, self.result = self.result, None
+        self.early = self.allow = None
+        assert result is not None
+        self._calls.callConnected(self)
+        result.callback(protocol)
 
-    def ended(self, reason: Failure) -> None:
-        """The carrier is gone."""
+    def streamFailed(self, failure: Failure) -> None:
+        """See L{StreamOwner <helix_revdial.revdial.streams.StreamOwner>}."""
+        self.fail(failure)
+
+    def streamEnded(self, stream: StreamProtocol, reason: Failure) -> None:
+        """See L{StreamOwner <helix_revdial.revdial.streams.StreamOwner>}."""
         if not self._fired:
             self.fail(Failure(TunnelBroke()))
         self._protocol = None
@@ -172,7 +205,7 @@ class Call:
         self._fired = True
         self.outcome = "cancelled"
         if self._protocol is None:
-            self._onCancelled(self)
+            self._calls.callCancelled(self)
         else:
             # The caller's own protocol, if it is being connected just now, goes too.
             self._protocol.cut("cancelled")
@@ -190,6 +223,8 @@ class Call:
 
 class _Noted:
     """What a caller sends early, noted in the record of his stream."""
+
+    __slots__ = ("_early", "_stream")
 
     def __init__(self, early: EarlyBytes, stream: Stream) -> None:
         self._early = early
@@ -218,9 +253,7 @@ class _PickedUp(StreamProtocol):
             factory,
             RunnerAddress(call.dial.key, call.dial.target),
             stream=call.stream,
-            onConnected=call.connected,
-            onFailed=call.fail,
-            onEnded=call.ended,
+            owner=call,
         )
         self._call = call
 

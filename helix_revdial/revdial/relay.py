@@ -92,6 +92,26 @@ class RelayEnd:
 class _Pair:
     """What the two halves share: the linger timer, the times and the last word."""
 
+    __slots__ = (
+        "_joining",
+        "_relay",
+        "_timer",
+        "_waits",
+        "began",
+        "clock",
+        "failure",
+        "first",
+        "isOver",
+        "joined",
+        "left",
+        "linger",
+        "onEnd",
+        "right",
+        "sockets",
+        "taken",
+        "why",
+    )
+
     _log = Logger()
 
     def __init__(
@@ -274,7 +294,7 @@ class RelayProtocol(Protocol):
         self._gone = False
         self._readEnded = False
         self._writeEnded = False
-        self._early: list[bytes] = []
+        self._early: list[bytes] | None = None
         self._earlyTo: Callable[[bytes], None] | None = None
         self._earlySent = 0
 
@@ -294,7 +314,7 @@ class RelayProtocol(Protocol):
             return
         other = self.other
         other._earlyTo = write
-        for data in list(other._early):
+        for data in list(other._early or ()):
             other._earlySent += len(data)
             write(data)
         if other.isOpen and not other._readEnded:
@@ -327,8 +347,8 @@ class RelayProtocol(Protocol):
 
     def takeEarly(self) -> bytes:
         """What came before the other half was connected, and was not sent already."""
-        early, self._early = b"".join(self._early), []
-        return early[self._earlySent :]
+        early, self._early = self._early, None
+        return b"" if early is None else b"".join(early)[self._earlySent :]
 
     def connectionMade(self) -> None:
         if self._gone or self.other._gone:
@@ -365,6 +385,8 @@ class RelayProtocol(Protocol):
         if self._pair.joined:
             self.other.forward(data)
         else:
+            if self._early is None:
+                self._early = []
             self._early.append(data)
             if self._earlyTo is not None:
                 self._sendEarly(self._earlyTo, data)
@@ -405,7 +427,7 @@ class RelayProtocol(Protocol):
         self._pair.joinNow()
         wasOpen, self.isOpen = self.isOpen, False
         self._gone = True
-        self._early = []
+        self._early = None
         pair, other = self._pair, self.other
         pair.ending(self)
         orderly = isinstance(reason.value, error.ConnectionDone)

@@ -134,6 +134,11 @@ class Roster:
         """A caller has his stream."""
         self.guarded(self.watching.connected, call)
 
+    def callCancelled(self, call: Call) -> None:
+        """A caller gave up before his dial was picked up."""
+        self.table.cancel(call.dial)
+        self.schedule()
+
     def callOver(self, call: Call) -> None:
         """Nothing is left of a call."""
         dial = call.dial

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, NoProtocol
@@ -59,7 +59,7 @@ class IStreamTransport(ICarrierTransport, IConsumer, IPushProducer):
 
 
 @implementer(IAddress)
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunnerAddress:
     """
     Where a dialled stream leads.
@@ -73,7 +73,7 @@ class RunnerAddress:
 
 
 @implementer(IAddress)
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TargetAddress:
     """The name under which an agent offers a local service."""
 
@@ -168,18 +168,28 @@ class StreamTransport:
         it) look at it to stop in the middle of what they have received.
     """
 
-    disconnecting = False
+    __slots__ = ("_carrier", "_peer", "_untouched", "disconnecting", "stream")
 
     def __init__(
-        self, carrier: ICarrierTransport, stream: Stream | None, peer: IAddress | None
+        self, carrier: IStreamTransport, stream: Stream | None, peer: IAddress | None
     ) -> None:
-        self._carrier = cast(IStreamTransport, carrier)
+        self._carrier = carrier
+        self.disconnecting = False
         self.stream = stream
         self._peer = peer
         self._untouched = stream is not None
-        self.carrier = carrier.carrier
-        self.halfClose = carrier.halfClose
-        self.responseHeaders = carrier.responseHeaders
+
+    @property
+    def carrier(self) -> str:
+        return self._carrier.carrier
+
+    @property
+    def halfClose(self) -> bool:
+        return self._carrier.halfClose
+
+    @property
+    def responseHeaders(self) -> tuple[tuple[bytes, bytes], ...]:
+        return self._carrier.responseHeaders
 
     @property
     def bytesReceived(self) -> int:
@@ -273,6 +283,25 @@ class StreamTransport:
         self._carrier.stopProducing()
 
 
+class StreamOwner:
+    """Whose stream it is: told what becomes of it."""
+
+    __slots__ = ()
+
+    def streamConnected(self, protocol: IProtocol) -> None:
+        """The protocol on the stream has its transport."""
+
+    def streamFailed(self, failure: Failure) -> None:
+        """That protocol could not be built or connected; the carrier is aborted."""
+        StreamProtocol._log.failure("A stream's protocol could not be connected.", failure)
+
+    def streamEnded(self, stream: StreamProtocol, reason: Failure) -> None:
+        """The carrier is gone; called once, last."""
+
+
+_NOBODY = StreamOwner()
+
+
 @implementer(IHalfCloseableProtocol)
 class StreamProtocol(Protocol):
     """
@@ -290,32 +319,25 @@ class StreamProtocol(Protocol):
         address: IAddress,
         *,
         stream: Stream | None = None,
-        onConnected: Callable[[IProtocol], None] | None = None,
-        onFailed: Callable[[Failure], None] | None = None,
-        onEnded: Callable[[Failure], None] | None = None,
+        owner: StreamOwner = _NOBODY,
     ) -> None:
         """
         @param factory: Builds the caller's protocol.
         @param address: What C{buildProtocol} is told; for a dialled stream also
             what the transport says its peer is.
         @param stream: The record to keep; with one, this is the dialling side.
-        @param onConnected: Called with the caller's protocol once it has its transport.
-        @param onFailed: Called instead when the caller's protocol could not be
-            built or connected; the carrier is aborted.
-        @param onEnded: Called once, after the carrier is gone.
+        @param owner: Told what becomes of the stream.
         """
         self.protocol: IProtocol | None = None
         self._factory = factory
         self._address = address
         self._stream = stream
-        self._onConnected = onConnected
-        self._onFailed = onFailed
-        self._onEnded = onEnded
+        self._owner = owner
         self._silent = stream is not None
         self._ending: str | None = None
 
     def connectionMade(self) -> None:
-        carrier = cast(IStreamTransport, self.transport)
+        carrier: Any = self.transport
         # A stream has no heartbeat of its own, and may be idle for hours.
         if not getattr(carrier, "isWatched", False):
             watchPath(carrier, DATA_WATCH)
@@ -335,8 +357,7 @@ class StreamProtocol(Protocol):
         except Exception:
             self._fail(Failure())
             return
-        if self._onConnected is not None:
-            self._onConnected(protocol)
+        self._owner.streamConnected(protocol)
 
     def dataReceived(self, data: bytes) -> None:
         protocol = self.protocol
@@ -385,9 +406,8 @@ class StreamProtocol(Protocol):
         if self._stream is not None:
             self._stream.end(self._ending or _describe(reason))
         self._tellLost(reason)
-        onEnded, self._onEnded = self._onEnded, None
-        if onEnded is not None:
-            onEnded(reason)
+        owner, self._owner = self._owner, _NOBODY
+        owner.streamEnded(self, reason)
 
     def cut(self, why: str) -> None:
         """End the stream at once, with C{why} on its record."""
@@ -410,10 +430,7 @@ class StreamProtocol(Protocol):
 
     def _fail(self, failure: Failure) -> None:
         self.protocol = None
-        if self._onFailed is None:
-            self._log.failure("A stream's protocol could not be connected.", failure)
-        else:
-            self._onFailed(failure)
+        self._owner.streamFailed(failure)
         self.cut("the protocol could not be connected")
 
 

@@ -130,7 +130,7 @@ class RelayMachine(RuleBasedStateMachine):
     def memoryIsBounded(self) -> None:
         for wire in self.wires:
             assert wire.right.highWater <= 2 * 100_000 + 65536, wire.right.highWater
-        assert all(len(b"".join(half._early)) <= 65536 for half in self.halves)
+        assert all(len(b"".join(half._early or ())) <= 65536 for half in self.halves)
 
     def teardown(self) -> None:
         """

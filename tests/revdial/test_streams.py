@@ -19,6 +19,7 @@ from helix_revdial.revdial.streams import (
     IStreamTransport,
     RunnerAddress,
     Stream,
+    StreamOwner,
     StreamProtocol,
     TargetAddress,
 )
@@ -52,6 +53,22 @@ class HalfCloseable(Ordinary):
         self.heard.append("write lost")
 
 
+class Owner(StreamOwner):
+    """Has a test case told."""
+
+    def __init__(self, case: StreamCase) -> None:
+        self._case = case
+
+    def streamConnected(self, protocol: Any) -> None:
+        self._case.connected.append(protocol)
+
+    def streamFailed(self, failure: Failure) -> None:
+        self._case.failed.append(failure)
+
+    def streamEnded(self, stream: StreamProtocol, reason: Failure) -> None:
+        self._case.ended.append(reason)
+
+
 class StreamCase(SynchronousTestCase):
     """A dialled stream on a carrier in memory."""
 
@@ -62,6 +79,7 @@ class StreamCase(SynchronousTestCase):
         self.connected: list[Any] = []
         self.failed: list[Failure] = []
         self.ended: list[Failure] = []
+        self.owner = Owner(self)
 
     def carry(self, protocol: Any, *, dialled: bool = True, **options: Any) -> MemoryCarrier:
         factory = Factory()
@@ -71,9 +89,7 @@ class StreamCase(SynchronousTestCase):
                 factory,
                 RunnerAddress("wolf-1", "api"),
                 stream=self.stream if dialled else None,
-                onConnected=self.connected.append,
-                onFailed=self.failed.append,
-                onEnded=self.ended.append,
+                owner=self.owner,
             )
         )
 
