@@ -7,7 +7,8 @@ a known token, an C{Authorization} value, a password in a URL or in a setting, a
 every secret that the session itself was given, becomes L{MARK}.
 
 It cannot find everything: a secret of a form that nobody knows, that the session
-was not given, or that is printed in pieces, stays.
+was not given, or that is printed in pieces, stays.  (Keys that are printed line by line:
+L{helix_revdial.sessions.key_lines}.)
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ _PATTERN: Final = re.compile(
     "|".join(
         (
             # A key in its armour, also when its end is cut off.
-            r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----"
-            r"(?:[\s\S]*?-----END [A-Z0-9 ]*PRIVATE KEY-----|[\s\S]*)",
+            r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
+            r"(?:[\s\S]*?-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|[\s\S]*)",
             # Authorization: SCHEME VALUE, in a header or in what a program prints of it.
             r"(?P<header>\b(?:proxy-|x-[\w\-]{1,40}-)?authorization[\"']?\s{0,3}[:=]\s{0,3}"
             r"[\"']?(?:(?:bearer|basic|apikey|token|digest|negotiate)\s{1,3})?)[^\s\"',]{3,}",

@@ -30,6 +30,7 @@ from helix_revdial.sessions.executor import (
     Verb,
 )
 from helix_revdial.sessions.executors import Executors
+from helix_revdial.sessions.key_lines import KeyLines
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.reports import Gap, finish, store
@@ -280,10 +281,11 @@ class Run:
             raise self._broken
 
     async def _readAll(self, reports: AsyncIterator[Report]) -> None:
+        keys = KeyLines()
         try:
             async for report in reports:
                 self._lostAt = None
-                self._buffer.append(report)
+                self._buffer.append(keys.cleaned(report))
                 self._store()
                 if self._broken is not None or report.kind == "exit":
                     return

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from twisted.internet.defer import Deferred
 
-from helix_revdial.sessions.driver import Driver, DriverSettings
+from helix_revdial.sessions.driver import Driver
 from helix_revdial.sessions.events import Event
 from helix_revdial.sessions.executor import (
     ExecutorRefused,
@@ -22,6 +22,7 @@ from helix_revdial.sessions.executor import (
 )
 from helix_revdial.sessions.lifecycle import TERMINAL, TRANSITIONS, Illegal
 from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.run import DriverSettings
 from helix_revdial.sessions.synthetic import SyntheticExecutor
 from helix_revdial.storage.tables import moments, snapshots
 from tests.sessions.worlds import DrivenTestCase, prepare
@@ -274,6 +275,21 @@ class DriverTests(DrivenTestCase):
         messages = self.messages(session)
         self.assertIn("afterwards", messages)
         self.assertTrue([text for text in messages if "262144 bytes at most" in text])
+
+    def test_keysLineByLine(self) -> None:
+        """F1: a private key whose lines are reported one by one is not stored."""
+        session = self.run_(prompt="forever")
+        self.until(session, "running")
+        run = self.host._runs[session.id]
+        for line in ("-----BEGIN RSA PRIVATE KEY-----", "Ab1+" * 16, "Cd2/" * 16):
+            run._log("info", line)
+            self.pass_(0.1)
+        run._log("info", "-----END RSA PRIVATE KEY----- and so on")
+        self.pass_(0.1)
+        said = "\n".join(self.messages(session))
+        for secret in ("Ab1+", "Cd2/", "KEY"):
+            self.assertNotIn(secret, said)
+        self.assertIn("*** and so on", said)
 
 
 class DriverPostgreSQLTests(OnPostgreSQL, DriverTests):
