@@ -30,15 +30,31 @@ _NUMBERS: dict[type[BaseException], int] = {
 
 _NO_TLS = "what answers does not speak TLS; is it http:// or ws://?"
 
+_UNTRUSTED = "the server does not trust this agent's certificate (--client-certificate)"
+_EXPIRED = "this agent's certificate has expired (--client-certificate)"
+
 _TLS_REASONS = {
     "wrong version number": _NO_TLS,
     "packet length too long": _NO_TLS,
     "http request": _NO_TLS,
-    "tlsv13 alert certificate required": "the server wants a certificate (--client-certificate)",
-    "sslv3 alert handshake failure": "the two ends have nothing in common (version, ciphers), or "
-    "the server wants a certificate (--client-certificate)",
 }
 """What OpenSSL's reasons mean for somebody who sets an agent up."""
+
+_ALERTS = {
+    "certificate required": "the server wants a certificate (--client-certificate)",
+    "unknown ca": _UNTRUSTED,
+    "bad certificate": _UNTRUSTED,
+    "certificate unknown": _UNTRUSTED,
+    "certificate revoked": _UNTRUSTED,
+    "certificate expired": _EXPIRED,
+    "protocol version": "the two ends have no version of TLS in common",
+    "handshake failure": "the two ends have nothing in common (version, ciphers), or "
+    "the server wants a certificate (--client-certificate)",
+}
+"""
+What a server's alerts mean.  Before the name of each OpenSSL has C{tlsv13 alert},
+C{tlsv1 alert}, and C{sslv3 alert}, C{ssl/tls alert} or C{tls alert}, by its version.
+"""
 
 
 def connectReason(failed: BaseException) -> str | None:
@@ -77,8 +93,12 @@ def _tlsReason(failed: SSL.Error) -> str:
     for entry in failed.args:
         if isinstance(entry, list):
             reasons = [str(item[-1]) for item in entry if isinstance(item, tuple) and item]
+            # The system's own error, such as a reset, has no reason.
+            reasons = [reason for reason in reasons if reason]
             if reasons:
-                return _TLS_REASONS.get(reasons[-1], reasons[-1])
+                reason = reasons[-1]
+                alert = reason.partition(" alert ")[2]
+                return _ALERTS.get(alert) or _TLS_REASONS.get(reason, reason)
     return "the connection was closed"
 
 

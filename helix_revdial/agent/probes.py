@@ -223,13 +223,20 @@ def noAnswer(what: str, failed: Exception) -> Finding:
             "from another network, or over https",
         )
     reason = plain(connectReason(failed) or str(failed) or type(failed).__name__)
-    return Finding(
-        what,
-        "failed",
-        f"connected, then: {reason}",
-        "something closes the connection instead of answering: a port for TLS needs https://; "
-        "else a firewall or proxy in between does not let this through",
-    )
+    if isinstance(failed, SSL.Error):
+        # In TLS 1.3 a server judges the client's certificate when, to the client, the
+        # handshake is over (RFC 8446, 4.4.2.4).
+        advice = (
+            "the server ends TLS: if it wants a client certificate, give one that it trusts "
+            "(--client-certificate, --client-key); else something in between cuts TLS off"
+        )
+    else:
+        advice = (
+            "something closes the connection instead of answering: a port for TLS needs "
+            "https://, a server that wants client certificates --client-certificate; else a "
+            "firewall or proxy in between does not let this through"
+        )
+    return Finding(what, "failed", f"connected, then: {reason}", advice)
 
 
 __all__ = [

@@ -124,7 +124,14 @@ class TLSDiagnosis:
                 "client certificate (--client-certificate), or something in between cuts TLS off",
             )
         reason = connectReason(failed) or type(failed).__name__
-        return Finding("tls", "failed", plain(reason), "see that the port is the server's")
+        return Finding(
+            "tls",
+            "failed",
+            f"no handshake: {plain(reason)}",
+            "the port is open, and the handshake does not come through: what listens there is not "
+            "the server, or hangs; or large packets get lost on the way, as over a VPN or tunnel: "
+            "lower this host's MTU, or let ICMP pass",
+        )
 
     async def _handshake(self, endpoint: IStreamClientEndpoint) -> Handshake:
         protocol = Handshake()

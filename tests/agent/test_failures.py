@@ -41,6 +41,23 @@ class ConnectReasonTests(SynchronousTestCase):
                 "TLS failed: what answers does not speak TLS; is it http:// or ws://?",
             ),
             (SSL.Error(), "TLS failed: the connection was closed"),
+            (
+                SSL.Error([("system library", "", "")]),
+                "TLS failed: the connection was closed",
+            ),
+            *(
+                (
+                    SSL.Error([("SSL routines", "", f"{prefix} alert handshake failure")]),
+                    "TLS failed: the two ends have nothing in common (version, ciphers), or the "
+                    "server wants a certificate (--client-certificate)",
+                )
+                for prefix in ("sslv3", "ssl/tls", "tls")
+            ),
+            (
+                SSL.Error([("SSL routines", "", "tlsv1 alert unknown ca")]),
+                "TLS failed: the server does not trust this agent's certificate "
+                "(--client-certificate)",
+            ),
             (ProxyFailed("the proxy x"), "the proxy x"),
             (NotTrusted("the server's key"), "the server's key"),
             (CredentialsUnusable("the proxy's credentials"), "the proxy's credentials"),

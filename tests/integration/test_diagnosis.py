@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 import trustme
 from twisted.internet import reactor as realReactor
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import CertificateOptions, PrivateCertificate
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    PrivateCertificate,
+    trustRootFromCertificates,
+)
 from twisted.trial.unittest import TestCase
 
 from helix_revdial.agent import diagnosis
@@ -119,7 +124,12 @@ class DiagnosisTests(TestCase):
         self.patch(diagnosis, "STEP", 1.0)
         self.patch(diagnosis, "ANSWER", 0.5)
 
-    def listen(self, factory: Any = None, certificate: trustme.LeafCert | None = None) -> int:
+    def listen(
+        self,
+        factory: Any = None,
+        certificate: trustme.LeafCert | None = None,
+        clients: trustme.CA | None = None,
+    ) -> int:
         factory = factory or self.api.factory
         factory.noisy = False
         if certificate is None:
@@ -127,8 +137,13 @@ class DiagnosisTests(TestCase):
         else:
             both = certificate.private_key_pem.bytes() + certificate.cert_chain_pems[0].bytes()
             own = PrivateCertificate.loadPEM(both)
+            trusted = None
+            if clients is not None:
+                trusted = trustRootFromCertificates([Certificate.loadPEM(clients.cert_pem.bytes())])
             options = CertificateOptions(
-                privateKey=own.privateKey.original, certificate=own.original
+                privateKey=own.privateKey.original,
+                certificate=own.original,
+                trustRoot=trusted,
             )
             port = reactor.listenSSL(0, factory, options, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
@@ -333,6 +348,22 @@ class DiagnosisTests(TestCase):
         self.said(found, "tls", "failed", "speak TLS")
         found = await self.look(f"http://localhost:{right}")
         self.said(found, "http", "failed", "https://")
+
+    async def test_clientCertificate(self) -> None:
+        """A server that wants one: that is said, whatever the client's TLS calls a success."""
+        authority = trustme.CA()
+        path = self.mktemp()
+        authority.cert_pem.write_to_path(path)
+        port = self.listen(certificate=authority.issue_cert("localhost"), clients=authority)
+        found = await self.look(f"https://localhost:{port}", **{"ca-file": path})
+        self.said(found, "http", "failed", "--client-certificate")
+        self.flushLoggedErrors()
+
+    async def test_handshakeThatHangs(self) -> None:
+        """An open port from which no handshake comes: another service, or lost packets."""
+        port = self.answering(b"", closes=False)
+        found = await self.look(f"https://127.0.0.1:{port}")
+        self.said(found, "tls", "failed", "no handshake", "MTU")
 
     async def test_proxy(self) -> None:
         """A proxy on the way: its login, its refusal, and one that leads there."""
