@@ -22,7 +22,7 @@ import msgspec
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
-from helix_revdial.config import ConfigError, ServerConfig
+from helix_revdial.config import ServerConfig
 
 RELOADABLE = frozenset(
     {
@@ -252,7 +252,6 @@ class HangupSignal:
 
 __all__ = [
     "RELOADABLE",
-    "ConfigError",
     "HangupSignal",
     "Part",
     "Reload",

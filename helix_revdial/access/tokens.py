@@ -41,7 +41,7 @@ from helix_revdial.storage.database import Database
 from helix_revdial.storage.ids import newId
 from helix_revdial.storage.tables import tokens
 
-__all__ = ["TokenConflict", "TokenError", "TokenRecord", "Tokens", "UnknownToken"]
+__all__ = ["TokenConflict", "Tokens"]
 
 MAX_OVERLAP: Final = 30 * 86400.0
 """Seconds for which a rotated token can stay valid, at most."""

@@ -22,7 +22,8 @@ from helix_revdial.gateways.forwarding import OWN_AUTHORIZATION
 from helix_revdial.http.operations import Call
 from helix_revdial.http.problem import Problem
 from helix_revdial.http.request import Request
-from helix_revdial.sessions.sessions import Session, Sessions
+from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.sessions import Sessions
 
 _CHALLENGE = [(b"WWW-Authenticate", b'Bearer realm="helix"')]
 _INVALID = [(b"WWW-Authenticate", b'Bearer realm="helix", error="invalid_token"')]

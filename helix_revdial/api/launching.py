@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from helix_revdial.access.tokens import Tokens
 from helix_revdial.sessions.agents import Agents
-from helix_revdial.sessions.driver import LaunchImpossible
 from helix_revdial.sessions.executor import (
     DeliverySpec,
     LaunchSpec,
@@ -24,6 +23,7 @@ from helix_revdial.sessions.executor import (
 )
 from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.run import LaunchImpossible
 from helix_revdial.sessions.uploads import ArchiveGone, Uploads
 
 

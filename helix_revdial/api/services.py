@@ -34,15 +34,17 @@ from helix_revdial.revdial.sockets import SocketRelays
 from helix_revdial.sessions.agents import Agents
 from helix_revdial.sessions.catalogue import Catalogue
 from helix_revdial.sessions.drafts import Drafts
-from helix_revdial.sessions.driver import Driver, DriverSettings
+from helix_revdial.sessions.driver import Driver
 from helix_revdial.sessions.events import EventLog
 from helix_revdial.sessions.executors import Executors
 from helix_revdial.sessions.git_refs import GitRefs
 from helix_revdial.sessions.known_executors import KnownExecutors
 from helix_revdial.sessions.patch_copies import PatchCopies
 from helix_revdial.sessions.patches import Patches, PatchLimits
+from helix_revdial.sessions.records import Session
 from helix_revdial.sessions.redaction import secretProperties
-from helix_revdial.sessions.sessions import Session, Sessions
+from helix_revdial.sessions.run import DriverSettings
+from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.sessions.timeline import Timeline
 from helix_revdial.sessions.uploads import Uploads
 from helix_revdial.sessions.webhook_outbox import Outbox

@@ -38,7 +38,7 @@ from helix_revdial.sessions.executor import ExecutorRefused, ExecutorUnreachable
 from helix_revdial.sessions.executors import Executors, Registered
 from helix_revdial.sessions.lifecycle import TERMINAL, Illegal
 from helix_revdial.sessions.records import Session
-from helix_revdial.sessions.run import DriverSettings, LaunchImpossible, Run, Shared
+from helix_revdial.sessions.run import DriverSettings, Run, Shared
 from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.storage.failures import DatabaseUnavailable
 
@@ -318,4 +318,4 @@ class Driver:
             self._log.failure("A session is no longer driven", failure)
 
 
-__all__ = ["Driver", "DriverSettings", "LaunchImpossible"]
+__all__ = ["Driver"]

@@ -536,7 +536,7 @@ class Sessions:
                 )
 
 
-__all__ = ["Session", "SessionError", "SessionPage", "Sessions", "Subscriber"]
+__all__ = ["SessionError", "SessionPage", "Sessions", "Subscriber"]
 
 
 # Made once for each set of filters: to make a statement costs as much as to run it.

@@ -16,7 +16,8 @@ from zope.interface import implementer
 from helix_revdial.access import recent
 from helix_revdial.access.records import TokenError, TokenRecord
 from helix_revdial.access.secrets import digestOf
-from helix_revdial.access.tokens import MAX_OVERLAP, TokenConflict, UnknownToken
+from helix_revdial.access.store import UnknownToken
+from helix_revdial.access.tokens import MAX_OVERLAP, TokenConflict
 from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.ids import newId
 from helix_revdial.storage.tables import tokens as table

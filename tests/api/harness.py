@@ -24,7 +24,8 @@ from helix_revdial.api.tracing import traced
 from helix_revdial.config import ServerConfig
 from helix_revdial.http.factory import HTTPFactory
 from helix_revdial.revdial.connections import Connections
-from helix_revdial.sessions.sessions import Session, Sessions
+from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.sessions import Sessions
 from helix_revdial.sessions.synthetic import SyntheticExecutor
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.threads import SameThread

@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 from helix_revdial.sessions import sessions as module
-from helix_revdial.sessions.sessions import Session, SessionError, Sessions
+from helix_revdial.sessions.records import Session
+from helix_revdial.sessions.sessions import SessionError, Sessions
 from helix_revdial.storage.failures import DatabaseUnavailable
 from helix_revdial.storage.ids import isId, newId
 from tests.access.worlds import START, AccessTestCase
