@@ -17,38 +17,32 @@ What holds:
   - secrets are taken out before an event is stored;
   - writes that wait for a transaction share one: a log of many sessions does not
     cost a commit for each line.  Each is still whole or not at all, by itself;
-  - what waits is limited; so are a message (L{MAX_MESSAGE}) and an event
-    (L{MAX_EVENT}).
+  - what waits is limited; so is an event, and a message in it
+    (L{helix_revdial.sessions.event_data}).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-import msgspec
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from helix_revdial.sessions.event_data import Redactors, asStored
 from helix_revdial.sessions.lifecycle import TERMINAL
-from helix_revdial.sessions.redaction import Redactor, secretsOf
+from helix_revdial.sessions.redaction import Redactor
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.failures import DatabaseUnavailable, unavailable
 from helix_revdial.storage.tables import session_events, sessions
 
 T = TypeVar("T")
-
-MAX_MESSAGE: Final = 64 * 1024
-"""Bytes of UTF-8 of a message; what is longer is cut, and says so."""
-
-MAX_EVENT: Final = 256 * 1024
-"""Bytes of an event's data as JSON."""
 
 MAX_WAITING: Final = 10_000
 """Writes that may wait for their transaction."""
@@ -58,13 +52,6 @@ GROUP: Final = 200
 
 MAX_READ: Final = 1000
 """Events that are read at once."""
-
-MAX_REDACTORS: Final = 5000
-"""Sessions whose secrets are remembered."""
-
-
-class EventTooLarge(ValueError):
-    """An event has more than L{MAX_EVENT} bytes.  HTTP answers 413."""
 
 
 class UnknownSession(LookupError):
@@ -163,7 +150,7 @@ class Appender:
         @param spec: what the session was made from.
         @param agent: the type of its agent.
         """
-        return self._add(1, [(type, _cleaned(data, self._learn(spec, agent)), at)])[0]
+        return self._add(1, [(type, asStored(data, self._learn(spec, agent)), at)])[0]
 
     def clean(self, text: str) -> str:
         """A text without the session's secrets, for what is stored beside its events."""
@@ -179,7 +166,7 @@ class Appender:
         if not items:
             return []
         redactor = self._redactor()
-        cleaned = [(kind, _cleaned(data, redactor), at) for kind, data, at in items]
+        cleaned = [(kind, asStored(data, redactor), at) for kind, data, at in items]
         # The row is locked from here to the commit: nobody else numbers in between.
         last = self._connection.execute(
             _NUMBER, {"of_session": self._session, "count": len(items)}
@@ -214,10 +201,6 @@ _NUMBER: Final = (
 )
 
 _INSERT: Final = insert(session_events)
-
-_SPEC: Final = select(sessions.c.spec, sessions.c.agent_type).where(
-    sessions.c.id == bindparam("of_session")
-)
 
 
 @dataclass(slots=True)
@@ -260,7 +243,7 @@ class EventLog:
         self._subscribersOfAll: list[Subscriber] = []
         self._afterwards: list[Callable[[], None]] = []
         self._witnesses: list[Witness] = []
-        self._redactors: OrderedDict[str, Redactor] = OrderedDict()
+        self._redactors = Redactors(lambda agent: self.secretSettings(agent))
 
     # Writing
 
@@ -388,32 +371,14 @@ class EventLog:
             connection,
             write.session,
             now,
-            lambda: self._redactorOf(connection, write.session),
-            lambda spec, agent: self._learn(write.session, spec, agent),
+            lambda: self._redactors.of(connection, write.session),
+            lambda spec, agent: self._redactors.learn(write.session, spec, agent),
         )
         result = write.function(connection, appender)
         if appender.events:
             for witness in self._witnesses:
                 witness(connection, appender.events)
         return result, appender.events
-
-    def _redactorOf(self, connection: Connection, session: str) -> Redactor:
-        found = self._redactors.get(session)
-        if found is None:
-            row = connection.execute(_SPEC, {"of_session": session}).one_or_none()
-            if row is None:
-                return self._learn(session, {}, "")
-            found = self._learn(session, row.spec or {}, row.agent_type or "")
-        return found
-
-    def _learn(self, session: str, spec: Mapping[str, Any], agent: str) -> Redactor:
-        """What is secret to a session, by what it was made from."""
-        secrets = secretsOf(spec, self.secretSettings(agent))
-        # Only a write's thread touches these, and there is one write at a time.
-        found = self._redactors[session] = Redactor(secrets)
-        if len(self._redactors) > MAX_REDACTORS:
-            self._redactors.popitem(last=False)
-        return found
 
     # Reading
 
@@ -605,38 +570,3 @@ class EventLog:
 def _isUnavailable(error: Exception) -> bool:
     """Whether the database cannot be used: then nothing of the transaction is there."""
     return isinstance(error, SQLAlchemyError) and unavailable(error) is not None
-
-
-def _cleaned(data: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
-    """An event's data as it may be stored."""
-    cleaned: dict[str, Any] = redactor.value(data)
-    message = cleaned.get("message")
-    if isinstance(message, str):
-        cleaned["message"] = _cut(message)
-    try:
-        size = len(msgspec.json.encode(cleaned))
-    except UnicodeEncodeError:
-        # Half of a surrogate pair is no text: neither JSON nor PostgreSQL takes it.
-        cleaned = _text(cleaned)
-        size = len(msgspec.json.encode(cleaned))
-    if size > MAX_EVENT:
-        raise EventTooLarge(f"an event has {MAX_EVENT} bytes at most, not {size}")
-    return cleaned
-
-
-def _cut(message: str) -> str:
-    if len(message) * 4 <= MAX_MESSAGE:
-        return message
-    encoded = message.encode("utf-8", "replace")
-    if len(encoded) <= MAX_MESSAGE:
-        return message
-    mark = f"… [{len(encoded)} bytes, cut]"
-    return encoded[: MAX_MESSAGE - len(mark) - 2].decode("utf-8", "ignore") + mark
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict):
-        return {_text(name): _text(one) for name, one in value.items()}
-    return [_text(one) for one in value] if isinstance(value, list) else value

@@ -16,7 +16,8 @@ import msgspec
 from sqlalchemy import Connection
 
 from helix_revdial.sessions.changes import happen, lock, put
-from helix_revdial.sessions.events import Appender, EventTooLarge
+from helix_revdial.sessions.event_data import EventTooLarge
+from helix_revdial.sessions.events import Appender
 from helix_revdial.sessions.executor import Report
 from helix_revdial.sessions.lifecycle import TERMINAL, Input
 from helix_revdial.sessions.moments import (

@@ -19,14 +19,12 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from helix_revdial.sessions.event_data import MAX_EVENT, MAX_MESSAGE, EventTooLarge
 from helix_revdial.sessions.events import (
     GROUP,
-    MAX_EVENT,
-    MAX_MESSAGE,
     Appender,
     Event,
     EventLog,
-    EventTooLarge,
     UnknownSession,
 )
 from helix_revdial.sessions.lifecycle import TERMINAL, TRANSITIONS, Illegal
