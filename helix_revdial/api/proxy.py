@@ -209,11 +209,11 @@ _SESSION = re.compile(r"ses-([0-7][0-9a-hjkmnp-tv-z]{25})")
 
 
 def hostOf(request: Request) -> str:
-    """The host that a request names, in lower case, without port and root dot."""
+    """The host that a request names, in lower case, without port and dots behind it."""
     host = (request.headers.get(b"host") or b"").decode("latin-1").lower()
     if host.startswith("["):
         return host
-    return host.partition(":")[0].removesuffix(".")
+    return host.partition(":")[0].rstrip(".")
 
 
 class ByName:

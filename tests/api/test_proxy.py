@@ -283,7 +283,11 @@ class NameTests(ProxyTestCase):
 
     def test_name(self) -> None:
         """TARGET--RUNNER.BASE is the target's own origin."""
-        for host in ("api--wolf-1.apps.example", "API--Wolf-1.apps.example.:8443"):
+        for host in (
+            "api--wolf-1.apps.example",
+            "API--Wolf-1.apps.example.:8443",
+            "api--wolf-1.apps.example..",
+        ):
             pending = self.named(host, "/api/v1/sessions?x")
             asked = self.served(pending)
             self.assertTrue(asked.startswith(b"GET /api/v1/sessions?x HTTP/1.1\r\n"), asked)
