@@ -485,7 +485,9 @@ class ControlConnection(Protocol):
                     self.roundTrip = self.lastProof - asked
                     answer.callback(self.roundTrip)
             case KeepAlive(echo):
-                if echo is not None and ECHO in self.features:
+                # A question of our own that comes back was reflected on the way. Its answer
+                # would come back as well, and prove a peer that is not there.
+                if echo is not None and ECHO in self.features and echo not in self._echoes:
                     self.send(Echo(echo))
             case _:
                 self._guarded(self.messageReceived, message)

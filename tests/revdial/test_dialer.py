@@ -89,6 +89,24 @@ class KeepAliveTests(DialerCase):
         carrier.deliver(encode(KeepAlive("abc")))
         self.assertEqual(carrier.messages(), [Echo("abc")])
 
+    def test_whatWeSaidComesBack(self) -> None:
+        """B3: something in between that sends our own words back proves no life with them."""
+        dialer = self.dialer(ECHO)
+        carrier = MemoryCarrier().connect(dialer)
+
+        def reflect() -> None:
+            for message in carrier.messages():
+                carrier.deliver(encode(message))
+
+        for _ in range(int(SILENCE) + 1):
+            self.clock.advance(1)
+            # Once more what was said to that, if anything was.
+            reflect()
+            reflect()
+        self.assertIsNone(dialer.roundTrip)
+        self.assertTrue(carrier.ended)
+        self.assertEqual(dialer.ended, "silence")
+
     def test_withoutEchoAWebSocketIsPinged(self) -> None:
         """The Go agents of 2026 know no echo: a ping each 15 s does its work."""
         dialer = self.dialer(offered=False)
