@@ -22,6 +22,7 @@ from helix_revdial.api.session_document import (
     documentOf,
     workspaceOf,
 )
+from helix_revdial.api.token_audit import noteToken
 from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem
@@ -219,7 +220,8 @@ def operations(services: Services) -> list[Operation]:
                 return _state(ending)
         # The control plane cuts the tunnel when it is told of the deletion.
         await services.driver.delete(session)
-        await services.tokens.revokeSession(session.id)
+        for record in await services.tokens.revokeSession(session.id):
+            noteToken(services.audit, call, "token-revoked", record)
         return Response(204)
 
     async def stop(call: Call) -> Response:

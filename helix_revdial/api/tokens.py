@@ -21,6 +21,7 @@ from helix_revdial.access.tokens import DEFAULT_OVERLAP, MAX_OVERLAP, TokenConfl
 from helix_revdial.api.authority import asking
 from helix_revdial.api.services import Services
 from helix_revdial.api.sessions import Page
+from helix_revdial.api.token_audit import noteToken
 from helix_revdial.http.openapi import NO_CONTROLS
 from helix_revdial.http.operations import Call, Operation
 from helix_revdial.http.problem import Problem, validationProblem
@@ -179,7 +180,7 @@ def operations(services: Services) -> list[Operation]:
             call.body.kind,
             **await purpose(call),  # type: ignore[arg-type]
         )
-        _noted(call, "token-created", record)
+        noteToken(services.audit, call, "token-created", record)
         return _document(record, secret)
 
     async def importToken(call: Call) -> TokenDocument:
@@ -188,7 +189,7 @@ def operations(services: Services) -> list[Operation]:
             call.body.kind,
             **await purpose(call),  # type: ignore[arg-type]
         )
-        _noted(call, "token-imported", record)
+        noteToken(services.audit, call, "token-imported", record)
         return _document(record)
 
     async def listAll(call: Call) -> TokenList:
@@ -212,14 +213,14 @@ def operations(services: Services) -> list[Operation]:
         record, secret = await services.tokens.rotate(
             call.params["token"], body.overlap, tenant=asking(call).tenant
         )
-        _noted(call, "token-rotated", record)
+        noteToken(services.audit, call, "token-rotated", record)
         return _document(record, secret)
 
     async def revoke(call: Call) -> None:
         await mayChange(call)
         ended = await services.tokens.revoke(call.params["token"], tenant=asking(call).tenant)
         for record in ended:
-            _noted(call, "token-revoked", record)
+            noteToken(services.audit, call, "token-revoked", record)
 
     async def mayChange(call: Call) -> None:
         """
@@ -233,18 +234,6 @@ def operations(services: Services) -> list[Operation]:
         record = await services.tokens.get(name, tenant=principal.tenant)
         if principal.user is None or record.user != principal.user or record.kind != "session":
             raise Problem(404, "There is no such token.")
-
-    def _noted(call: Call, event: str, record: TokenRecord) -> None:
-        principal = asking(call)
-        services.audit.record(
-            event,
-            subject=principal.tokenId,
-            tenant=principal.tenant,
-            token=record.id,
-            kind=record.kind,
-            name=record.name,
-            peer=call.request.clientHost,
-        )
 
     return [
         Operation(

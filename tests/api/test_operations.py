@@ -189,6 +189,17 @@ class TokenTests(SynchronousTestCase):
         path = f"/api/v1/tokens/{rotated.json()['id']}"
         self.assertEqual(self.server.delete(path, self.ann).status, 204)
 
+    def test_deletionOfASessionRevokes(self) -> None:
+        """The tokens of a session end with it; each is in the audit log, with who did it."""
+        session = self.server.session("ann")
+        body = {"kind": "session", "name": "s", "session": session.id}
+        made = [self.server.post("/api/v1/tokens", self.ann, body).json()["id"] for _ in range(2)]
+        self.assertEqual(self.server.delete(f"/api/v1/sessions/{session.id}", self.ann).status, 204)
+        entries = [entry for entry in self.server.events() if entry.event == "token-revoked"]
+        self.assertEqual(sorted(entry.fields["token"] for entry in entries), sorted(made))
+        mine = [one for one in self.server.events() if one.event == "token-created"]
+        self.assertEqual({one.subject for one in entries}, {one.subject for one in mine})
+
     def test_importToken(self) -> None:
         """A secret that exists is taken; taken again for the same it is the same."""
         body = {
