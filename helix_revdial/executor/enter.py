@@ -4,7 +4,7 @@ Becomes a session's own: the short program between the executor and whatever run
 in a session.
 
 Run as C{python -I -S enter.py TERMS PROGRAM ARGUMENT...}, it takes the terms (JSON, see
-L{Terms <helix_revdial.executor.confinement.Terms>}), gives up in this order all that it
+L{Terms <helix_revdial.executor.record.Terms>}), gives up in this order all that it
 has, and replaces itself by the program: it joins the control group, takes a mount
 namespace of its own, takes on limits, drops its groups, its user and every way back
 (C{no_new_privs}), and enters the directory.

@@ -69,17 +69,20 @@ class Headers:
 class RequestOwner(Structural):
     """What a request asks of the connection that it came by."""
 
-    def authenticated(self) -> None: ...
+    def authenticated(self) -> None:
+        """Whoever asks has shown who he is."""
 
-    def whenLost(self, call: Callable[[], None]) -> None: ...
+    def whenLost(self, call: Callable[[], None]) -> None:
+        """See L{Request.whenLost}."""
 
-    def endWithCaller(self, *, whole: bool = False) -> None: ...
+    def endWithCaller(self, *, whole: bool = False) -> None:
+        """See L{Request.endWithCaller}."""
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """See L{Request.abort}."""
 
-    def handOver(
-        self, request: Request, build: Callable[[], IProtocol], replayHead: bool
-    ) -> None: ...
+    def handOver(self, request: Request, build: Callable[[], IProtocol], replayHead: bool) -> None:
+        """See L{Request.handOver}."""
 
 
 class Request:
