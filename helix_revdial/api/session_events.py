@@ -17,7 +17,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from helix_revdial.api.event_document import documentOf
+from helix_revdial.api.event_document import EventDocument, documentOf
 from helix_revdial.api.event_streams import EventsQuery, openEvents
 from helix_revdial.api.services import Services
 from helix_revdial.api.session_document import PATH
@@ -133,6 +133,7 @@ def operations(services: Services) -> list[Operation]:
             access="task-viewer",
             query=SinceQuery,
             media=(EVENT_STREAM,),
+            mediaShape=EventDocument,
             otherStatuses=(204,),
             headers=(
                 HeaderField(
@@ -145,8 +146,8 @@ def operations(services: Services) -> list[Operation]:
             rate=None,
             errors=(400, 401, 403, 404),
             summary="A session's events: what has happened, then what happens.",
-            description="Server-sent events. Each has its number as id; Last-Event-ID, or since, "
-            "says where to go on. Where that is not kept any more the first event is resync. The "
+            description="Server-sent events. Each has its number as id, its type as event, and "
+            "as data JSON on one line; Last-Event-ID, or since, says where to go on. Where that is not kept any more the first event is resync. The "
             "stream ends with the session; whoever then asks for more gets 204.",
             tags=("sessions",),
         ),

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from helix_revdial.http.events import EVENT_STREAM
 from helix_revdial.http.operations import ANY, JSON, Operation, OperationTable
 from helix_revdial.http.problem import ProblemDocument, phraseOf
 
@@ -188,13 +189,31 @@ def _requestBody(row: Operation, schemas: _Schemas) -> dict[str, Any]:
     return {"required": required, "content": {JSON: {"schema": schema}}}
 
 
-def _passedOn(
-    types: tuple[str, ...], shape: type[msgspec.Struct] | None, schemas: _Schemas
-) -> dict[str, Any]:
+def _passedOn(types: tuple[str, ...], shape: Any, schemas: _Schemas) -> dict[str, Any]:
     """Content that the operation does not make of a type of ours."""
+    content: dict[str, Any] = {media: {} for media in types}
+    if shape is not None and JSON in content:
+        content[JSON] = {"schema": schemas.of(shape)}
+    if shape is not None and EVENT_STREAM in content:
+        content[EVENT_STREAM] = {"schema": _serverSentEvent(schemas.of(shape))}
+    return content
+
+
+def _serverSentEvent(data: dict[str, Any]) -> dict[str, Any]:
+    """One event of a stream, with its data as JSON (as OpenAPI 3.2, 4.14.4, describes them)."""
     return {
-        media: {"schema": schemas.of(shape)} if media == JSON and shape is not None else {}
-        for media in types
+        "type": "object",
+        "description": "Each event of the stream.",
+        "properties": {
+            "id": {"type": "string"},
+            "event": {"type": "string"},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": data,
+            },
+        },
+        "required": ["event", "data"],
     }
 
 

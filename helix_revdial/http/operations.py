@@ -85,7 +85,8 @@ class Operation:
     @ivar media: The media types of any other answer.
     @ivar bodyShape: What a body that C{run} reads itself looks like where it is JSON;
         for the description only.
-    @ivar mediaShape: The same for an answer of C{media}.
+    @ivar mediaShape: The same for an answer of C{media}; of server-sent events, what the
+        data of each is.
     @ivar status: The status of success.
     @ivar otherStatuses: Other statuses of success that C{run} answers with; a 204 has
         no content, any other what C{status} has.
@@ -107,7 +108,7 @@ class Operation:
     response: Any = None
     media: tuple[str, ...] = ()
     bodyShape: type[msgspec.Struct] | None = None
-    mediaShape: type[msgspec.Struct] | None = None
+    mediaShape: Any = None
     status: int = 200
     otherStatuses: tuple[int, ...] = ()
     errors: tuple[int, ...] = ()

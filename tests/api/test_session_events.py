@@ -7,9 +7,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+from jsonschema import Draft202012Validator
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
+from helix_revdial.api.event_document import EventDocument, ResyncEvent
 from helix_revdial.config import EventsSection, ServerConfig
 from helix_revdial.sessions.lifecycle import TERMINAL
 from tests.api.harness import Wire, await_, request
@@ -121,6 +124,32 @@ class StreamTests(EventsTestCase):
             self.assertRegex(document["ts"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
         self.assertEqual(self.server.services.events._subscribers, {})
 
+    def test_described(self) -> None:
+        """Each kind of event is as the served description has it."""
+        session = self.task(prompt="forever")
+        self.until(session, "running")
+        for path, body in (("fs-snapshots", {}), ("session-branch", {"name": "b"})):
+            if path == "session-branch":
+                body |= {"fromTs": 1e6}
+            answer = self.do(session, path, body)
+            self.assertEqual(answer.status, 201, answer.body)
+        client = self.open(session, "?heartbeat=event")
+        self.server.clock.advance(20)
+        self.assertEqual(self.do(session, "stop", {"reason": "enough"}).status, 202)
+        self.until(session, "stopped")
+        whole = self.task(prompt="steps=2")
+        self.until(whole, "completed")
+        frames = client.frames + self.open(whole).frames
+        document = self.server.get("/api/v1/openapi.json", self.ann).json()
+        answers = document["paths"]["/api/v1/sessions/{session}/events"]["get"]["responses"]
+        schema = answers["200"]["content"]["text/event-stream"]["schema"]["properties"]["data"]
+        mapping = schema["contentSchema"]["discriminator"]["mapping"]
+        for frame in frames:
+            kind = {"$ref": mapping[frame.event], "components": document["components"]}
+            Draft202012Validator(kind).validate(frame.document)
+        # Of the last one test_resync tells.
+        self.assertEqual({frame.event for frame in frames}, set(mapping) - {"resync"})
+
     def test_strings(self) -> None:
         """Defect 5: a message is a string, whatever is in it."""
         session = self.task(prompt="forever")
@@ -191,6 +220,7 @@ class StreamTests(EventsTestCase):
         client = self.open(session, "?since=2")
         first = client.frames[0]
         self.assertEqual((first.event, first.document["firstAvailable"]), ("resync", 6))
+        self.assertIsInstance(msgspec.convert(first.document, EventDocument), ResyncEvent)
         self.assertEqual((first.document["type"], first.document["sessionId"]), ("resync", session))
         self.assertTrue(first.document["ts"].endswith("Z"), first.document)
         self.assertEqual(client.seqs, list(range(5, self.last(session) + 1)))
