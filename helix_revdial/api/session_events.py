@@ -147,8 +147,9 @@ def operations(services: Services) -> list[Operation]:
             errors=(400, 401, 403, 404),
             summary="A session's events: what has happened, then what happens.",
             description="Server-sent events. Each has its number as id, its type as event, and "
-            "as data JSON on one line; Last-Event-ID, or since, says where to go on. Where that is not kept any more the first event is resync. The "
-            "stream ends with the session; whoever then asks for more gets 204.",
+            "as data JSON on one line; Last-Event-ID, or since, says where to go on. Where that "
+            "is not kept any more the first event is resync. The stream ends with the session; "
+            "whoever then asks for more gets 204.",
             tags=("sessions",),
         ),
         Operation(

@@ -128,9 +128,7 @@ class StreamTests(EventsTestCase):
         """Each kind of event is as the served description has it."""
         session = self.task(prompt="forever")
         self.until(session, "running")
-        for path, body in (("fs-snapshots", {}), ("session-branch", {"name": "b"})):
-            if path == "session-branch":
-                body |= {"fromTs": 1e6}
+        for path, body in (("fs-snapshots", {}), ("session-branch", {"name": "b", "fromTs": 1e6})):
             answer = self.do(session, path, body)
             self.assertEqual(answer.status, 201, answer.body)
         client = self.open(session, "?heartbeat=event")
