@@ -53,6 +53,9 @@ BUFFER = 256 * 1024
 LINGER_PARTS = 20
 """A relay that lingers is dropped at most this part of its limit late."""
 
+DELIVERY = 10
+"""Times its linger limit that a relay waits for a reader who takes nothing of what is there."""
+
 BULK = Bulk()
 
 
@@ -147,7 +150,7 @@ class SocketRelays:
         self._timer = None
         now = self.clock.seconds()
         for relay in list(self._lingering):
-            if relay.silentAt() <= now and not relay.isDelivering():
+            if relay.silentAt() <= now and not relay.isDelivering(now):
                 relay.finish("lingered", "nothing moved after the first end")
         # Many may be due one after the other: they are not looked through for each.
         waits = [
@@ -251,18 +254,20 @@ class SocketRelay:
         """When it will have been silent for too long, by the clock, if it lingers."""
         return (self.movedAt or 0.0) + self.linger
 
-    def isDelivering(self) -> bool:
+    def isDelivering(self, now: float) -> bool:
         """
-        Whether the kernel has sent something of what it was given, to be asked when
-        silence has reached its limit: a socket says that it has room only when a good part
-        of its buffer is free, which a slow reader may need minutes for.
+        Whether a reader takes what is there for it, if slowly, to be asked when silence
+        has reached its limit: a socket says that it has room only when a good part of its
+        buffer is free, and a full one's peer gives way again only after a good part of
+        its own.
         """
         unsent = sum(side.unsent for side in self._sides)
         before, self.unsent = self.unsent, unsent
-        if unsent == before:
-            return False
-        self.moved()
-        return True
+        if unsent != before:
+            self.moved()
+            return True
+        waits = unsent or any(side.outbox.waits for side in self._sides)
+        return bool(waits) and now < (self.movedAt or 0.0) + DELIVERY * self.linger
 
     def ending(self, side: Side) -> None:
         """One direction has ended: from now on silence has a limit."""

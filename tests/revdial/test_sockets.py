@@ -31,7 +31,7 @@ from helix_revdial.revdial.data_websocket import DataWebSocketEndpoint
 from helix_revdial.revdial.exchange import CarrierURL
 from helix_revdial.revdial.relay import RelayEnd, relayPair
 from helix_revdial.revdial.socket_loop import useSocketLoop
-from helix_revdial.revdial.sockets import SocketRelays
+from helix_revdial.revdial.sockets import DELIVERY, SocketRelays
 from helix_revdial.revdial.splices import spliceOf
 from helix_revdial.revdial.upgrade import RawUpgradeEndpoint, rawServer
 from tests.revdial.wire import HeadThen, dataHead
@@ -430,6 +430,9 @@ class SocketRelayTests(SynchronousTestCase):
                 reader.resumeProducing()
                 bench.spin(lambda side=side, was=before: side.unsent != was, form)  # type: ignore[misc]
                 reader.pauseProducing()
+            # A reader that stops has ten times as long.
+            for _ in range(DELIVERY - 1):
+                self.assertFalse(silence(), form)
             bench.spin(silence, form)
             self.assertEqual(bench.ends[0].why, "lingered", form)
             reader.resumeProducing()
