@@ -20,8 +20,8 @@ Invariants:
 
 from __future__ import annotations
 
+from typing import Any
 from typing import Protocol as Shape
-from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -33,7 +33,7 @@ from .agent_control import AgentControl
 from .errors import DialError, TargetRefused, TargetTimeout
 from .framed import FramedConnection
 from .framed_stream import FramedTransport
-from .interfaces import ICarrierTransport, ITarget
+from .interfaces import ITarget
 from .keepalive import DATA_WATCH, watchPath
 from .messages import (
     MAX_LINE,
@@ -284,7 +284,7 @@ class Waiting:
 
     def streamEnded(self, stream: StreamProtocol, dial: str, reason: Failure) -> None:
         """A stream on the connection is over."""
-        carrier = cast(ICarrierTransport, stream.transport)
+        carrier: Any = stream.transport
         self._agent.streamEnded(dial, stream)
         try:
             self._watching.streamEnded(

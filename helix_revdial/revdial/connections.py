@@ -289,7 +289,7 @@ class Connections(Views):
             lambda left: self.dial(key, target, left, factory, about=about, allow=allow),
             most if timeout is None else min(timeout, most),
             # Whoever awaits a runner that was lost is counted, and told when it is too many.
-            atOnce=self.status(key) != "connected",
+            atOnce=self._table.status(key) != "connected",
         )
 
     def dial(
@@ -317,8 +317,7 @@ class Connections(Views):
                 limit = "streams_per_runner"
                 raise TooManyPendingDials("max open streams exceeded", retryAfter=1.0)
             if self._overload is not None:
-                self.shedParked()
-                self._overload.check(len(self._calls))
+                self._overload.check(len(self._calls), self.shedParked)
             dial = self._table.dial(key, target, timeout)
         except DialError as error:
             hit = limit if isinstance(error, TooManyPendingDials) else None

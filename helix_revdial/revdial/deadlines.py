@@ -41,12 +41,16 @@ class Deadlines(Generic[_T]):
         """Let C{thing} fall due at C{when}, and no longer at an earlier given time."""
         self._sequence += 1
         self._current[thing] = (when, self._sequence)
-        heapq.heappush(self._heap, (when, self._sequence, thing))
-        self._compact()
+        heap = self._heap
+        heapq.heappush(heap, (when, self._sequence, thing))
+        if len(heap) > 2 * len(self._current) + _SLACK:
+            self._compact()
 
     def drop(self, thing: _T) -> None:
         """C{thing} falls due no more; no error if it did not."""
-        if self._current.pop(thing, None) is not None:
+        if self._current.pop(thing, None) is None:
+            return
+        if len(self._heap) > 2 * len(self._current) + _SLACK:
             self._compact()
 
     def when(self, thing: _T) -> float | None:
@@ -69,6 +73,5 @@ class Deadlines(Generic[_T]):
             yield thing
 
     def _compact(self) -> None:
-        if len(self._heap) > 2 * len(self._current) + _SLACK:
-            self._heap = [entry for entry in self._heap if self._current.get(entry[2]) == entry[:2]]
-            heapq.heapify(self._heap)
+        self._heap = [entry for entry in self._heap if self._current.get(entry[2]) == entry[:2]]
+        heapq.heapify(self._heap)

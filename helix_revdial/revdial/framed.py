@@ -28,10 +28,9 @@ Invariants:
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 from typing import Protocol as Shape
 
 from twisted.internet import error, tcp
@@ -97,6 +96,8 @@ class FramedConnection(Protocol):
     @ivar endReceived: Whether the peer has.
     """
 
+    transport: Any
+
     _log = Logger()
 
     def __init__(
@@ -145,17 +146,13 @@ class FramedConnection(Protocol):
 
     # The connection.
 
-    @property
-    def _wire(self) -> Any:
-        return self.transport
-
     def connectionMade(self) -> None:
         try:
-            self._wire.setTcpNoDelay(True)
+            self.transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
             pass  # not TCP
         if self._head:
-            self._wire.write(self._head)
+            self.transport.write(self._head)
             self._head = b""
         if self._onUp is not None:
             self._onUp()
@@ -164,7 +161,7 @@ class FramedConnection(Protocol):
         if self._stalled or self._kept or self._unread or self._delivering:
             self._unread.append(data)
             if not self._delivering:
-                self._wire.pauseProducing()
+                self.transport.pauseProducing()
         else:
             self._read(data)
 
@@ -172,7 +169,7 @@ class FramedConnection(Protocol):
         """Frames say how a stream ends: the end of TCP in one direction is that of both."""
         if not self._closing:
             self._broke("the connection ended without an end of stream")
-        self._wire.loseConnection()
+        self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """We never end our direction of the connection alone."""
@@ -268,14 +265,14 @@ class FramedConnection(Protocol):
     def stall(self) -> None:
         """The user takes nothing more for now: keep what comes, which is one read."""
         self._stalled = True
-        self._wire.pauseProducing()
+        self.transport.pauseProducing()
 
     def goOn(self) -> None:
         """The user, this one or the next, takes what comes."""
         self._stalled = False
         self._deliver()
         if not (self._stalled or self._lost or self._kept):
-            self._wire.resumeProducing()
+            self.transport.resumeProducing()
 
     def forgetEnds(self) -> None:
         """Both directions have ended: what follows is the next stream's."""
@@ -291,7 +288,7 @@ class FramedConnection(Protocol):
         Send at once where the transport is a socket with nothing else to send; Twisted
         would do it in the reactor's next turn.
         """
-        wire = self.transport
+        wire: Any = self.transport
         if (
             isinstance(wire, tcp.Connection)
             and wire.connected
@@ -301,12 +298,12 @@ class FramedConnection(Protocol):
             and not wire.TLS
         ):
             try:
-                sent = cast(socket.socket, wire.getHandle()).send(data)
+                sent = wire.socket.send(data)
             except OSError:
                 sent = 0  # Twisted's own write will meet it again, and say so
             data = data[sent:]
         if data:
-            self._wire.write(data)
+            self.transport.write(data)
 
     def send(self, data: bytes) -> None:
         """Send payload."""
@@ -341,22 +338,22 @@ class FramedConnection(Protocol):
         self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._shut)
         self._deliver()
         if not self._lost:
-            self._wire.resumeProducing()
+            self.transport.resumeProducing()
 
     def abort(self) -> None:
         """End the connection at once."""
         self._closing = True
         if self.transport is not None and not self._lost:
-            self._wire.abortConnection()
+            self.transport.abortConnection()
 
     def _shut(self) -> None:
         self._timer = None
-        self._wire.loseConnection()
+        self.transport.loseConnection()
         self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._abortLate)
 
     def _abortLate(self) -> None:
         self._timer = None
-        self._wire.abortConnection()
+        self.transport.abortConnection()
 
     def _peerClosed(self, payload: bytes) -> None:
         try:
@@ -370,8 +367,8 @@ class FramedConnection(Protocol):
             self._closeSent = True
             self._write(self._frame(CLOSE, payload[:2]))
         self._closing = True
-        self._wire.unregisterProducer()
-        self._wire.loseConnection()
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
         if self._timer is None and not self._lost:
             self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._abortLate)
 
@@ -388,8 +385,8 @@ class FramedConnection(Protocol):
         if not self._closeSent:
             self._closeSent = True
             self._write(self._frame(CLOSE, closePayload(code, why)))
-        self._wire.unregisterProducer()
-        self._wire.loseConnection()
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
         if self._timer is None and not self._lost:
             self._timer = self.clock.callLater(CLOSE_TIMEOUT, self._abortLate)
 
@@ -421,7 +418,7 @@ class FramedConnection(Protocol):
             # With the stream's end its owner ended everything.
             return
         self._kept.extend(rest)
-        self._wire.startReading()
+        self.transport.startReading()
         self._deliver()
 
 

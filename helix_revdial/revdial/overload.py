@@ -77,16 +77,18 @@ class Overload:
         self._bytes = 0
         self._lookAgain = float("-inf")
 
-    def check(self, dials: int) -> None:
+    def check(self, dials: int, relieve: Callable[[], None] = lambda: None) -> None:
         """
         May one more dial begin?
 
         @param dials: Those under way.
+        @param relieve: Lets go of descriptors that can be spared; asked to where they are
+            running out.
         @raise Overloaded: No.
         """
         if dials >= self.limits.dials:
             raise self._refused("dials", "too many dials are under way")
-        if self._scarce():
+        if self._scarce() and self._isStillScarce(relieve):
             raise self._refused("descriptors", "the server is short of descriptors")
         now = self._clock.seconds()
         if now >= self._lookAgain:
@@ -94,6 +96,10 @@ class Overload:
             self._bytes = self._buffered()
         if self._bytes >= self.limits.bufferedBytes:
             raise self._refused("buffered_bytes", "too many bytes wait for their readers")
+
+    def _isStillScarce(self, relieve: Callable[[], None]) -> bool:
+        relieve()
+        return self._scarce()
 
     def _refused(self, limit: str, text: str) -> Overloaded:
         if self._onLimit is not None:

@@ -184,9 +184,10 @@ class Pool:
 
     def withdraw(self, dial: Dial) -> None:
         """C{dial} is answered in another way, or wanted no more."""
-        connection = self._forget(dial)
-        if connection is not None:
-            connection.giveUp()
+        if dial.id in self._assigned:
+            connection = self._forget(dial)
+            if connection is not None:
+                connection.giveUp()
 
     def answered(self, dial: Dial, seconds: float | None) -> IProtocol | None:
         """See L{Dialling}."""

@@ -285,6 +285,8 @@ class RelayProtocol(Protocol):
     @ivar isOpen: Whether this half's connection is made and not lost.
     """
 
+    transport: Any
+
     def __init__(self, pair: _Pair, name: str) -> None:
         self.name = name
         self.received = 0
@@ -297,10 +299,6 @@ class RelayProtocol(Protocol):
         self._early: list[bytes] | None = None
         self._earlyTo: Callable[[bytes], None] | None = None
         self._earlySent = 0
-
-    @property
-    def _wire(self) -> Any:
-        return self.transport
 
     # What this half's own connection is to send, before it is made.
 
@@ -321,7 +319,7 @@ class RelayProtocol(Protocol):
             receive = getattr(other.transport, "receiveNow", None)
             # What has come already can go with whatever is sent first.
             if receive is None or not receive():
-                other._wire.resumeProducing()
+                other.transport.resumeProducing()
 
     def keepEarly(self) -> None:
         """What was written is lost: it all goes out when this half is connected."""
@@ -333,7 +331,7 @@ class RelayProtocol(Protocol):
         self._earlySent += len(data)
         write(data)
         if self._earlySent >= MAX_EARLY:
-            self._wire.pauseProducing()
+            self.transport.pauseProducing()
 
     def dissolve(self) -> None:
         """The pair is over: what connects now has come too late."""
@@ -354,30 +352,30 @@ class RelayProtocol(Protocol):
         if self._gone or self.other._gone:
             # The other side has come and gone, or was given up.
             self._gone = True
-            self._wire.abortConnection()
+            self.transport.abortConnection()
             return
         self.isOpen = True
         if self._earlyTo is None and (not self.other.isOpen or self._pair.sockets is not None):
-            self._wire.pauseProducing()
+            self.transport.pauseProducing()
         if self.other._earlyTo is not None:
             # From here on what comes goes the usual way.
             self.other._earlyTo = None
             if self.other.isOpen:
-                self.other._wire.pauseProducing()
+                self.other.transport.pauseProducing()
         self._pair.connected()
 
     def join(self) -> None:
         """Both are connected: let bytes flow, first those that came early."""
         if not self.isOpen:
             return
-        self._wire.registerProducer(self.other, True)
+        self.transport.registerProducer(self.other, True)
         early = self.takeEarly()
         if early:
             self.other.forward(early)
         if self._readEnded:
             self.other.forwardEnd()
         else:
-            self._wire.resumeProducing()
+            self.transport.resumeProducing()
 
     def dataReceived(self, data: bytes) -> None:
         self.received += len(data)
@@ -394,7 +392,7 @@ class RelayProtocol(Protocol):
     def forward(self, data: bytes) -> None:
         """Send what the other half received."""
         if self.isOpen and not self._writeEnded:
-            self._wire.write(data)
+            self.transport.write(data)
 
     def readConnectionLost(self) -> None:
         if self._readEnded or not self.isOpen:
@@ -410,11 +408,11 @@ class RelayProtocol(Protocol):
             return
         self._writeEnded = True
         # Twisted neither sends a FIN nor closes TLS while a producer waits.
-        self._wire.unregisterProducer()
-        if canHalfClose(self._wire) and not self._readEnded:
-            self._wire.loseWriteConnection()
+        self.transport.unregisterProducer()
+        if canHalfClose(self.transport) and not self._readEnded:
+            self.transport.loseWriteConnection()
         else:
-            self._wire.loseConnection()
+            self.transport.loseConnection()
             if self._readEnded and not self._gone and self.other.isOpen:
                 self.other.close()
 
@@ -452,8 +450,8 @@ class RelayProtocol(Protocol):
         """End this half after what was written is flushed."""
         if self.isOpen and not self._pair.taken:
             self._writeEnded = True
-            self._wire.unregisterProducer()
-            self._wire.loseConnection()
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
 
     def drop(self) -> None:
         """End this half at once."""
@@ -461,7 +459,7 @@ class RelayProtocol(Protocol):
             self._pair.abortSockets()
         elif self.isOpen:
             self._writeEnded = True
-            self._wire.abortConnection()
+            self.transport.abortConnection()
 
     def abandon(self) -> None:
         """
@@ -481,12 +479,12 @@ class RelayProtocol(Protocol):
 
     def pauseProducing(self) -> None:
         if self.isOpen:
-            self._wire.pauseProducing()
+            self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         self._pair.moved()
         if self.isOpen and not self._readEnded:
-            self._wire.resumeProducing()
+            self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         """The other transport is gone; its own C{connectionLost} says how."""

@@ -500,8 +500,10 @@ class Side:
         self.relay.ending(self)
         self.other.end()
         self._checkOver()
-        # Last: where the connection goes back to its transport, that reads on.
-        self.updateReading()
+        # Last, and only if it goes on: where the connection went back to its transport, that
+        # reads on.
+        if self.relay.why is None:
+            self.updateReading()
 
     def _bothDone(self) -> None:
         """Neither direction of this connection goes on; the other's is flushed."""
@@ -744,5 +746,5 @@ class Side:
         elif framing is None or not self._draining:
             self.isOver = True
             self.relay.checkDone()
-            # Last: where the connection goes back to its transport, that reads on.
-            self.updateReading()
+            if self.relay.why is None:
+                self.updateReading()

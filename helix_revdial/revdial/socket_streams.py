@@ -109,18 +109,18 @@ def plainStream(transport: Any) -> SocketStream | None:
     """
     # Of its class: a wrapper that passes every attribute on, as Twisted's TLS does,
     # would give what lies beneath a wrapper beneath it.
-    session = getattr(type(transport), "tlsStream", None)
-    if session is not None:
-        found: SocketStream | None = session(transport)
-        return found
-    beneath = getattr(type(transport), "plainTransport", None)
-    if beneath is not None:
-        return plainStream(beneath(transport))
-    if not isinstance(transport, tcp.Connection) or getattr(transport, "TLS", False):
+    if not isinstance(transport, tcp.Connection):
+        session = getattr(type(transport), "tlsStream", None)
+        if session is not None:
+            found: SocketStream | None = session(transport)
+            return found
+        beneath = getattr(type(transport), "plainTransport", None)
+        return None if beneath is None else plainStream(beneath(transport))
+    if transport.TLS:
         return None
     if not transport.connected or transport.disconnected or transport.disconnecting:
         return None
-    if _hasUnsent(transport):
+    if (transport.dataBuffer or transport._tempDataBuffer) and _hasUnsent(transport):
         transport.doWrite()
         if _hasUnsent(transport) or transport.disconnected or transport.disconnecting:
             return None

@@ -297,7 +297,7 @@ class SocketRelay:
         for side in sides:
             side.leaveReactor()
         self.relays.ended(self)
-        self.fromLeft, self.fromRight = (side.stream.received for side in sides)
+        self.fromLeft, self.fromRight = sides[0].stream.received, sides[1].stream.received
         try:
             self._onEnd(self)
         except Exception:

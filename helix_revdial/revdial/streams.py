@@ -439,11 +439,11 @@ class Prepared(Factory):
 
     noisy = False
 
-    def __init__(self, prepared: IProtocol) -> None:
-        self._prepared = prepared
+    def __init__(self, prepared: Any) -> None:
+        self._prepared: Protocol = prepared
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
-        return cast(Protocol, self._prepared)
+        return self._prepared
 
 
 def _describe(reason: Failure) -> str:

@@ -103,10 +103,19 @@ class Watchers(Watching):
         self._each(lambda one: one.dialRefused(key, error, limit))
 
     def connected(self, call: Call) -> None:
-        self._each(lambda one: one.connected(call))
+        # This and the next without a closure: there is one for each dial.
+        for one in self._watching:
+            try:
+                one.connected(call)
+            except Exception:
+                self._log.failure("Who watches failed")
 
     def ended(self, call: Call) -> None:
-        self._each(lambda one: one.ended(call))
+        for one in self._watching:
+            try:
+                one.ended(call)
+            except Exception:
+                self._log.failure("Who watches failed")
 
 
 class ListenerWatching:
