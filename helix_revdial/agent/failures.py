@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 from os import strerror
+from socket import gaierror
 
 from OpenSSL import SSL
 from service_identity import VerificationError
@@ -68,7 +69,7 @@ def connectReason(failed: BaseException) -> str | None:
     """
     if isinstance(failed, ProxyFailed | CredentialsUnusable | NotTrusted):
         return str(failed)
-    if isinstance(failed, error.DNSLookupError | error.UnknownHostError):
+    if isinstance(failed, error.DNSLookupError | error.UnknownHostError | gaierror):
         return "the host name does not resolve"
     if isinstance(failed, VerificationError):
         return "the server's certificate is for another name"

@@ -140,9 +140,13 @@ class CarrierURL:
             # The query may hold the ids of a dial: it is not repeated.
             raise ValueError("not the path of a URL")
 
+    def hostName(self) -> str:
+        """The host as servers are told it: IPv6 in brackets, without our interface (RFC 6874, 4)."""
+        return f"[{self.host.partition('%')[0]}]" if ":" in self.host else self.host
+
     def hostHeader(self) -> bytes:
-        """The C{Host} field: brackets around IPv6, no default port (RFC 9110 7.2)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        """The C{Host} field: no default port (RFC 9110, 7.2)."""
+        host = self.hostName()
         if self.port != (443 if self.secure else 80):
             host += f":{self.port}"
         return host.encode("ascii")

@@ -63,6 +63,9 @@ class ServerURL:
             raise ValueError("a server URL has no query and no fragment")
         if not host:
             raise ValueError("the server URL names no host")
+        if ":" in host:
+            # What a link-local address is on: %25 in a URL (RFC 6874, 2).
+            host = host.replace("%25", "%", 1)
         secure = scheme in ("https", "wss")
         path = parts.path.rstrip("/")
         for ending in (API_PATH, "/api/v1", "/revdial"):
@@ -79,7 +82,7 @@ class ServerURL:
         return found
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = f"[{self.host.replace('%', '%25', 1)}]" if ":" in self.host else self.host
         standard = 443 if self.secure else 80
         port = "" if self.port == standard else f":{self.port}"
         return f"{'https' if self.secure else 'http'}://{host}{port}{self.basePath}"

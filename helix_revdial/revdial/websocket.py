@@ -224,9 +224,8 @@ class _Client(AutobahnStream, WebSocketClientProtocol):  # type: ignore[misc]
         self.refused: str | None = None
 
     def onConnecting(self, transport_details: Any) -> Any:
-        host = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
         return ConnectingRequest(
-            host=host,
+            host=self._url.hostName(),
             port=self._url.port,
             resource=self._url.path,
             headers=self._requestHeaders,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from socket import EAI_NONAME, gaierror
 
 from OpenSSL import SSL
 from service_identity import VerificationError
@@ -28,6 +29,7 @@ class ConnectReasonTests(SynchronousTestCase):
             (error.TimeoutError(), "no answer in time"),
             (TimeoutError(), "no answer in time"),
             (error.DNSLookupError("no results"), "the host name does not resolve"),
+            (gaierror(EAI_NONAME, "x"), "the host name does not resolve"),
             (OSError(errno.EMFILE, "x"), "too many open files"),
             (error.ConnectionDone(), "the connection was closed"),
             (error.ConnectionLost(), "the connection was closed"),

@@ -174,6 +174,8 @@ class ServerURLTests(SynchronousTestCase):
             ("https://cp.example/helix/api/v1/revdial", "cp.example", 443, True, "/helix"),
             ("http://[2001:db8::1]", "2001:db8::1", 80, False, ""),
             ("http://[2001:db8::1]:8080/revdial", "2001:db8::1", 8080, False, ""),
+            ("http://[fe80::1%25eth0]:8080", "fe80::1%eth0", 8080, False, ""),
+            ("http://[fe80::1%eth0]:8080", "fe80::1%eth0", 8080, False, ""),
             (" http://127.0.0.1:18091\n", "127.0.0.1", 18091, False, ""),
             ("https://b\u00fccher.example", "xn--bcher-kva.example", 443, True, ""),
         ):
@@ -204,7 +206,12 @@ class ServerURLTests(SynchronousTestCase):
 
     def test_text(self) -> None:
         """C{str} gives back what leads there."""
-        for text in ("https://cp.example/helix", "http://[2001:db8::1]:8080", "http://cp.example"):
+        for text in (
+            "https://cp.example/helix",
+            "http://[2001:db8::1]:8080",
+            "http://[fe80::1%25eth0]:8080",
+            "http://cp.example",
+        ):
             self.assertEqual(str(ServerURL.parse(text)), text)
 
     @settings(max_examples=200, deadline=None)

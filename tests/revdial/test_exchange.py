@@ -342,6 +342,7 @@ class URLTests(SynchronousTestCase):
             ("cp.example", 443, True, b"cp.example"),
             ("cp.example", 443, False, b"cp.example:443"),
             ("::1", 8080, False, b"[::1]:8080"),
+            ("fe80::1%eth0", 8080, False, b"[fe80::1]:8080"),
         ):
             self.assertEqual(CarrierURL(host, port, secure, "/").hostHeader(), header)
 
