@@ -141,7 +141,7 @@ class CarrierURL:
             raise ValueError("not the path of a URL")
 
     def hostName(self) -> str:
-        """The host as servers are told it: IPv6 in brackets, without our interface (RFC 6874, 4)."""
+        """The host as a server is told it: IPv6 in brackets, no interface (RFC 6874, 4)."""
         return f"[{self.host.partition('%')[0]}]" if ":" in self.host else self.host
 
     def hostHeader(self) -> bytes:
