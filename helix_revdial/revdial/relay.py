@@ -21,7 +21,9 @@ one on each connection, in any order and at any time.
     so that a cut stream never looks like a whole one; after that, the other is
     closed with a flush.
   - B{Linger.}  From the first end on, a pair in which nothing moves for the linger
-    limit is dropped.  Before it, silence has no limit here.
+    limit is dropped.  What the kernel still sends moves too; and while it holds bytes
+    for a reader who takes none, that is L{DELIVERY} times as long.  Before the first
+    end, silence has no limit here.
 
 Where both connections are plain sockets, and the owner gives it
 L{SocketRelays <helix_revdial.revdial.sockets.SocketRelays>}, those move the bytes
@@ -54,7 +56,8 @@ from zope.interface import implementer
 
 from helix_revdial.revdial.carrier import canHalfClose
 from helix_revdial.revdial.socket_streams import streamOf
-from helix_revdial.revdial.sockets import SocketRelay, SocketRelays
+from helix_revdial.revdial.sockets import DELIVERY, SocketRelay, SocketRelays
+from helix_revdial.revdial.unsent import unsentBytes
 
 DONE = "done"
 BROKEN = "broken"
@@ -95,7 +98,9 @@ class _Pair:
     __slots__ = (
         "_joining",
         "_relay",
+        "_silences",
         "_timer",
+        "_unsent",
         "_waits",
         "began",
         "clock",
@@ -137,6 +142,9 @@ class _Pair:
         self.first: str | None = None
         self.failure: Failure | None = None
         self._timer: IDelayedCall | None = None
+        # How often the linger limit has passed, and what the kernel had then.
+        self._silences = 0
+        self._unsent = 0
         self.isOver = False
 
     def connected(self) -> None:
@@ -222,6 +230,7 @@ class _Pair:
     def moved(self) -> None:
         """A byte moved, or there is room for one again."""
         if self._timer is not None:
+            self._silences = 0
             self._timer.reset(self.linger)
 
     def ending(self, half: RelayProtocol) -> None:
@@ -233,9 +242,19 @@ class _Pair:
 
     def _lingered(self) -> None:
         self._timer = None
+        if self._isDelivering():
+            self._timer = self.clock.callLater(self.linger, self._lingered)
+            return
         self.settle(LINGERED, None)
         for half in (self.left, self.right):
             half.drop()
+
+    def _isDelivering(self) -> bool:
+        """Whether somebody takes, if slowly, what the kernel has for him; see L{unsentBytes}."""
+        unsent = sum(unsentBytes(half.transport) for half in (self.left, self.right))
+        before, self._unsent = self._unsent, unsent
+        self._silences = 0 if unsent != before else self._silences + 1
+        return unsent != before or (unsent > 0 and self._silences < DELIVERY)
 
     def settle(self, why: str, failure: Failure | None) -> None:
         """The first reason is the one that is told."""

@@ -14,8 +14,6 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
-from fcntl import ioctl
-from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import error
@@ -46,6 +44,7 @@ from helix_revdial.revdial.socket_outbox import LATER, Outbox
 from helix_revdial.revdial.socket_poll import READ, WRITE, PolledReading
 from helix_revdial.revdial.socket_streams import Framing, SocketStream
 from helix_revdial.revdial.splices import Splice, spliceOf
+from helix_revdial.revdial.unsent import unsentBytes
 
 if TYPE_CHECKING:
     from helix_revdial.revdial.sockets import SocketRelay
@@ -219,12 +218,7 @@ class Side:
     @property
     def unsent(self) -> int:
         """Bytes that the kernel has for the peer, and the peer has not."""
-        try:
-            # For sockets this is SIOCOUTQ (tcp(7), unix(7)).
-            found: tuple[int] = struct.unpack("i", ioctl(self._fd, TIOCOUTQ, bytes(4)))
-        except OSError:
-            return 0
-        return found[0]
+        return unsentBytes(self)
 
     @property
     def hasSentAll(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import weakref
 from typing import Any
 
@@ -14,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.revdial.relay import RelayEnd, relayPair
+from helix_revdial.revdial.sockets import DELIVERY
 from tests.revdial.wire import HalfRecorder, Recorder, Wire
 
 
@@ -308,7 +310,7 @@ class MemoryTests(RelayCase):
             half.connectionLost(connectionDone)
         for half in halves:
             # As Twisted's transports do at their end.
-            half.transport.producer = None  # type: ignore[union-attr]
+            half.transport.producer = None
         self.assertEqual([end.why for end in self.ends], ["done"])
         known = [weakref.ref(half) for half in halves]
         del half, halves
@@ -332,6 +334,29 @@ class LingerTests(RelayCase):
         self.nothingIsLeft()
         self.assertEqual(self.ends[0].why, "lingered")
         self.assertAlmostEqual(self.ends[0].seconds, 10_060.1)
+
+    def test_slowReader(self) -> None:
+        """D2: What the kernel still sends moves; a reader that stops has ten times as long."""
+        kernel, peer = socket.socketpair()
+        self.addCleanup(kernel.close)
+        self.addCleanup(peer.close)
+        for _ in range(4):
+            kernel.send(b"waits in the kernel")
+        self.relay(HalfRecorder(), HalfRecorder())
+        transport: Any = self.right.transport
+        transport.fileno = kernel.fileno
+        self.one.wire.loseWriteConnection()
+        self.settle()
+        for _ in range(3):
+            self.clock.advance(60)
+            peer.recv(19)
+        for _ in range(DELIVERY):
+            self.clock.advance(60)
+            self.assertEqual(self.ends, [])
+        self.clock.advance(60)
+        self.settle()
+        self.nothingIsLeft()
+        self.assertEqual(self.ends[0].why, "lingered")
 
     def test_aLongReplyIsNotCut(self) -> None:
         """D2: While bytes still flow after the first end, the pair lives."""

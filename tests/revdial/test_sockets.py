@@ -381,7 +381,7 @@ class SocketRelayTests(SynchronousTestCase):
         for name, bench in self.each():
             bench.far.wire.write(b"x")
             bench.spin(lambda peer=bench.near: bool(peer.got), name)  # type: ignore[misc]
-            bench.left.transport.abortConnection()  # type: ignore[union-attr]
+            bench.left.transport.abortConnection()
             bench.bothLost()
             self.assertEqual(bench.ends[0].why, "broken", name)
 
