@@ -131,8 +131,13 @@ class Heard:
         return (
             self.media == "text/html"
             or text.lstrip().startswith((b"<!doctype html", b"<html"))
-            or (self.media != "application/json" and b"vite" in text)
+            or self.isVite
         )
+
+    @property
+    def isVite(self) -> bool:
+        """Whether a development server names itself."""
+        return self.media != "application/json" and b"vite" in self.body[:4096].lower()
 
     def said(self) -> str:
         """The status line, the kind of the answer, and who says that it is from them."""
@@ -176,8 +181,9 @@ def judgePage(heard: Heard, what: str) -> Finding | None:
             what,
             "failed",
             f"a proxy or frontend answered that what is behind it is away ({heard.said()})",
-            "start the server, or correct the address under which the proxy looks for it; if no "
-            "proxy is meant to be there: " + FRONTEND_ADVICE,
+            "start the server, or correct the address under which the proxy looks for it (one that "
+            "limits requests or connections may say the same); if no proxy is meant to be there: "
+            + FRONTEND_ADVICE,
         )
     if b"http request" in heard.body.lower() and b"https" in heard.body.lower():
         return Finding(
@@ -185,6 +191,24 @@ def judgePage(heard: Heard, what: str) -> Finding | None:
             "failed",
             f"the port wants TLS ({heard.said()})",
             "write https:// in the server URL",
+        )
+    login = heard.header(b"www-authenticate").partition(" ")[0]
+    if heard.status == 401 and login and login.lower() != "bearer":
+        return Finding(
+            what,
+            "failed",
+            f"something in between wants a login of its own, {plain(login)[:40]} ({heard.said()})",
+            "have it let /api/v1 through without one: the agent's token is in Authorization, where "
+            "there is no room for another",
+        )
+    if heard.isFrontend and heard.status in (401, 403, 429) and not heard.isVite:
+        return Finding(
+            what,
+            "failed",
+            f"something in between refuses this, in the server's place ({heard.said()})",
+            "look at the rules of what is in between (an access list, a firewall for web "
+            "applications, a limit of requests), and whether it puts pages of its own in the place "
+            "of the server's answers, which may be about the token (nginx: proxy_intercept_errors)",
         )
     if heard.isFrontend:
         return Finding(

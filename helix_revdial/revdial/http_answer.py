@@ -49,6 +49,9 @@ _SWITCH = re.compile(
 )
 """A head that needs no h11: no folded lines, no empty values, no blanks at the ends."""
 
+_SETTINGS = b"\x04\0\0\0\0\0"
+"""What follows the length of the frame with which HTTP/2 begins (RFC 9113, 3.4 and 6.5)."""
+
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
@@ -179,6 +182,10 @@ class AnswerReader:
             if self.answer is None:
                 self._readHead(connection)
         except h11.RemoteProtocolError:
+            if data[3:9] == _SETTINGS:
+                raise MalformedAnswer(
+                    "what answers speaks HTTP/2 alone, and upgrades need HTTP/1.1"
+                ) from None
             raise MalformedAnswer("the answer to the upgrade is not HTTP/1.1") from None
 
     def _asked(self) -> h11.Connection:

@@ -121,6 +121,14 @@ def _seen(refused: UpgradeRefused, kind: AnswerKind) -> str | None:
         )
     if b"plain HTTP request was sent to HTTPS port" in refused.body:
         return f"{_status(refused, '')}: this port speaks TLS; write https:// in the server URL"
+    own = media == "text/html" and b"vite" not in refused.body.lower()
+    if own and refused.status in (401, 403, 429):
+        login = (refused.header(b"www-authenticate") or b"").split(b" ")[0].decode("latin-1")
+        wants = f"wants a login of its own ({_clean(login, MAX_NAME)})" if login else "refuses this"
+        return (
+            f"{_status(refused, '')}{f' from {by}' if by else ''}: something before the server "
+            f"{wants}, or puts a page of its own in the place of the server's answer"
+        )
     if kind is AnswerKind.FRONTEND or media == "text/html":
         return (
             f"a frontend answered in the API's place ({refused.status} {media}"

@@ -256,6 +256,11 @@ class DiagnosisTests(TestCase):
             (b"HTTP/1.1 400 Bad\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
              b"The plain HTTP request was sent to HTTPS port", "write https://"),
             (b"SSH-2.0-OpenSSH\r\n\r\n", "does not speak HTTP"),
+            (b"\0\0\x12\x04\0\0\0\0\0" + bytes(18), "HTTP/2 alone"),
+            (b"HTTP/1.1 401 No\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n",
+             "wants a login of its own, Basic"),
+            (b"HTTP/1.1 403 No\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n",
+             "proxy_intercept_errors"),
             (b"", "closes the connection"),
         ):  # fmt: skip
             found = await self.look(f"http://127.0.0.1:{self.answering(answer)}")

@@ -442,6 +442,23 @@ class ControlTests(PathCase):
         refused = self.failureResultOf(connecting, Refused).value
         self.assertIn("a frontend answered in the API's place", str(refused))
 
+    def test_aRefusalInTheServersPlace(self) -> None:
+        """A proxy's own 401 and 403 are no frontend that answers everything."""
+        for status, more, words in (
+            ("403 Forbidden", b"", "something before the server refuses this"),
+            (
+                "401 Unauthorized",
+                b"WWW-Authenticate: Basic realm=x\r\n",
+                "something before the server wants a login of its own (Basic)",
+            ),
+        ):
+            connecting = self.connect()
+            for _ in range(2):
+                said = answer(status, b"<html>", "text/html")
+                self.server.last.answer(said.replace(b"\r\n", b"\r\n" + more, 1))
+            refused = self.failureResultOf(connecting, Refused).value
+            self.assertIn(words, str(refused))
+
     def test_aRefusalNeverQuotesTheToken(self) -> None:
         """F1: not even when the server repeats our own header."""
         connecting = self.connect()
