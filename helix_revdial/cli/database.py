@@ -48,9 +48,7 @@ def upgradeCommand(invocation: Invocation, url: str | None, config: str | None) 
     except ValueError as error:
         raise SettingsError(f"db upgrade: {plain(error)}") from None
     except DatabaseUnavailable as error:
-        raise CommandError(
-            f"db upgrade: the database cannot be used: {_without(url, error)}"
-        ) from None
+        raise CommandError(f"db upgrade: {_without(url, error)}") from None
     if before == now:
         invocation.output.line(f"The database is at revision {now} already.")
     elif before is None:

@@ -60,8 +60,16 @@ def unavailable(error: SQLAlchemyError) -> str | None:
             return f"the database cannot be used: {original}"
         return None
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-        return f"the database cannot be used: {type(original).__name__}"
+        return f"the database cannot be used: {_said(original)}"
     return None
+
+
+def _said(original: BaseException | None) -> str:
+    """
+    What a driver says, in one line.  Values of rows stand behind the first one
+    (PostgreSQL's DETAIL and LINE); passwords in none.
+    """
+    return (str(original).splitlines() or [""])[0].strip()[:300] or type(original).__name__
 
 
 def refusesToWrite(error: SQLAlchemyError) -> bool:

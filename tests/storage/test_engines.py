@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from helix_revdial.storage.database import Database
 from helix_revdial.storage.engines import newEngine, parseURL
-from helix_revdial.storage.failures import DatabaseUnavailable
+from helix_revdial.storage.failures import DatabaseUnavailable, unavailable
 from helix_revdial.storage.threads import SameThread
 from tests.storage.postgresql import OnPostgreSQL, cluster
 
@@ -103,6 +103,27 @@ class SQLiteTests(SynchronousTestCase):
         self.successResultOf(self.database.read(lambda c: None))
         other.execute("ROLLBACK")
         self.successResultOf(self.database.run(lambda c: None))
+
+    def test_whatTheDriverSays(self) -> None:
+        """
+        A PostgreSQL that is not there, or that refuses, is one line that says which of these;
+        what stands behind the first line may be values of rows, and is not repeated.
+        """
+        for said, reason in (
+            (
+                'connection failed: connection to server at "::1", port 5432 failed: '
+                "Connection refused\n\tIs the server running on that host?",
+                'connection failed: connection to server at "::1", port 5432 failed: '
+                "Connection refused",
+            ),
+            (
+                "could not serialize access\nDETAIL:  Key (name)=(hush)",
+                "could not serialize access",
+            ),
+            ("", "Exception"),
+        ):
+            error = OperationalError("SELECT 1", {}, Exception(said))
+            self.assertEqual(unavailable(error), f"the database cannot be used: {reason}")
 
     def test_wrongStatementsAreNotALostDatabase(self) -> None:
         """A statement that is wrong stays an error of its own."""
