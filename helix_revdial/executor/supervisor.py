@@ -238,7 +238,8 @@ class Supervisor:
             self._reporting.report("delivery", mode=wanted.mode, url=url)
         except WorkspaceFailed as error:
             self._reporting.say(str(error), "error")
-            self._failure = str(error)
+            if self._goal is None:
+                self._failure = str(error)
 
     def _sayLeftOut(self, delivery: Delivery) -> None:
         if delivery.leftOut:
@@ -332,6 +333,10 @@ class Supervisor:
             raise Refused(f"the session is still being provisioned: it cannot be {what}")
         if self.state == "stopping":
             raise Refused(f"the session is being stopped: it cannot be {what}")
+        if self._task.exited.called:
+            raise Refused(
+                f"the agent has ended, and its work is being delivered: it cannot be {what}"
+            )
 
     async def _pause(self) -> None:
         if self.state == "paused":
@@ -385,7 +390,8 @@ class Supervisor:
         )
 
     async def _forced(self) -> None:
-        if self._task is None:
+        if self._task is None or self._task.exited.called:
+            # It is provisioned, or what it has done is delivered.
             await self._commands.stop()
         else:
             await self._killed()

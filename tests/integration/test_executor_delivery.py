@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.needs import needsProgram
 
-from .executors import LIMIT, ExecutorCase
+from .executors import LIMIT, ExecutorCase, until
 from .sshd import SSHServer
 
 
@@ -114,6 +114,34 @@ class FileTests(Deliveries):
         self.assertEqual(last["exitCode"], 0)
         self.assertIn("nothing was pushed", last["error"])
         self.assertIn("this branch is closed", last["error"])
+        self.assertEqual(self.branches(bare), ["main"])
+
+    def test_endedWhilePushing(self) -> None:
+        """
+        A push that does not end holds nobody up: it cannot be paused, is given the time that
+        a stop gives, and none by cancel; and that is no failure of the session's.
+        """
+        bare = self.repository()
+        pushing = bare / "pushing"
+        hook = bare / "hooks" / "pre-receive"
+        hook.write_text(f"#!/bin/sh\necho > {pushing}\nsleep 1000\n")
+        hook.chmod(0o755)
+        for index, verb in enumerate(("stop", "cancel")):
+            self.give(bare, self.firstUser + 2 * index + 1)
+            session = self.launch(
+                "append file.txt two",
+                repo={"mode": "git", "url": f"file://{bare}"},
+                delivery={"mode": "branch", "targetBranch": "work"},
+            )
+            until(pushing.exists, "it pushes")
+            pushing.unlink()
+            status, answer = self.ask("POST", f"/v1/sessions/{session}/pause", {})
+            self.assertEqual(status, 409)
+            self.assertIn("agent has ended", answer["detail"])
+            self.order(session, verb, deadline=0.5)
+            last = self.ended(session)
+            self.assertEqual((last.get("exitCode"), last.get("error")), (0, None))
+            self.assertIn("nothing was pushed", self.tail(session))
         self.assertEqual(self.branches(bare), ["main"])
 
     def test_nothingToDeliver(self) -> None:
