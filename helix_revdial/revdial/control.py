@@ -50,7 +50,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .features import ECHO
-from .keepalive import CONTROL_WATCH, KernelWatch, hasten, relax, watchPath
+from .keepalive import CONTROL_WATCH, KernelWatch, hasten, isHeard, relax, watchPath
 from .messages import ControlError, Echo, KeepAlive, Message, MessageReader, encode
 from .streams import IStreamTransport
 
@@ -281,8 +281,9 @@ class ControlConnection(Protocol):
         if self._lost or self.ended is not None:
             return
         if not self._blocked:
-            # A peer that is there has answered a probe by then.
-            self._hasten(self._kernel.idle + 1)
+            if not (isinstance(message, KeepAlive) and message.echo):
+                # A peer that is there has answered a probe by then.
+                self._hasten(self._kernel.idle + 1)
             self._carrier().write(line)
             return
         if self._unsentBytes + len(line) > self._maxUnsent:
@@ -506,7 +507,12 @@ class ControlConnection(Protocol):
 
     def _hasten(self, least: float) -> None:
         """About to write, after C{least} seconds of silence: see L{hasten}."""
-        if not self._hastened and self._clock.seconds() - self.lastHeard > least:
+        if self._hastened:
+            # An old agent says nothing of its own: only its kernel is heard.
+            if isHeard(self.transport, self._kernel.idle + 1):
+                self._hastened = False
+                relax(self.transport, self._kernel)
+        elif self._clock.seconds() - self.lastHeard > least:
             self._hastened = hasten(self.transport, self._kernel, least)
 
     def _guarded(self, call: Callable[..., object], *arguments: object) -> None:

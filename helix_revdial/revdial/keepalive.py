@@ -203,6 +203,13 @@ def relax(transport: Any, watch: KernelWatch) -> None:
         _limit(found, watch.unacknowledged)
 
 
+def isHeard(transport: Any, least: float) -> bool:
+    """Whether the kernel has heard the peer within C{least} seconds, as far as it tells."""
+    found = socketBeneath(transport)
+    silence = None if found is None else silenceOf(found)
+    return silence is not None and silence <= least
+
+
 def _limit(found: socket.socket, seconds: float) -> None:
     try:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
@@ -217,6 +224,7 @@ __all__ = [
     "KernelWatch",
     "Liveness",
     "hasten",
+    "isHeard",
     "relax",
     "silenceOf",
     "socketBeneath",

@@ -173,6 +173,15 @@ class HastenTests(KeepAliveCase):
             self.control.send(line)
             self.assertEqual(self.option("TCP_USER_TIMEOUT"), limit)
 
+    def test_anAgentThatSaysNothing(self) -> None:
+        """An old agent whose kernel has answered since has the whole limit at the next line."""
+        self.control.connectionLost()
+        self.carrier(self.dialer(offered=False), wrapped=False).start()
+        for silence, limit in ((7.0, 3_000), (None, 3_000), (1.0, 10_000), (7.0, 3_000)):
+            self.silence = silence
+            self.clock.advance(18)
+            self.assertEqual(self.option("TCP_USER_TIMEOUT"), limit)
+
     def test_bytesOnTheWay(self) -> None:
         """Their own time runs already."""
         self.silence = None
