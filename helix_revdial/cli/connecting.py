@@ -123,6 +123,8 @@ async def through(reactor: Any, endpoint: GatewayEndpoint) -> int:
         raise
     if streams.deaf:
         raise ReaderGone
+    if streams.cutOff:
+        raise CommandError("the stream was given up: nobody took the rest of standard output")
     if end.why == "done" or (end.why == "lingered" and end.first == "right"):
         return PASSED
     if end.why == "lingered":

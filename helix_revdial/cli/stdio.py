@@ -12,6 +12,7 @@ Invariants:
   - C{loseWriteConnection} closes standard output after what was written, so that its
     reader sees an end; standard input goes on.
   - A reader of standard output that went away ends everything: L{StandardStreams.deaf}.
+  - What its reader was not given of what was written is told: L{StandardStreams.cutOff}.
   - What was changed about the descriptors, which others may share, is changed back.
 """
 
@@ -82,6 +83,11 @@ class _Writer(FileDescriptor):
     def fileno(self) -> int:
         return self._descriptor
 
+    @property
+    def held(self) -> int:
+        """Bytes that the descriptor has not taken."""
+        return len(self.dataBuffer) - self.offset + self._tempDataLen
+
     def doRead(self) -> None:
         """Never: a pipe is watched for its reader only."""
 
@@ -106,6 +112,7 @@ class StandardStreams:
     The transport.
 
     @ivar deaf: Whether the reader of standard output went away.
+    @ivar cutOff: Whether what was written was dropped before its reader took it.
     """
 
     def __init__(self, reactor: Any, inputDescriptor: int = 0, outputDescriptor: int = 1) -> None:
@@ -115,6 +122,7 @@ class StandardStreams:
         @param outputDescriptor: The descriptor that is written, and replaced when it is closed.
         """
         self.deaf = False
+        self.cutOff = False
         self._output = outputDescriptor
         self._reader = _Reader(reactor, self, inputDescriptor)
         self._writer = _Writer(reactor, self, outputDescriptor)
@@ -193,6 +201,10 @@ class StandardStreams:
     def write(self, data: bytes) -> None:
         self._writer.write(data)
 
+    def unsentBytes(self) -> int:
+        """What was written and the reader of standard output has not taken."""
+        return self._writer.held
+
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self._writer.write(b"".join(data))
 
@@ -231,6 +243,7 @@ class StandardStreams:
     def abortConnection(self) -> None:
         """Drop everything at once."""
         if not self._over:
+            self.cutOff = self.unsentBytes() > 0
             self._lost(error.ConnectionAborted())
 
     def getPeer(self) -> Any:

@@ -20,9 +20,13 @@ def unsentBytes(connection: Any) -> int:
     """
     Bytes that the kernel has of a connection's, and its peer has not.
 
-    @param connection: A transport, or anything else with a C{fileno}.
+    @param connection: A transport, or anything else with a C{fileno}; or with an
+        C{unsentBytes} of its own, where it is no socket.
     @return: 0 also where the platform or the transport does not tell.
     """
+    tell = getattr(connection, "unsentBytes", None)
+    if tell is not None:
+        return int(tell())
     fileno = getattr(connection, "fileno", None)
     if fileno is None:
         return 0

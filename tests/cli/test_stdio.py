@@ -146,6 +146,29 @@ class StandardStreamsTests(TestCase):
         self.assertIsInstance(await self.collector.lost, ConnectionAborted)
         self.assertLess(len(await deferToThread(self.rest)), 1_000_000)
 
+    async def test_cutOff(self) -> None:
+        """What nobody took in the end is known to be missing."""
+        streams = self.start()
+        streams.write(bytes(300_000))
+        streams.loseWriteConnection()
+        await deferLater(reactor, 0, lambda: None)
+        # A pipe holds something, too.
+        self.assertGreater(streams.unsentBytes(), 100_000)
+        streams.abortConnection()
+        self.assertTrue(streams.cutOff)
+        await self.collector.lost
+        self.assertLess(len(self.rest()), 300_000)
+
+    async def test_allTaken(self) -> None:
+        """Where all was taken nothing is."""
+        streams = self.start()
+        streams.write(bytes(300_000))
+        streams.loseWriteConnection()
+        self.assertEqual(len(await deferToThread(self.rest)), 300_000)
+        streams.abortConnection()
+        await self.collector.lost
+        self.assertEqual((streams.unsentBytes(), streams.cutOff), (0, False))
+
     async def test_whatIsShared(self) -> None:
         """A pipe that others share is blocking again afterwards; its number stays taken."""
         shared = os.dup(self.output)
