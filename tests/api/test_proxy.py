@@ -283,11 +283,7 @@ class NameTests(ProxyTestCase):
 
     def test_name(self) -> None:
         """TARGET--RUNNER.BASE is the target's own origin."""
-        for host in (
-            "api--wolf-1.apps.example",
-            "API--Wolf-1.apps.example.:8443",
-            "api--wolf-1.apps.example..",
-        ):
+        for host in ("api--wolf-1.apps.example", "API--Wolf-1.apps.example.:8443"):
             pending = self.named(host, "/api/v1/sessions?x")
             asked = self.served(pending)
             self.assertTrue(asked.startswith(b"GET /api/v1/sessions?x HTTP/1.1\r\n"), asked)
@@ -295,6 +291,13 @@ class NameTests(ProxyTestCase):
             self.assertNotIn(b"X-Forwarded-Prefix", asked)
             self.assertNotIn("content-security-policy", pending.answer().headers)
             self.server.clock.advance(20)
+
+    def test_dotsBehind(self) -> None:
+        """However many dots stand behind a name, it is that name's."""
+        pending = self.named("api--wolf-1.apps.example..", "/api/v1/sessions?x")
+        asked = self.served(pending)
+        self.assertTrue(asked.startswith(b"GET /api/v1/sessions?x HTTP/1.1\r\n"), asked)
+        self.assertIn(b"\r\nHost: api--wolf-1.apps.example..\r\n", asked)
 
     def test_neverTheAPI(self) -> None:
         """F9: on such hosts the API does not answer, whatever the host is."""
