@@ -7,7 +7,7 @@ gives, and how it fails.  From the rows come the routing, the validation, the
 authorisation and the OpenAPI document, so that none of them can disagree.
 
 L{OperationTable} is a dispatch for L{HTTPFactory
-<helix_revdial.http.connection.HTTPFactory>}.  The order of its checks is fixed: the
+<helix_revdial.http.factory.HTTPFactory>}.  The order of its checks is fixed: the
 path (404), the method (405), who asks (401), whether they may (403, or 404 where
 existence is a secret), what they accept (406), the query (400), the body's type
 (415), size (413) and content (400), and whether the call was made before (409, 422).
