@@ -10,12 +10,13 @@ no task has touched; the session's user reads and writes the workspace.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 from helix_revdial.sessions.executor import RepoSpec
 
-from .commands import OUTPUT, Commands
+from .commands import OUTPUT, CommandFailed, Commands
 from .credentials import credentialFor, gitEnvironment, placeOf, removeFiles
 from .record import Record, Terms
 
@@ -68,15 +69,36 @@ class Checkout:
 
     @property
     def ownRepository(self) -> Path:
-        """Beside a workspace that is no clone, what it began as."""
+        """Beside the workspace, what it began as: whatever the agent does to its repository."""
         return self._layout.base / "base.git"
 
     @property
     def repository(self) -> Path:
-        """Where the workspace's objects are."""
-        if self.repo.mode == "git":
-            return self._layout.workspace / ".git"
+        """The workspace's own, as long as there is one."""
+        own = self._layout.workspace / ".git"
+        if self.repo.mode == "git" and (own.is_file() or os.path.lexists(own / "HEAD")):
+            return own
         return self.ownRepository
+
+    @property
+    def objects(self) -> str:
+        """Where there are objects: of the workspace, and of what it began as."""
+        places = dict.fromkeys((self.repository, self.ownRepository))
+        return ":".join(str(place / "objects") for place in places)
+
+    async def keep(self) -> None:
+        """Keep what a clone has, which costs next to nothing: its packs never change."""
+        source = str(self._layout.workspace / ".git" / "objects")
+        place = str(self.ownRepository / "objects")
+        await self.git("init", "-q", "--bare", str(self.ownRepository), bare=True)
+        for way in ("--link", "--reflink=auto"):
+            argv = ["cp", "-a", way, "-T", "--", source, place]
+            try:
+                await self.commands.run(argv, deadline=GIT_SECONDS)
+            except CommandFailed:
+                # Another file system, where nothing can be linked.
+                continue
+            return
 
     async def git(
         self,

@@ -221,15 +221,18 @@ class Delivery:
         """What is to be pushed: the agent's own commits, and one for what it left over."""
         environment = await self._indexed(base)
         tree = (await self._checkout.git("write-tree", environment=environment)).decode().strip()
-        try:
-            head = (
-                (await self._checkout.git("rev-parse", "--verify", "HEAD^{commit}"))
-                .decode()
-                .strip()
-            )
-            committed = (await self._checkout.git("rev-parse", "HEAD^{tree}")).decode().strip()
-        except CommandFailed:
-            head, committed = "", EMPTY_TREE
+        head, committed = "", EMPTY_TREE
+        # Without a commit of its own any more, the workspace goes on from where it began.
+        for name in ("HEAD", base):
+            try:
+                said = await self._checkout.git(
+                    "rev-parse", f"{name}^{{commit}}", f"{name}^{{tree}}",
+                    environment=environment,
+                )  # fmt: skip
+            except CommandFailed:
+                continue
+            head, committed = said.decode().split()
+            break
         if tree == committed:
             if head in ("", base):
                 raise WorkspaceFailed("nothing was pushed: nothing was changed")
@@ -257,8 +260,8 @@ class Delivery:
         made = self._layout.base / "bundle"
         own = {
             "GIT_DIR": str(scratch),
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(
-                str(place / "objects") for place in (self._checkout.repository, self._layout.base)
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": (
+                f"{self._checkout.objects}:{self._layout.base / 'objects'}"
             ),
         }
         await self._commands.run(["git", *CALM, "init", "-q", "--bare", str(scratch)])

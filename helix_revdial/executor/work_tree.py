@@ -76,7 +76,7 @@ class WorkTree:
         environment = {
             "GIT_INDEX_FILE": str(index),
             "GIT_OBJECT_DIRECTORY": str(objects),
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self._checkout.repository / "objects"),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": self._checkout.objects,
         }
         # Made as the session, whose directory it is.
         await self._commands.run(["mkdir", "-p", str(objects)])

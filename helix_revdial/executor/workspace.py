@@ -95,6 +95,7 @@ class Workspace:
         except CommandFailed:
             # A repository without a commit.
             self._checkout.remember(EMPTY_TREE)
+        await self._checkout.keep()
 
     async def _fetch(self, url: str, branch: str | None) -> None:
         argv = ["git", *CALM, "clone", "--quiet", "--no-recurse-submodules"]
@@ -191,6 +192,8 @@ class Workspace:
             if base != EMPTY_TREE:
                 await self._checkout.git("update-ref", "--no-deref", "HEAD", base)
             await self._checkout.git("read-tree", base)
+        if self._repo.mode == "git":
+            await self._checkout.keep()
         self._checkout.remember(base)
 
     async def _bring(self, reading: Commands, place: Path, member: str, target: Path) -> None:

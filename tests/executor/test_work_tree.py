@@ -115,6 +115,24 @@ class WorkTreeTests(WorkspaceCase):
             f"(cd there; {init}; echo 4 > 4)",
         )
 
+    async def test_repositoryGone(self) -> None:
+        """An agent that removes the repository, or begins another one, has done its work."""
+        for agent in (
+            "rm -rf .git",
+            "rm -rf .git; git init -q; git add -A; git commit -qm mine",
+            "git checkout -q --orphan new; git commit -qam new; git branch -D main;"
+            "git remote rm origin; git reflog expire --expire=now --all; git gc -q --prune=now",
+        ):
+            await self.same("echo a > a; echo b > b", f"echo c >> a; rm b\n{agent}")
+            self.sh("rm -rf s w o.git")
+
+    async def test_goneAndPushed(self) -> None:
+        """What is pushed then goes on from what there was."""
+        workspace, _ = await self.work("echo a > a", "rm -rf .git; echo b >> a")
+        await workspace.delivery.push("ses_test", "work", False)
+        said = self.sh("git -c safe.directory='*' -C o.git log --format=%s work")
+        self.assertEqual(said.splitlines(), ["a prompt", "first"])
+
     async def test_ignoredRepositories(self) -> None:
         """What is ignored of them, and what of a submodule is its own, is not in the patch."""
         self.sh(
