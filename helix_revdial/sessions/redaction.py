@@ -96,8 +96,13 @@ _RULES: Final = tuple(
         ),
         # The end of a setting's name, what stands between, and then its value.
         (
-            ("token", "secret", "passw", "passphrase")
-            + tuple(f"{kind}{mark}key" for kind in ("api", "access", "private") for mark in _MARKS),
+            (
+                "token",
+                "secret",
+                "passw",
+                "passphrase",
+                *(f"{kind}{mark}key" for kind in ("api", "access", "private") for mark in _MARKS),
+            ),
             r"(?P<kept>(?:token|secret|passw(?:or)?d|passphrase|api[_\-]?key|access[_\-]?key"
             r"|private[_\-]?key)[\"']?\s{0,3}[:=]\s{0,3})"
             r"(?:\"[^\"\n]{3,}\"|'[^'\n]{3,}'|[^\s\"',;&]{3,})",
