@@ -140,6 +140,7 @@ class Exchange:
             fieldsOf(answer),
             version=answer.http_version,
             prefix=errand.who.prefix,
+            host=request.headers.get(b"host") or b"",
         )
         return Response(answer.status_code, fields, _AnswerBody(self, backend))
 

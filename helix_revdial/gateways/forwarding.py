@@ -75,6 +75,7 @@ SANDBOX = (
 
 _VALUE = re.compile(rb"[\t \x21-\x7e\x80-\xff]*")
 _HOST = re.compile(rb"[A-Za-z0-9._\[\]:-]{1,255}")
+_URL = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _PROTO = re.compile(rb"https?", re.IGNORECASE)
 _LIST = re.compile(rb"[A-Za-z0-9._\[\]:, -]{1,1024}")
 
@@ -190,13 +191,16 @@ def checkSwitch(asked: bytes, answer: Headers) -> bytes:
     return b", ".join(answer.getAll(b"upgrade"))
 
 
-def answerFields(status: int, answer: Headers, *, version: bytes, prefix: bytes = b"") -> Fields:
+def answerFields(
+    status: int, answer: Headers, *, version: bytes, prefix: bytes = b"", host: bytes = b""
+) -> Fields:
     """
     The fields of the answer to the caller, C{Content-Length} included where that is
     the framing.
 
     @param version: The service's version of HTTP.
     @param prefix: As in L{Caller}.
+    @param host: The host that the service was asked for, which it may call itself by.
     @raise BadAnswer: It could be read in two ways.
     """
     codings = answer.getAll(b"transfer-encoding")
@@ -219,7 +223,7 @@ def answerFields(status: int, answer: Headers, *, version: bytes, prefix: bytes 
         if name in drop:
             continue
         if prefix and name in (b"location", b"content-location"):
-            value = _within(prefix, value)
+            value = _within(prefix, value, host)
         elif prefix and name == b"set-cookie":
             value = _cookieWithin(prefix, value)
         fields.append((raw, value))
@@ -228,10 +232,18 @@ def answerFields(status: int, answer: Headers, *, version: bytes, prefix: bytes 
     return fields
 
 
-def _within(prefix: bytes, location: bytes) -> bytes:
-    """A path of the service's, as the caller reaches it."""
-    isPath = location.startswith(b"/") and not location.startswith(b"//")
-    if not isPath or location == prefix or location.startswith(prefix + b"/"):
+def _within(prefix: bytes, location: bytes, host: bytes = b"") -> bytes:
+    """
+    A path of the service's, as the caller reaches it.
+
+    @param host: What the service was asked for: a URL of that host is a path, too.
+    """
+    url = _URL.fullmatch(location)
+    if host and url is not None and url[1].lower() == host.lower():
+        location = url[2] if url[2].startswith(b"/") else b"/" + url[2]
+    elif not location.startswith(b"/") or location.startswith(b"//"):
+        return location
+    if location == prefix or location.startswith(prefix + b"/"):
         return location
     return prefix + location
 

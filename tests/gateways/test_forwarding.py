@@ -108,9 +108,13 @@ class AnswerTests(SynchronousTestCase):
     """What a caller is told."""
 
     def crossed(
-        self, *fields: tuple[bytes, bytes], prefix: bytes = b"", status: int = 200
+        self,
+        *fields: tuple[bytes, bytes],
+        prefix: bytes = b"",
+        host: bytes = b"",
+        status: int = 200,
     ) -> list[tuple[bytes, bytes]]:
-        return answerFields(status, Headers(fields), version=b"1.1", prefix=prefix)
+        return answerFields(status, Headers(fields), version=b"1.1", prefix=prefix, host=host)
 
     def test_hopByHop(self) -> None:
         """Fields of the service's connection stay; the length stays a length."""
@@ -144,6 +148,20 @@ class AnswerTests(SynchronousTestCase):
             (b"relative", b"relative"),
         ):
             fields = self.crossed((b"Location", location), prefix=PREFIX)
+            self.assertEqual(fields, [(b"Location", told), SANDBOX])
+        # Many a service names the host that it was asked for.
+        for location, told in (
+            (b"http://cp.example:8443/login?x", PREFIX + b"/login?x"),
+            (b"HTTPS://CP.example:8443", PREFIX + b"/"),
+            (b"https://cp.example:8443?x", PREFIX + b"/?x"),
+            (b"http://cp.example:8443" + PREFIX + b"/login", PREFIX + b"/login"),
+            (b"http://cp.example:8443//evil", PREFIX + b"//evil"),
+            (b"http://cp.example:84430/", b"http://cp.example:84430/"),
+            (b"http://cp.example:8443.evil/", b"http://cp.example:8443.evil/"),
+            (b"http://cp.example:8443@evil/", b"http://cp.example:8443@evil/"),
+            (b"http://cp.example/", b"http://cp.example/"),
+        ):
+            fields = self.crossed((b"Location", location), prefix=PREFIX, host=b"cp.example:8443")
             self.assertEqual(fields, [(b"Location", told), SANDBOX])
         for cookie, told in (
             (b"a=1; HttpOnly", b"a=1; Path=" + PREFIX + b"/; HttpOnly"),
