@@ -7,6 +7,10 @@ finish what they do.  Twisted takes no notice of another one meanwhile, apart
 from an error in the log.  L{SecondSignal} stands in front of the reactor's
 handlers: it passes the first one on, the next one ends the waiting, and the
 one after it ends the process, whatever it does.
+
+SIGHUP, where nobody else has a use for it, counts as SIGTERM: a process whose terminal
+is closed, or that is told to read settings which it reads at its start only, leaves in
+good order, and a service manager starts it anew.
 """
 
 from __future__ import annotations
@@ -65,6 +69,10 @@ class SecondSignal:
             if callable(handler) and number not in self._first:
                 self._first[number] = handler
                 self._install(number, self._signalled)
+        ends = self._first.get(signal.SIGTERM)
+        if ends is not None and self._installed(signal.SIGHUP) == signal.SIG_DFL:
+            self._first[signal.SIGHUP] = ends
+            self._install(signal.SIGHUP, self._signalled)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         self._received += 1

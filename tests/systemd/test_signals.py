@@ -36,6 +36,7 @@ class SecondSignalTests(SynchronousTestCase):
             number: lambda number, frame: self.stopped.append(number)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
+        self.handlers[signal.SIGHUP] = signal.SIG_DFL
         self.hurried: list[str] = []
         self.second = SecondSignal(
             self.reactor,
@@ -65,6 +66,16 @@ class SecondSignalTests(SynchronousTestCase):
         self.send(signal.SIGINT)
         self.reactor.turn()
         self.assertEqual((self.stopped, self.hurried), ([signal.SIGINT], []))
+
+    def test_hangUp(self) -> None:
+        """SIGHUP, which would end the process at once, stops the reactor; ignored, it stays so."""
+        self.watch()
+        self.send(signal.SIGHUP)
+        self.assertEqual(self.stopped, [signal.SIGHUP])
+        for other in (signal.SIG_IGN, print):
+            self.handlers[signal.SIGHUP] = other
+            self.watch()
+            self.assertEqual(self.handlers[signal.SIGHUP], other)
 
     def test_hurries(self) -> None:
         """G2: the second one, of either kind, ends every wait in the reactor's turn."""
