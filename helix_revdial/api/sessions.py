@@ -8,9 +8,10 @@ Ending a session ends its tokens and cuts its tunnel.
 from __future__ import annotations
 
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from twisted.internet.task import deferLater
 
 from helix_revdial.api.asked_session import taskOf
 from helix_revdial.api.authority import asking
@@ -150,6 +151,9 @@ class IdeCommands(msgspec.Struct):
     notes: str
 
 
+PIECE: Final = 256 * 1024
+"""Characters of prompts that a list looks through in one go."""
+
 _IDE_PROGRAMS = {"vscode": "code", "cursor": "cursor", "windsurf": "windsurf"}
 
 
@@ -190,8 +194,17 @@ def operations(services: Services) -> list[Operation]:
             page=query.page,
             perPage=query.perPage,
         )
+        items: list[SessionDocument] = []
+        written = 0
+        for session in found.items:
+            items.append(document(session))
+            written += len(items[-1].prompt or "")
+            if written > PIECE:
+                # To look through so much text takes time that others are to have, too.
+                await deferLater(services.clock, 0)
+                written = 0
         return SessionList(
-            [document(one) for one in found.items],
+            items,
             found.total,
             None if found.nextPage is None else str(found.nextPage),
         )

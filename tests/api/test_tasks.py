@@ -11,7 +11,7 @@ from helix_revdial.cli.local_end import Local
 from helix_revdial.config import AgentSection, AgentsSection, ServerConfig, SessionsSection
 from helix_revdial.http.openapi import openapi
 from helix_revdial.storage.ids import isId
-from tests.api.harness import Answer, Server, await_
+from tests.api.harness import Answer, Server, await_, parse, request
 from tests.storage.databases import isPostgreSQL, newDatabase
 from tests.storage.postgresql import OnPostgreSQL
 
@@ -459,6 +459,17 @@ class ListTests(TaskTestCase):
         self.assertEqual(told, made)
         for query in ("?page=0", "?perPage=201", "?page=x"):
             self.assertEqual(self.server.get("/api/v1/sessions" + query, self.ann).status, 400)
+
+    def test_longPrompts(self) -> None:
+        """A page of the longest prompts is made bit by bit; others have their turn meanwhile."""
+        made = [self.task(prompt="forever " + "x" * 65_000) for _ in range(6)]
+        protocol, transport = self.server.connect()
+        protocol.dataReceived(request("GET", "/api/v1/sessions", self.ann))
+        self.assertEqual(transport.value(), b"")
+        self.assertEqual(self.server.get("/healthz").status, 200)
+        self.server.clock.advance(0)
+        items = parse(transport.value()).json()["items"]
+        self.assertEqual({item["id"] for item in items}, set(made))
 
     def test_tenants(self) -> None:
         """Another tenant's session does not exist; a colleague's task is seen."""
