@@ -174,8 +174,10 @@ class HTTPConnection(ConnectionLife):
         """Release everything; tell the successor, the dispatch or the body's reader."""
         phase, self.phase = self.phase, Phase.LOST
         self._producing = False
-        for deadline in (self._deadline, self._stall, self._turn):
-            deadline.clear()
+        self._deadline.clear()
+        if phase is not Phase.HANDED_OVER:
+            self._stall.clear()
+            self._turn.clear()
         if self._intake is not None:
             self._intake.stop()
         self._releaseAdmission()
@@ -618,6 +620,7 @@ class HTTPConnection(ConnectionLife):
         for deadline in (self._deadline, self._stall, self._turn):
             deadline.clear()
         self._freeProducerSlot()
+        del self._stall, self._turn
         transport = self.transport
         if self._readsPaused and not self._inputEnded:
             transport.resumeProducing()

@@ -96,6 +96,33 @@ class FramedConnection(Protocol):
     @ivar endReceived: Whether the peer has.
     """
 
+    # One for each stream; those that are parked are made some at a time.
+    __slots__ = (
+        "_afterwards",
+        "_closeSent",
+        "_closing",
+        "_delivering",
+        "_framing",
+        "_head",
+        "_kept",
+        "_keys",
+        "_lost",
+        "_masks",
+        "_onUp",
+        "_reader",
+        "_stalled",
+        "_timer",
+        "_unread",
+        "_why",
+        "carrier",
+        "clock",
+        "connected",
+        "endReceived",
+        "endSent",
+        "transport",
+        "user",
+    )
+
     transport: Any
 
     _log = Logger()
@@ -122,6 +149,8 @@ class FramedConnection(Protocol):
         @param head: What is sent first: the server's answer to the upgrade.
         @param onUp: Told when the connection is made.
         """
+        self.transport = None
+        self.connected = 0
         self.user = user
         self.clock = clock
         self.carrier = "websocket" if webSocket else "raw"

@@ -40,6 +40,21 @@ class FramedTransport(CarrierTransport):
     It is the connection's user from L{begin} until the stream is over.
     """
 
+    __slots__ = (
+        "_connection",
+        "_dropping",
+        "_held",
+        "_heldEnd",
+        "_isFresh",
+        "_leaving",
+        "_limit",
+        "_onFree",
+        "_onLost",
+        "_wasWhole",
+        "_whenDelivered",
+        "carrier",
+    )
+
     halfClose = True
 
     isWatched = True

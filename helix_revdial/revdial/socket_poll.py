@@ -208,6 +208,8 @@ class PolledReading:
     @ivar isReading: Whether the poll watches it for us.
     """
 
+    __slots__ = ("_number", "_poll", "_reactor", "_transport", "isReading")
+
     _log = Logger()
 
     def __init__(self, poll: SocketPoll, transport: Any) -> None:

@@ -118,21 +118,22 @@ class _Flow:
     side knows too whether the write buffer is full.
     """
 
-    def __init__(self, onPause: Callable[[], None], onResume: Callable[[], None]) -> None:
+    __slots__ = ("_above", "full", "producer")
+
+    def __init__(self, above: WebSocketTransport) -> None:
         self.full = False
         self.producer: Any = None
-        self._onPause = onPause
-        self._onResume = onResume
+        self._above = above
 
     def pauseProducing(self) -> None:
         self.full = True
-        self._onPause()
+        self._above.filled()
         if self.producer is not None:
             self.producer.pauseProducing()
 
     def resumeProducing(self) -> None:
         self.full = False
-        self._onResume()
+        self._above.emptied()
         if self.producer is not None:
             self.producer.resumeProducing()
 
@@ -144,6 +145,23 @@ class _Flow:
 
 class WebSocketTransport(CarrierTransport):
     """See the module."""
+
+    __slots__ = (
+        "_broke",
+        "_closed",
+        "_endSent",
+        "_flow",
+        "_frames",
+        "_ourClose",
+        "_peerClose",
+        "_pings",
+        "_pingsSent",
+        "_pong",
+        "_pulled",
+        "_timer",
+        "_zeroKey",
+        "halfClose",
+    )
 
     carrier = "websocket"
 
@@ -162,7 +180,7 @@ class WebSocketTransport(CarrierTransport):
         self.halfClose = eof
         self._zeroKey = zeroKey
         self._frames = frames
-        self._flow = _Flow(self._filled, self._emptied)
+        self._flow = _Flow(self)
         self._pulled = False
         self._ourClose = False
         self._peerClose: tuple[int, str] | None = None
@@ -261,12 +279,12 @@ class WebSocketTransport(CarrierTransport):
                 self._transport.unregisterProducer()
                 self._transport.registerProducer(self._flow, True)
 
-    def _filled(self) -> None:
+    def filled(self) -> None:
         """The write buffer is full."""
         if self._ourClose and self._peerClose is None:
             self._stopTimer()
 
-    def _emptied(self) -> None:
+    def emptied(self) -> None:
         """The write buffer is empty: the socket has taken everything."""
         pong, self._pong = self._pong, None
         if pong is not None:
