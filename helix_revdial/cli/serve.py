@@ -9,6 +9,7 @@ temporary directory, and its tasks are run by an executor that only pretends.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -65,7 +66,14 @@ def serve(
     output = invocation.output
     port = _listenable(bind, port)
     host = f"[{bind}]" if ":" in bind else bind
-    command = [sys.executable, "-c", _TWISTD, "--nodaemon", "--pidfile=", "--logfile=-"]
+    command = [
+        sys.executable,
+        "-c",
+        _TWISTD.format(parent=os.getpid()),
+        "--nodaemon",
+        "--pidfile=",
+        "--logfile=-",
+    ]
     command += ["helix-revdial-server", "--listen", f"tcp:{port}:interface={_quoted(bind)}"]
     if config is not None:
         command += ["--config", config]
@@ -95,7 +103,9 @@ def _run(command: list[str]) -> int:
     def end(number: int, frame: FrameType | None) -> None:
         child.send_signal(signal.SIGTERM)
 
-    before = {each: signal.signal(each, end) for each in (signal.SIGTERM, signal.SIGINT)}
+    # A terminal that is closed would have the server read its settings again.
+    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {each: signal.signal(each, end) for each in ends}
     try:
         code = child.wait()
     finally:
@@ -139,4 +149,12 @@ def _mockSettings() -> str:
     )
 
 
-_TWISTD = "from twisted.scripts.twistd import run; run()"
+_TWISTD = """\
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    # PR_SET_PDEATHSIG (prctl(2)): should the parent be killed, nobody is left to end us.
+    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))
+    if os.getppid() != {parent}:
+        sys.exit(1)
+from twisted.scripts.twistd import run; run()
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,3 +95,13 @@ class MockTests(SynchronousTestCase):
         self.assertEqual(self.server.poll(), 0, rest)
         self.assertNotIn("Traceback", rest)
         self.assertFalse(self.tokenFile.parent.parent.exists())
+
+    def test_killed(self) -> None:
+        """A server does not outlive the command that runs it, however that ended."""
+        self.server.kill()
+        self.server.wait()
+        assert self.server.stdout is not None
+        # It has the other end, and closes it as it ends.
+        rest = self.server.stdout.read()
+        self.assertIn("Server Shut Down", rest)
+        self.addCleanup(shutil.rmtree, self.tokenFile.parent.parent, ignore_errors=True)
