@@ -5,10 +5,13 @@ error, never around it.
 
 What comes from a sandbox is not trusted: only pictures of three kinds are
 passed on, with C{nosniff}, and only up to a size; of what the sandbox says
-about itself nothing but the media type reaches the caller.
+about itself nothing but the media type, and what a known word for an error
+means, reaches the caller.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from helix_revdial.access.policy import mayDial
 from helix_revdial.api.authority import asking
@@ -104,11 +107,12 @@ def operations(services: Services) -> list[Operation]:
                 502, f"The sandbox's answer is too large: {error}.", code="too-large"
             ) from None
         if not 200 <= answer.status < 300:
-            # Its own words may be anything: the caller gets the number.
+            # Its own words may be anything: the caller gets the number, and what it means.
             status = answer.status if 400 <= answer.status < 600 else 502
             raise Problem(
                 status if status in _PASSED_ON else 502,
-                f"The sandbox's desktop service answered with status {answer.status}.",
+                "The sandbox's desktop service answered with status "
+                f"{answer.status}{_why(answer)}.",
                 code="desktop-error",
             )
         timing = _serverTiming(answer, services.clock.seconds() - began)
@@ -186,6 +190,34 @@ def operations(services: Services) -> list[Operation]:
 
 _PASSED_ON = {400, 404, 413, 415, 503}
 """Statuses of the desktop service that mean to our caller what they mean to us."""
+
+_REASONS = {
+    "busy": "it has too much to do",
+    "no-display": "there is no display, or its programs cannot use it",
+    "program-missing": "a program that it needs is not installed",
+    "timed-out": "the display did not answer in time",
+    "too-large": "the picture, or the clipboard, is larger than it takes",
+    "failed": "the display gave nothing that it could use",
+}
+"""What our desktop service's words mean (docs/desktop.md)."""
+
+
+class _Refusal(msgspec.Struct):
+    """What is read of an error of the desktop service."""
+
+    code: str = ""
+
+
+def _why(answer: Answer) -> str:
+    """What went wrong, in our words, where the desktop service used a word of ours."""
+    if answer.contentType() != "application/problem+json":
+        return ""
+    try:
+        code = msgspec.json.decode(answer.body, type=_Refusal).code
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+    return f": {_REASONS[code]}" if code in _REASONS else ""
+
 
 _PRIVATE = [(b"X-Content-Type-Options", b"nosniff"), (b"Cache-Control", b"no-store")]
 

@@ -113,6 +113,9 @@ async def fetch(
         found = fieldsOf(head)
         # One that could be read in two ways is not read at all.
         answerFields(head.status_code, found, version=head.http_version)
+        announced = found.get(b"content-length")
+        if announced is not None and int(announced) > maxBody:
+            raise AnswerTooLarge(maxBody)
         # One block: thousands of small ones would leave the process with holes that
         # it cannot give back.
         content = bytearray()

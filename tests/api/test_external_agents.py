@@ -357,6 +357,25 @@ class DesktopTests(SynchronousTestCase):
             self.assertEqual(answer.status, status)
             self.assertNotIn(b"/root/x", answer.raw)
 
+    def test_desktopsReasons(self) -> None:
+        """A word that our desktop service has for an error is said in words of the server's own."""
+        sandbox = self.sandbox()
+        plain = "The sandbox's desktop service answered with status 503"
+        for said, kind, detail in (
+            ({"code": "no-display", "detail": "/root/x"}, "application/problem+json", ": there is"),
+            ({"code": "no-display"}, "text/plain", "."),
+            ({"code": "/root/x"}, "application/problem+json", "."),
+            ({"code": ["/root/x"]}, "application/problem+json", "."),
+            (["/root/x"], "application/problem+json", "."),
+        ):
+            pending = self.ask()
+            if sandbox.wire is None:
+                sandbox.pickUp()
+            sandbox.answer(json.dumps(said).encode(), status="503 No", kind=kind)
+            answer = pending.answer()
+            self.assertTrue(answer.detail.startswith(plain + detail), answer.detail)
+            self.assertNotIn(b"/root/x", answer.raw)
+
     def test_whoMay(self) -> None:
         """Owner and administrators yes; other users 403; other tenants 404; runners 403."""
         self.sandbox()

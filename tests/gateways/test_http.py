@@ -207,6 +207,13 @@ class FetchTests(SynchronousTestCase):
         self.pump.flush()
         self.assertIsNotNone(self.service.lost)
 
+    def test_answerThatAnnouncesTooMuch(self) -> None:
+        """One that says that it will be over the cap is not waited for."""
+        result = self.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n", maxBody=1000)
+        self.failureResultOf(result, AnswerTooLarge)
+        self.pump.flush()
+        self.assertIsNotNone(self.service.lost)
+
     def test_answerAtTheLimit(self) -> None:
         """An answer of exactly the cap passes."""
         result = self.exchange(
