@@ -26,8 +26,8 @@ from helix_revdial.http.event_frames import eventFrame
 from helix_revdial.http.events import EVENT_STREAM, EventStream
 from helix_revdial.http.operations import Call, HeaderField, Operation
 from helix_revdial.http.problem import Problem, validationProblem
-from helix_revdial.http.response import Response
-from helix_revdial.sessions.events import Event, EventLog
+from helix_revdial.http.response import BrokenOff, Response
+from helix_revdial.sessions.events import LINES, Event, EventLog
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.records import Session
 from helix_revdial.storage.failures import DatabaseUnavailable
@@ -104,7 +104,7 @@ def operations(services: Services) -> list[Operation]:
         reader.begin(stream)
         return stream.response()
 
-    async def logs(call: Call) -> LogPage:
+    async def logs(call: Call) -> LogPage | Response:
         session: Session = call.resource
         query: LogsQuery = call.query
         since = None if query.since is None else _moment(query.since)
@@ -118,11 +118,15 @@ def operations(services: Services) -> list[Operation]:
             perPage=query.perPage,
         )
         more = query.tail is None and query.page * query.perPage < found.total
-        return LogPage(
+        page = LogPage(
             [_line(event) for event in found.items],
             found.total,
             str(query.page + 1) if more else None,
         )
+        if not found.more:
+            return page
+        headers = [(b"Content-Type", b"application/json; charset=utf-8")]
+        return Response(200, headers, _long(services.events, session.id, page, found.more))
 
     return [
         Operation(
@@ -332,6 +336,27 @@ def _moment(text: str) -> float:
             errors={"since": ["is a time such as 2026-01-02T03:04:05Z"]},
         )
     return seconds
+
+
+async def _long(
+    events: EventLog, session: str, page: LogPage, more: list[int]
+) -> AsyncIterator[bytes]:
+    """
+    A page as JSON, piece by piece: its lines together may have hundreds of megabytes.
+
+    @param page: the page with its first lines.
+    @param more: the numbers of the others.
+    """
+    whole = msgspec.to_builtins(page)
+    yield b'{"items":' + msgspec.json.encode(whole.pop("items"))[:-1]
+    for begin in range(0, len(more), LINES):
+        try:
+            found = await events.numbered(session, more[begin : begin + LINES])
+        except DatabaseUnavailable as error:
+            raise BrokenOff("the log cannot be read") from error
+        if found:
+            yield b"," + msgspec.json.encode([_line(event) for event in found])[1:-1]
+    yield b"]," + msgspec.json.encode(whole)[1:]
 
 
 def _line(event: Event) -> LogLine:

@@ -50,6 +50,9 @@ MAX_WAITING: Final = 10_000
 GROUP: Final = 200
 """Writes that share a transaction at most."""
 
+LINES: Final = 200
+"""Lines of a log that are read at once: they may have 64 KiB each."""
+
 MAX_READ: Final = 1000
 """Events that are read at once."""
 
@@ -86,11 +89,14 @@ class Lines:
     """
     Some of a session's log.
 
+    @ivar items: the first L{LINES} of those that were asked for.
     @ivar total: how many there are in all that were meant.
+    @ivar more: the numbers of those that were asked for and come after C{items}.
     """
 
     items: list[Event]
     total: int
+    more: list[int]
 
 
 Subscriber = Callable[[Event], None]
@@ -436,7 +442,7 @@ class EventLog:
         ]
         if since is not None:
             where.append(session_events.c.at >= since)
-        query = select(session_events).where(*where)
+        query = select(session_events.c.seq).where(*where)
         if tail is not None:
             query = query.order_by(session_events.c.seq.desc()).limit(tail)
         else:
@@ -447,12 +453,20 @@ class EventLog:
             total = connection.execute(
                 select(func.count()).select_from(session_events).where(*where)
             ).scalar_one()
-            rows = list(connection.execute(query))
+            numbers = list(connection.execute(query).scalars())
             if tail is not None:
-                rows.reverse()
-            return Lines([Event(r.session, r.seq, r.at, r.type, r.data) for r in rows], total)
+                numbers.reverse()
+            return Lines(_numbered(connection, session, numbers[:LINES]), total, numbers[LINES:])
 
         return await self._database.read(fetch)
+
+    async def numbered(self, session: str, numbers: Sequence[int]) -> list[Event]:
+        """
+        The events of these numbers that are still kept, oldest first.
+
+        @param numbers: L{LINES} at most.
+        """
+        return await self._database.read(lambda connection: _numbered(connection, session, numbers))
 
     async def bounds(self, session: str) -> tuple[int, int]:
         """
@@ -565,6 +579,17 @@ class EventLog:
                     seq=event.seq,
                     session=event.session,
                 )
+
+
+def _numbered(connection: Connection, session: str, numbers: Sequence[int]) -> list[Event]:
+    query = (
+        select(session_events)
+        .where(session_events.c.session == session, session_events.c.seq.in_(numbers))
+        .order_by(session_events.c.seq)
+    )
+    return [
+        Event(row.session, row.seq, row.at, row.type, row.data) for row in connection.execute(query)
+    ]
 
 
 def _isUnavailable(error: Exception) -> bool:

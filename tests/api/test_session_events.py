@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from helix_revdial.api.event_document import EventDocument, ResyncEvent
 from helix_revdial.config import EventsSection, ServerConfig
 from helix_revdial.sessions.lifecycle import TERMINAL
-from tests.api.harness import Wire, await_, request
+from tests.api.harness import Wire, await_, parse, request
 from tests.api.test_tasks import CONFIG, TaskTestCase
 from tests.storage.postgresql import OnPostgreSQL
 
@@ -333,6 +333,36 @@ class LogTests(EventsTestCase):
         self.assertEqual([line["message"] for line in tail["items"]], ["7", "8", "9"])
         self.assertNotIn("nextPage", tail)
         self.assertEqual(len(self.logs(session, "?tail=1000")["items"]), tail["total"])
+
+    def test_manyLines(self) -> None:
+        """Many lines at once are sent bit by bit, and are the same lines."""
+        session = self.task(prompt="forever")
+        events = self.server.services.events
+        lines = [("log", {"level": "info", "message": f"{number} ☃"}) for number in range(450)]
+        await_(events.appendMany(session, lines))
+        every = [line for page in range(1, 6) for line in self.some(session, page)]
+        for query, first, count in (
+            ("?tail=430", -430, 430),
+            ("?perPage=410", 0, 410),
+            ("?perPage=200&page=2", 200, 200),
+            ("?tail=200", -200, 200),
+            ("?tail=201", -201, 201),
+        ):
+            protocol, transport = self.server.connect()
+            path = f"/api/v1/sessions/{session}/logs{query}"
+            protocol.dataReceived(request("GET", path, self.ann))
+            client = Client(transport, protocol)
+            self.assertIn("Content-Type: application/json", client.head)
+            self.assertEqual("Content-Length" in client.head, count <= 200)
+            told = json.loads(client.body if count > 200 else parse(transport.value()).body)
+            first = first % len(every)
+            self.assertEqual(told["items"], every[first : first + count], query)
+            self.assertEqual(told["total"], len(every))
+            more = {"?perPage=410": "2", "?perPage=200&page=2": "3"}
+            self.assertEqual(told.get("nextPage"), more.get(query), query)
+
+    def some(self, session: str, page: int) -> Any:
+        return self.logs(session, f"?perPage=100&page={page}")["items"]
 
     def test_pagesLevelsAndTimes(self) -> None:
         """By page, from a level up, from a time on."""
