@@ -271,6 +271,9 @@ class ServerPath:
         return ControlSession(control.features, control.carrierName, closed, control)
 
     def _opened(self, answer: Answer) -> None:
+        if answer.status != 101:
+            # An old server's own head, for the hijack form; it has no raw streams.
+            return
         if self._direct and not answer.direct:
             self._log.info(
                 "Something between us and {server} forwards HTTP: streams go over WebSocket.",

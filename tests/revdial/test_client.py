@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClie
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -350,9 +351,11 @@ class ControlTests(PathCase):
             self.server.last.lose()
 
     def test_anOldServersHijackIsKept(self) -> None:
-        """The old wire: this very connection becomes the control connection."""
+        """The old wire: this very connection is the control connection; no proxy is meant."""
         connecting = self.connect()
-        self.server.last.answer(HIJACK + b'{"command":"keep-alive"}\n')
+        with capturedLogs() as logs:
+            self.server.last.answer(HIJACK + b'{"command":"keep-alive"}\n')
+        self.assertEqual(logs, [])
         session = self.successResultOf(connecting)
         self.assertEqual((session.carrier, session.features), ("hijack", frozenset()))
         self.assertEqual(len(self.server.connections), 1)
