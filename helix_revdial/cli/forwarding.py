@@ -20,6 +20,7 @@ from helix_revdial.cli.connecting import whyNoStream
 from helix_revdial.cli.edge import CommandError, ReaderGone, plain
 from helix_revdial.cli.local_end import Local, addressOf, place, removeStale
 from helix_revdial.revdial.relay import relayPair
+from helix_revdial.revdial.socket_accept import BACKLOG
 from helix_revdial.revdial.turns import Turns
 
 if TYPE_CHECKING:
@@ -101,11 +102,13 @@ class Forwarding:
         try:
             if local.path is not None:
                 removeStale(local.path)
-                port = self.reactor.listenUNIX(local.path, Accepting(), mode=0o600)
+                port = self.reactor.listenUNIX(local.path, Accepting(), backlog=BACKLOG, mode=0o600)
                 where = f"unix://{local.path}"
             else:
                 address = addressOf(local.host)
-                port = self.reactor.listenTCP(local.port, Accepting(), interface=address)
+                port = self.reactor.listenTCP(
+                    local.port, Accepting(), backlog=BACKLOG, interface=address
+                )
                 found = port.getHost()
                 where = place(found.host, found.port)
         except CannotListenError as error:

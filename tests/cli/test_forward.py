@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
 from helix_revdial.cli.connecting import whyNoStream
+from helix_revdial.cli.forwarding import MAX_CONNECTIONS, Forwarding
+from helix_revdial.cli.local_end import Local
 from helix_revdial.revdial.errors import TargetRefused, TooManyPendingDials
 from helix_revdial.revdial.exchange import MalformedAnswer
 from helix_revdial.revdial.gateway import GatewayRefused
@@ -36,3 +43,22 @@ class UsageTests(CommandTestCase):
             (MalformedAnswer("odd"), "http://x: odd"),
         ):
             self.assertEqual(whyNoStream("http://x", error), text)
+
+
+class ListeningTests(SynchronousTestCase):
+    """What listens."""
+
+    def test_backlog(self) -> None:
+        """
+        As many may come at once as may be open: where more do than the kernel holds until
+        they are accepted, it resets some, or loses what they have sent.
+        """
+        reactor = MemoryReactorClock()
+        report: Any = type("Report", (), {"runner": "wolf-1", "say": lambda *a, **k: None})()
+        endpoint: Any = None
+        forwarding = Forwarding(reactor, report, None)
+        forwarding.listen(Local("db"), endpoint)
+        forwarding.listen(Local("db", path=self.mktemp()), endpoint)
+        [(_, _, tcp, _)] = reactor.tcpServers
+        [(_, _, unix, *_)] = reactor.unixServers
+        self.assertGreaterEqual(min(tcp, unix), MAX_CONNECTIONS)
