@@ -136,7 +136,8 @@ class DataWebSocket(Protocol):
         self._reader = FrameReader(masked=self.isServer, maxFrame=maxFrame)
         self._stream: WebSocketTransport | None = None
         self._unread = b""
-        self._found: deque[Found] = deque()
+        # Made with what first waits: an empty one takes 760 bytes.
+        self._found: deque[Found] | None = None
         self._broken: FrameError | None = None
         self._parsing = False
         self._isOpen = True
@@ -201,19 +202,19 @@ class DataWebSocket(Protocol):
 
     def reader(self) -> FrameReader | None:
         if self._broken is not None or any(
-            isinstance(one, Control | EndMark) for one in self._found
+            isinstance(one, Control | EndMark) for one in self._found or ()
         ):
             return None
         return self._reader
 
     def parsed(self) -> bytes:
-        return b"".join(one for one in self._found if isinstance(one, memoryview))
+        return b"".join(one for one in self._found or () if isinstance(one, memoryview))
 
     def unparsed(self) -> bytes:
         return self._unread
 
     def dropUnparsed(self) -> None:
-        self._found.clear()
+        self._found = None
         self._unread = b""
 
     def consumeData(self) -> None:
@@ -237,10 +238,13 @@ class DataWebSocket(Protocol):
         data, self._unread = self._unread, b""
         # What is masked is unmasked where it lies.
         view = memoryview(bytearray(data)) if self.isServer else memoryview(data)
+        found = self._found
+        if found is None:
+            found = self._found = deque()
         try:
-            self._found.extend(self._reader.read(view))
+            found.extend(self._reader.read(view))
         except FrameError as broken:
-            self._found.extend(broken.before)
+            found.extend(broken.before)
             self._broken = broken
 
     def _tell(self, stream: WebSocketTransport, one: Found) -> None:

@@ -162,7 +162,8 @@ class FramedConnection(Protocol):
         self._onUp = onUp
         self.endSent = False
         self.endReceived = False
-        self._kept: deque[Arrived] = deque()
+        # Made with what first waits: an empty one takes 760 bytes.
+        self._kept: deque[Arrived] | None = None
         self._unread: list[bytes] = []
         self._stalled = False
         self._delivering = False
@@ -210,7 +211,7 @@ class FramedConnection(Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._kept.clear()
+        self._kept = None
         self._unread.clear()
         self.user.lost(self._why or reason)
 
@@ -224,9 +225,12 @@ class FramedConnection(Protocol):
     def _read(self, data: bytes) -> None:
         received = memoryview(bytearray(data))
         head = self._reader.single(received)
+        kept = self._kept
+        if kept is None:
+            kept = self._kept = deque()
         if head:
             # A line, or a small message: it came alone, in one piece.
-            self._kept.append(bytes(received[head:]))
+            kept.append(bytes(received[head:]))
         else:
             try:
                 found = self._reader.read(received)
@@ -234,7 +238,7 @@ class FramedConnection(Protocol):
                 self._refuse(broken.code, str(broken))
                 return
             for one in found:
-                self._kept.append(bytes(one) if isinstance(one, memoryview) else one)
+                kept.append(bytes(one) if isinstance(one, memoryview) else one)
         if not self._delivering:
             self._deliver()
 
@@ -440,13 +444,15 @@ class FramedConnection(Protocol):
     def taken(self) -> None:
         """Somebody else receives and sends from here on."""
         self._unread.clear()
+        self._kept = None
 
     def givenBack(self, rest: list[Arrived]) -> None:
         """The connection is ours again; C{rest} came behind the stream's end."""
         if self._lost:
             # With the stream's end its owner ended everything.
             return
-        self._kept.extend(rest)
+        if rest:
+            self._kept = deque(rest)
         self.transport.startReading()
         self._deliver()
 
