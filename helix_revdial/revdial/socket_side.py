@@ -470,7 +470,7 @@ class Side:
         if not self._closeSent:
             self._closeSent = True
             self._writeEnded = True
-            self._sendControl(CLOSE, payload[:2])
+            self._sendControl(CLOSE, closePayload(1000, ""))
         self._bothDone()
 
     def _ended(self) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -236,6 +238,9 @@ class Sink(Protocol):
     def writeConnectionLost(self) -> None:
         """Never without our own doing."""
 
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.ended = self.ended or reason.check(ConnectionDone) is not None
+
 
 class ServerTransport(StringTransport):
     """What a WebSocket server wants of its transport beyond a string's."""
@@ -265,6 +270,8 @@ class FrameTests(SynchronousTestCase):
         transport.clear()
         for chunk in chunks:
             server.dataReceived(chunk)
+        if transport.disconnecting:
+            server.connectionLost(connectionDone)
         code = None
         for opcode, payload in deframe(transport.value()):
             if opcode == 8:
