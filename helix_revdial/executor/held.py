@@ -41,6 +41,7 @@ from .delivery import PatchMade
 from .journal import Journal, JournalReader, lastReport, lastSeq
 from .layout import Layout
 from .record import Record, writeRecord
+from .reporting import RETRY
 from .supervised import CommandRefused, Supervised, SupervisorGone, isAlive
 from .workspace import Workspace
 
@@ -49,6 +50,9 @@ HEARTBEAT = 15.0
 
 STREAM = 16 * 1024 * 1024
 """Bytes of reports in one answer."""
+
+LEAVE_SECONDS = 2.0
+"""How long the supervisor of a session that nobody wants any more may take to go."""
 
 KILL_SECONDS = 20.0
 """How long what was killed may take to be gone."""
@@ -82,6 +86,7 @@ class Held:
     One session.
 
     @ivar ended: Its last report, once it is known.
+    @ivar unwanted: Whether it is to be removed: nobody waits for its last report.
     @ivar forgotten: Whether it is there no more for anybody who asks.
     """
 
@@ -96,6 +101,7 @@ class Held:
         self.layout = layout
         self.record = record
         self.ended: Report | None = None
+        self.unwanted = False
         self.forgotten = False
         self._reactor = reactor
         self._wallClock = wallClock
@@ -198,11 +204,14 @@ class Held:
             )
 
     async def _close(self) -> None:
-        end = self._reactor.seconds() + KILL_SECONDS
-        while isAlive(self.layout) and self._reactor.seconds() < end:
+        began = self._reactor.seconds()
+        while isAlive(self.layout):
+            # It may wait until there is room for its last report.
+            limit = LEAVE_SECONDS if self.unwanted else KILL_SECONDS
+            if self._reactor.seconds() - began > limit:
+                self.killSupervisor()
+                break
             await deferLater(self._reactor, 0.02)
-        if isAlive(self.layout):
-            self.killSupervisor()
         self._supervised = None
         ended = lastReport(self.layout.journal, frozenset({"exit"}))
         if ended is None:
@@ -211,19 +220,32 @@ class Held:
                 session=self.id,
             )
             await self.kill()
-            journal = Journal(self.layout.journal)
-            try:
-                ended = journal.ended or journal.append(
-                    self._wallClock(), "exit", error="the session's supervisor was killed"
-                )
-            finally:
-                journal.close()
+            ended = await self._writeEnd()
         self.ended = ended
         self._acknowledge(self._acknowledged)
         self.changed()
 
+    async def _writeEnd(self) -> Report:
+        """Write the last report in the place of its supervisor, as soon as there is room."""
+        error = "the session's supervisor was killed"
+        while True:
+            try:
+                journal = Journal(self.layout.journal)
+                try:
+                    return journal.ended or journal.append(self._wallClock(), "exit", error=error)
+                finally:
+                    journal.close()
+            except OSError as problem:
+                self._log.error("the journal cannot be written: {error}", error=problem)
+            if self.unwanted:
+                return Report(lastSeq(self.layout.journal) + 1, self._wallClock(), "exit")
+            await deferLater(self._reactor, RETRY)
+
     def killSupervisor(self) -> None:
         """Kill its supervisor, which does not end by itself."""
+        if not isAlive(self.layout):
+            # Its number may be somebody else's by now.
+            return
         try:
             pid = int(self.layout.lock.read_text())
         except (OSError, ValueError):

@@ -284,6 +284,7 @@ class LocalSessions:
                 each.callback(None)
 
     async def _forget(self, session: Held) -> None:
+        session.unwanted = True
         try:
             await session.command("cancel", None, None)
         except Refused as error:

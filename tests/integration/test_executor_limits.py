@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from .executors import ExecutorCase
+import os
+import subprocess
+import time
+
+from twisted.trial.unittest import SkipTest
+
+from .executors import LIMIT, ExecutorCase, unchanged, until
 
 MEMORY = 64
 """MiB that a task asks for."""
@@ -72,3 +78,34 @@ class LimitTests(ExecutorCase):
             self.output(reports, "system"),
             ["the output is longer than 10000 bytes: the rest is left out"],
         )
+
+
+class FullTests(ExecutorCase):
+    """A disk that a task has filled, also for the executor."""
+
+    def moreSettings(self) -> str:
+        if self.asRoot:
+            self.state.mkdir()
+            argv = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=711", "none", str(self.state)]
+            done = subprocess.run(argv, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise SkipTest(f"nothing can be mounted here: {done.stderr}")
+            self.addCleanup(subprocess.run, ["umount", "-l", str(self.state)], timeout=LIMIT)
+        return 'display = ""\n'
+
+    def test_removed(self) -> None:
+        """
+        A session whose reports cannot be written waits until there is room; removed it goes,
+        with what filled the disk, and the next one runs.
+        """
+        self.needRoot()
+        script = "echo up; head -c 100M /dev/zero > fill; seq 1000000; sleep 600"
+        session = self.launch("", command=["sh", "-c", script])
+        self.said(session, "up")
+        until(lambda: os.statvfs(self.state).f_bavail < 16, "the disk is full")
+        until(lambda: unchanged(lambda: self.describe(session)["lastSeq"]), "its journal waits")
+        began = time.monotonic()
+        self.assertEqual(self.ask("DELETE", f"/v1/sessions/{session}")[0], 204)
+        self.assertLess(time.monotonic() - began, LIMIT)
+        next_ = self.launch("say there is room")
+        self.assertEqual(self.ended(next_)["exitCode"], 0)
