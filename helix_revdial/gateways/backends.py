@@ -131,10 +131,12 @@ class Backends(Watching):
         return await exchange(await self._dial(wanted, patient))
 
     def over(self, wanted: Wanted, backend: Backend) -> None:
-        """An exchange has ended: let its connection wait, if it is in order, or close it."""
+        """
+        An exchange has ended: let its connection wait, if it is in order and its runner
+        has not left or registered anew meanwhile, or close it.
+        """
         leads = self.connections.leadsTo(wanted.runner, wanted.target)
-        isOfBefore = leads is not None and leads[0] != backend.generation
-        if backend.inOrder and not isOfBefore:
+        if backend.inOrder and leads is not None and leads[0] == backend.generation:
             self.idle.put(_placeOf(wanted), backend)
         else:
             backend.close()

@@ -618,6 +618,14 @@ class AgainTests(ProxyTestCase):
         self.assertEqual(len(self.proxy.backends.idle), 0)
         self.assertTrue(self.stream.disconnecting)
 
+    def test_notKeptOfARunnerThatHasLeft(self) -> None:
+        """G1: an agent that drains does not wait for a connection that nobody can use again."""
+        self.call()
+        self.dials.generation = None
+        self.reply(OK)
+        self.assertEqual(len(self.proxy.backends.idle), 0)
+        self.assertTrue(self.stream.disconnecting)
+
     def test_anotherHost(self) -> None:
         """D16: another Host on one connection is told to the service, whichever stream it is."""
         caller = self.call()
