@@ -25,10 +25,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import msgspec
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from helix_revdial.sessions.executor import AgentSpec
+from helix_revdial.sessions.redaction import secretProperties, secretsIn
 
 PLACES: Final = frozenset({"prompt", "promptFile", "workspace", "session", "version", "python"})
 """
@@ -49,6 +51,12 @@ _SETTING = re.compile(r"settings\.[A-Za-z_][A-Za-z0-9_]*")
 _TYPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+MAX_SETTINGS: Final = 64 * 1024
+"""Bytes of one task's settings, as JSON."""
+
+MAX_SECRETS: Final = 200
+"""Secrets among them."""
 
 MAX_ERRORS: Final = 20
 """Of one task's settings, how many faults are told."""
@@ -165,6 +173,11 @@ class Agents:
 
     @staticmethod
     def _settingsFaults(agent: Agent, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+        if len(msgspec.json.encode(settings)) > MAX_SETTINGS:
+            return {"agent.settings": [f"have more than {MAX_SETTINGS} bytes as JSON"]}
+        # All that the session says will be looked through for each of them.
+        if len(secretsIn(settings, secretProperties(agent.schema))) > MAX_SECRETS:
+            return {"agent.settings": [f"have more than {MAX_SECRETS} secrets"]}
         found: dict[str, list[str]] = {}
         errors = Draft202012Validator(agent.schema).iter_errors(dict(settings))
         for number, error in enumerate(errors):

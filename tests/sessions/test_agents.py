@@ -6,7 +6,14 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from helix_revdial.sessions.agents import MAX_ERRORS, Agent, AgentDeclarationError, Agents
+from helix_revdial.sessions.agents import (
+    MAX_ERRORS,
+    MAX_SECRETS,
+    MAX_SETTINGS,
+    Agent,
+    AgentDeclarationError,
+    Agents,
+)
 
 SCHEMA = {
     "type": "object",
@@ -89,6 +96,16 @@ class AskedTests(SynchronousTestCase):
         )
         found = Agents([many]).faults("many", "latest", {str(n): "x" for n in range(100)})
         self.assertEqual(len(found), MAX_ERRORS)
+
+    def test_large(self) -> None:
+        """F: settings, and the secrets among them, are bounded."""
+        agents = Agents([Agent("plain", ("plain",))])
+        secrets = {"tokens": [f"secret{number}" for number in range(MAX_SECRETS + 1)]}
+        for settings in ({"a": "x" * MAX_SETTINGS}, secrets):
+            self.assertEqual(list(agents.faults("plain", "latest", settings)), ["agent.settings"])
+        secrets["tokens"].pop()
+        for settings in ({"a": "x" * (MAX_SETTINGS - 8)}, secrets):
+            self.assertEqual(agents.faults("plain", "latest", settings), {})
 
     def test_spec(self) -> None:
         """What a host is told: the newest version for "latest", and the defaults."""
