@@ -175,7 +175,7 @@ class HTTPConnection(ConnectionLife):
         phase, self.phase = self.phase, Phase.LOST
         self._producing = False
         self._deadline.clear()
-        if phase is not Phase.HANDED_OVER:
+        if phase is not Phase.HANDED_OVER and phase is not Phase.LOST:
             self._stall.clear()
             self._turn.clear()
         if self._intake is not None:
