@@ -7,7 +7,6 @@ The one place of the server in which the reactor is imported.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -98,6 +97,7 @@ def makeService(options: Options) -> IService:
 
     from helix_revdial.control_plane import ControlPlane
     from helix_revdial.keeping import SOCKETS, STATES
+    from helix_revdial.revdial.collecting import collectLess
     from helix_revdial.revdial.descriptors import raiseDescriptorLimit
     from helix_revdial.revdial.monotonic import useMonotonicTime
     from helix_revdial.revdial.socket_loop import useSocketLoop
@@ -106,9 +106,7 @@ def makeService(options: Options) -> IService:
     useMonotonicTime(reactor)
     useSocketLoop(reactor)
     raiseDescriptorLimit()
-    # What is there by then stays: looking through it again and again for what is not
-    # needed any more would hold every stream up, for tens of milliseconds each time.
-    reactor.callWhenRunning(gc.freeze)
+    collectLess(reactor)
 
     return ControlPlane(
         reactor,

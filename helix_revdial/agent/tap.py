@@ -8,7 +8,6 @@ real reactor, and only when a service is asked for.
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
@@ -19,6 +18,7 @@ from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
+from ..revdial.collecting import collectLess
 from ..revdial.descriptors import raiseDescriptorLimit
 from ..revdial.monotonic import useMonotonicTime
 from ..revdial.socket_loop import useSocketLoop
@@ -47,8 +47,7 @@ def makeService(options: Options) -> IService:
     useMonotonicTime(reactor)
     useSocketLoop(reactor)
     raiseDescriptorLimit()
-    # Modules and tables stay: the collector need not look through them again and again.
-    reactor.callWhenRunning(gc.freeze)
+    collectLess(reactor)
     service: LoggingService
     if options.metricsListen is None:
         service = agentsService(reactor, options.runners, os.environ)
