@@ -204,11 +204,15 @@ def patchCommand(invocation: Invocation, name: str | None, target: str | None) -
     async def doing(reactor: Any, api: TaskAPI, found: str) -> int:
         output = invocation.output
         if target is None or target == "-":
-            decoder = _Pieces(output)
+            decoder, size = _Pieces(output), 0
             async with aclosing(api.patch(found)) as pieces:
                 async for piece in pieces:
                     decoder.write(piece)
+                    size += len(piece)
             decoder.end()
+            if not size:
+                # What git apply says of it does not say that.
+                output.notice("helix: the patch is empty: nothing was changed")
             return PASSED
         with WholeFile(Path(target)) as file:
             parts = []
