@@ -30,6 +30,7 @@ from helix_revdial.revdial.errors import (
     TargetTimeout,
     TunnelBroke,
 )
+from helix_revdial.revdial.offered import Expose
 from tests.gateways.test_proxy import OK, Dials
 
 
@@ -61,14 +62,15 @@ WANTED = Beside("desktop", "wolf-1", None, lambda expose: True, {})
 
 
 class Ways:
-    """As much of L{Connections} as is used here: one way, on which none is used again."""
+    """As much of L{Connections} as is used here: one way, by one registration."""
 
     def __init__(self, way: Any) -> None:
         self.way = way
         self.dials = 0
 
-    def leadsTo(self, key: str, target: str | None) -> None:
-        return None
+    def leadsTo(self, key: str, target: str | None) -> tuple[None, Expose]:
+        # What it leads through has no number, and neither have the connections here.
+        return None, "operator"
 
     def endpoint(self, key: str, target: str | None, **about: object) -> Any:
         self.dials += 1
