@@ -27,7 +27,7 @@ from helix_revdial.http.events import EVENT_STREAM, EventStream
 from helix_revdial.http.operations import Call, HeaderField, Operation
 from helix_revdial.http.problem import Problem, validationProblem
 from helix_revdial.http.response import BrokenOff, Response
-from helix_revdial.sessions.events import LINES, Event, EventLog
+from helix_revdial.sessions.events import LINES, Event, EventLog, UnknownSession
 from helix_revdial.sessions.lifecycle import TERMINAL
 from helix_revdial.sessions.records import Session
 from helix_revdial.storage.failures import DatabaseUnavailable
@@ -84,6 +84,8 @@ def operations(services: Services) -> list[Operation]:
     """Events and logs."""
     frames = Frames()
     services.events.afterwards(frames.flush)
+    readers = Readers()
+    services.sessions.onDeleted(readers.deleted)
 
     async def events(call: Call) -> Response:
         session: Session = call.resource
@@ -94,14 +96,23 @@ def operations(services: Services) -> list[Operation]:
         reader = Reader(
             services.events, frames, session, after or 0, services.wallClock, services.clock
         )
+
+        def closed() -> None:
+            reader.close()
+            readers.discard(session.id, reader)
+
         stream = openEvents(
             services,
             call,
             first=reader.history(),
             form=call.query.heartbeat,
-            onClose=reader.close,
+            onClose=closed,
         )
+        if not stream.closed:
+            readers.add(session.id, reader)
         reader.begin(stream)
+        if services.sessions.wasDeleted(session.id):
+            reader.gone()
         return stream.response()
 
     async def logs(call: Call) -> LogPage | Response:
@@ -218,6 +229,17 @@ class Reader:
         """
         Frames of what has happened, until nothing is missing any more.
         """
+        try:
+            async for frames in self._missing():
+                yield frames
+        except UnknownSession:
+            # It was removed meanwhile.
+            self._over = True
+        self._live = True
+        if self._over:
+            self._finish()
+
+    async def _missing(self) -> AsyncIterator[bytes]:
         session = self._session.id
         _, last = await self._insist(lambda: self._log.bounds(session))
         # A number that was never given says nothing.
@@ -236,8 +258,11 @@ class Reader:
             self.seq = read[-1].seq
             self._over = self._over or any(event.ends for event in read)
             yield b"".join(map(frameOf, read))
-        self._live = True
-        if self._over:
+
+    def gone(self) -> None:
+        """There is no such session any more: what was told of it is all."""
+        self._over = True
+        if self._live:
             self._finish()
 
     async def _insist(self, read: Callable[[], Awaitable[T]]) -> T:
@@ -268,6 +293,31 @@ class Reader:
         self.close()
         if self._stream is not None:
             self._stream.finish()
+
+
+class Readers:
+    """
+    Who reads the events of which session.
+    """
+
+    def __init__(self) -> None:
+        self._readers: dict[str, set[Reader]] = {}
+
+    def add(self, session: str, reader: Reader) -> None:
+        """One more."""
+        self._readers.setdefault(session, set()).add(reader)
+
+    def discard(self, session: str, reader: Reader) -> None:
+        """One less, if it was there."""
+        found = self._readers.get(session, set())
+        found.discard(reader)
+        if not found:
+            self._readers.pop(session, None)
+
+    def deleted(self, session: Session) -> None:
+        """A session was removed: streams of a sandbox, which has no last event, end with it."""
+        for reader in list(self._readers.get(session.id, ())):
+            reader.gone()
 
 
 class Frames:

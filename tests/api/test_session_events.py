@@ -203,6 +203,16 @@ class StreamTests(EventsTestCase):
             self.assertIn(" 204 ", self.open(session, query, **headers).head)
         self.assertEqual(self.open(session, f"?since={last - 1}").seqs, [last])
 
+    def test_removed(self) -> None:
+        """The stream of a sandbox, which nothing else would end, ends when it is deleted."""
+        made = self.server.post("/api/v1/sessions", self.ann, {"name": "s"})
+        session, other = made.json()["id"], self.task(prompt="forever")
+        clients = [self.open(session), self.open(session, "?since=5"), self.open(other)]
+        self.assertEqual([client.ended for client in clients], [False] * 3)
+        self.assertEqual(self.server.delete(f"/api/v1/sessions/{session}", self.ann).status, 204)
+        self.assertEqual([client.ended for client in clients], [True, True, False])
+        self.assertIn(" 404 ", self.open(session).head)
+
     def test_unknown(self) -> None:
         """Defect 4: the events and the log of a session that is not there are 404."""
         for path in ("events", "logs"):
