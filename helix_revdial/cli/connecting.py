@@ -102,6 +102,7 @@ async def through(reactor: Any, endpoint: GatewayEndpoint) -> int:
     from twisted.internet.protocol import Factory
 
     from helix_revdial.cli.stdio import StandardStreams
+    from helix_revdial.revdial.errors import wordsOf
     from helix_revdial.revdial.relay import RelayEnd, relayPair
 
     ended: Deferred[RelayEnd] = Deferred()
@@ -129,7 +130,7 @@ async def through(reactor: Any, endpoint: GatewayEndpoint) -> int:
         return PASSED
     if end.why == "lingered":
         raise CommandError("the stream was given up: nothing came after the end of standard input")
-    reason = "" if end.failure is None else f": {plain(end.failure.getErrorMessage()).rstrip('.')}"
+    reason = "" if end.failure is None else f": {plain(wordsOf(end.failure))}"
     raise CommandError(f"the stream broke off{reason}")
 
 

@@ -31,7 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .agent_control import AgentControl
-from .errors import DialError, NotAllowed, TargetRefused, TargetTimeout, UnknownDial
+from .errors import DialError, NotAllowed, TargetRefused, TargetTimeout, UnknownDial, wordsOf
 from .interfaces import ICarrierTransport, ITarget
 from .messages import ConnReady
 from .streams import Prepared, StreamOwner, StreamProtocol, TargetAddress
@@ -238,7 +238,7 @@ class _Answered(StreamOwner):
 def _describe(reason: Failure) -> str:
     if reason.check(ConnectionDone):
         return "closed"
-    return reason.getErrorMessage() or reason.value.__class__.__name__
+    return wordsOf(reason)
 
 
 class _AnswerFactory(Factory):

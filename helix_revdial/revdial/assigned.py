@@ -30,7 +30,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .agent_control import AgentControl
-from .errors import DialError, TargetRefused, TargetTimeout
+from .errors import DialError, TargetRefused, TargetTimeout, wordsOf
 from .framed import FramedConnection
 from .framed_stream import FramedTransport
 from .interfaces import ITarget
@@ -291,7 +291,7 @@ class Waiting:
                 dial,
                 carrier.bytesReceived,
                 carrier.bytesSent,
-                "closed" if isinstance(reason.value, ConnectionDone) else reason.getErrorMessage(),
+                "closed" if isinstance(reason.value, ConnectionDone) else wordsOf(reason),
             )
         except Exception:
             self._log.failure("A watcher failed.")

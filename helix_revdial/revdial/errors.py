@@ -1,3 +1,4 @@
+# -*- test-case-name: tests.revdial.test_errors -*-
 """
 Why a dial failed.
 
@@ -12,6 +13,9 @@ Whoever raises one of these has already released what the dial held.
 from __future__ import annotations
 
 from typing import ClassVar
+
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
 
 
 class DialError(Exception):
@@ -105,3 +109,20 @@ class HeldByAnother(DialError):
     status = 409
     word = "held"
     text = "the runner key is held by another owner"
+
+
+def wordsOf(failure: Failure) -> str:
+    """
+    Why a connection or a dial ended, for people: Twisted's own sentences about the ends
+    of connections are for programmers.
+    """
+    error = failure.value
+    if type(error) is ConnectionDone:
+        return "closed"
+    for kind, words in (
+        (ConnectionAborted, "the connection was cut"),
+        (ConnectionLost, "the connection was lost"),
+    ):
+        if type(error) is kind:
+            return ": ".join([words, *(str(each) for each in error.args if each)])
+    return failure.getErrorMessage().rstrip(".") or error.__class__.__name__

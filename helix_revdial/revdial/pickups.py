@@ -40,6 +40,7 @@ from .errors import (
     TargetTimeout,
     TooManyPendingDials,
     TunnelBroke,
+    wordsOf,
 )
 from .interfaces import ICarrierTransport
 from .messages import PickupFailed
@@ -148,7 +149,7 @@ class Call(StreamOwner):
             self._fired = True
             error = failure.value
             self.outcome = error.word if isinstance(error, DialError) else "failed"
-            self.finish(_word(failure))
+            self.finish(wordsOf(failure))
             result, self.result = self.result, None
             assert result is not None
             result.errback(failure)
@@ -199,7 +200,7 @@ class Call(StreamOwner):
         if not self._fired:
             self.fail(Failure(TunnelBroke()))
         self._protocol = None
-        self.finish(self.stream.reason or _word(reason))
+        self.finish(self.stream.reason or wordsOf(reason))
 
     def _cancel(self, _: Deferred[IProtocol]) -> None:
         self._fired = True
@@ -283,12 +284,8 @@ class PickUp:
 
     def failed(self, failure: Failure) -> None:
         """The hand-over failed: there will be no carrier."""
-        message = failure.getErrorMessage() or failure.value.__class__.__name__
+        message = wordsOf(failure)
         self._call.fail(Failure(TunnelBroke(f"the data connection failed: {message}")))
-
-
-def _word(failure: Failure) -> str:
-    return failure.getErrorMessage() or failure.value.__class__.__name__
 
 
 def errorFor(message: PickupFailed) -> DialError:

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from .checks import MAX_CHECKS, CheckPeer
 from .dialer import PROBE, Dialer
 from .dials import Dial
-from .errors import DialError, HeldByAnother, NotAllowed, TooManyPendingDials
+from .errors import DialError, HeldByAnother, NotAllowed, TooManyPendingDials, wordsOf
 from .features import canPool
 from .keepalive import Liveness
 from .messages import PickupFailed
@@ -238,7 +238,7 @@ class Registering:
             "The control connection of {runner}, generation {generation}, ended: {reason}.",
             runner=registration.key,
             generation=registration.generation,
-            reason=registration.protocol.ended or reason.getErrorMessage().rstrip("."),
+            reason=registration.protocol.ended or wordsOf(reason),
             inGrace=inGrace,
         )
         self._roster.guarded(
@@ -265,7 +265,7 @@ def _ending(registration: Registration, reason: Failure) -> tuple[str, str]:
     if ended is not None:
         return ended, ended
     word = "closed" if reason.check(ConnectionDone) else "lost"
-    return word, reason.getErrorMessage() or word
+    return word, wordsOf(reason)
 
 
 __all__ = ["SUPERSEDED_WAIT", "Registering"]

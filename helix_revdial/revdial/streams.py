@@ -45,6 +45,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute, implementer
 
+from .errors import wordsOf
 from .interfaces import ICarrierTransport
 from .keepalive import DATA_WATCH, watchPath
 from .socket_streams import SocketStream
@@ -449,4 +450,4 @@ class Prepared(Factory):
 def _describe(reason: Failure) -> str:
     if isinstance(reason.value, ConnectionDone):
         return "closed"
-    return reason.getErrorMessage() or reason.value.__class__.__name__
+    return wordsOf(reason)
