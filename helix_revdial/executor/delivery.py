@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from twisted.internet.defer import DeferredLock
 from twisted.internet.threads import deferToThreadPool
 
 from helix_revdial.sessions.branch_names import branchProblem
@@ -133,6 +134,8 @@ class Delivery:
         self._provider = provider
         self._workTree = WorkTree(checkout)
         self.leftOut = ""
+        # There is one index, and one place for what is made of it.
+        self._turn = DeferredLock()
 
     async def patch(self) -> PatchMade:
         """
@@ -145,6 +148,13 @@ class Delivery:
             base = self._checkout.base
         except OSError:
             raise WorkspaceFailed("the workspace was not made yet") from None
+        await self._turn.acquire()
+        try:
+            return await self._patch(base)
+        finally:
+            self._turn.release()
+
+    async def _patch(self, base: str) -> PatchMade:
         written = self._layout.base / "patch"
         try:
             await self._provider.attach()
@@ -193,9 +203,12 @@ class Delivery:
             raise WorkspaceFailed(f"nothing was pushed: {branch[:100]!r} is no name of a branch")
         try:
             base = self._checkout.base
-            await self._provider.attach()
-            commit = await self._commit(base, session)
-            await self._bundle(commit)
+            await self._turn.acquire()
+            try:
+                await self._provider.attach()
+                await self._bundle(await self._commit(base, session))
+            finally:
+                self._turn.release()
             repository = self._layout.tunnel / "push.git"
             bundle = self._layout.tunnel / "bundle"
             await self._commands.run(

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from twisted.internet.defer import Deferred, gatherResults
+
 from helix_revdial.executor.delivery import PatchMade
 from helix_revdial.executor.workspace import Workspace
 from helix_revdial.sessions.executor import RepoSpec
@@ -180,6 +182,20 @@ class WorkTreeTests(WorkspaceCase):
         text = (await workspace.delivery.patch()).path.read_text()
         self.assertIn("+++ b/n/f\n", text)
         self.assertIn("\n one\n+two\n", text)
+
+    async def test_atOnce(self) -> None:
+        """Whoever asks for a patch while another is made, or while it is pushed, gets his own."""
+        workspace, made = await self.work(
+            "seq 1000 > a; echo b > b", "seq 2000 > a; rm b; echo c > c"
+        )
+        delivery = workspace.delivery
+        pushed = Deferred.fromCoroutine(delivery.push("ses_test", "work", False))
+        patches = [Deferred.fromCoroutine(delivery.patch()) for _ in range(3)]
+        found = await gatherResults(patches)
+        self.assertEqual({each.sha256 for each in found}, {made.sha256})
+        await pushed
+        tree = "git -c safe.directory='*' -C o.git ls-tree -r --name-only work"
+        self.assertEqual(self.sh(tree).split(), ["a", "c"])
 
     async def test_unreadable(self) -> None:
         """What the session cannot read is left out, and said to be; the rest is there."""
