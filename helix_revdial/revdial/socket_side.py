@@ -170,6 +170,8 @@ class Side:
             wanted = True
         elif self.isOver:
             wanted = False
+        elif self._isHeardOn:
+            wanted = True
         else:
             wanted = self._draining or not (self._readEnded or self.other.outbox.waits)
         if wanted is not self._isReading:
@@ -299,6 +301,9 @@ class Side:
 
     def _read(self) -> None:
         if self._readEnded and not self._draining:
+            if self._isHeardOn:
+                self.receive(self._relays.size)
+                return
             # The next stream's already: it is the transport's.
             self._isHeldBack = True
             self.updateReading()
@@ -332,7 +337,7 @@ class Side:
             raise
         if size:
             relay = self.relay
-            if relay.movedAt is not None:
+            if relay.movedAt is not None and not self._marked:
                 relay.moved()
             self.received(room[:size], True)
         else:
@@ -410,6 +415,8 @@ class Side:
 
     def _unframe(self, framing: Framing, view: memoryview) -> None:
         if framing.eof and framing.reader.endsAlone(view):
+            if self._isHeardOn:
+                return
             if self._readEnded:
                 raise FrameError(1002, "an end after the end of the stream")
             self._marked = True
@@ -432,6 +439,8 @@ class Side:
             elif framing.eof and isinstance(one, EndMark):
                 self._passOn(pieces, size)
                 pieces, size = [], 0
+                if self._isHeardOn:
+                    continue
                 if self._readEnded:
                     raise FrameError(1002, "an end after the end of the stream")
                 self._marked = True
@@ -480,12 +489,13 @@ class Side:
             self._bothDone()
         elif framing is None:
             self._readDone()
-        elif framing.eof:
+        elif framing.eof and not self._isHeardOn:
             self.relay.finish("broken", "the connection ended without an end of stream")
         elif not framing.reader.whole:
             self.relay.finish("broken", "the connection ended inside a message")
         else:
-            # A Go peer's way to close: no frame, and nothing of ours will be read.
+            # A Go peer's way to close: no frame, and nothing of ours will be read.  Or that
+            # of a peer whose direction had ended by its mark.
             self._bothDone()
 
     def _readDone(self) -> None:
@@ -719,6 +729,14 @@ class Side:
     def _isFree(self) -> bool:
         """Whether both directions have ended by their marks, and the connection has not."""
         return self._marked and self._markSent and not self._closeSent and self.stream.isReusable
+
+    @property
+    def _isHeardOn(self) -> bool:
+        """
+        Whether a WebSocket peer that has ended its direction is still listened to: it may
+        ping, and close.  (Where a connection is used again, the next stream may follow.)
+        """
+        return self._marked and not self.stream.isReusable
 
     def _shutdown(self) -> None:
         try:

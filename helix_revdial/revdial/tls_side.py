@@ -133,7 +133,7 @@ class TLSSide(Side):
             session.sendWaitsForBytes = False
             self._updateWriting()
         if size:
-            if self.relay.movedAt is not None:
+            if self.relay.movedAt is not None and not self._marked:
                 self.relay.moved()
             self.received(room[:size], True)
             if self.relay.why is not None:

@@ -476,6 +476,35 @@ class SocketRelayTests(SynchronousTestCase):
         assert bench.far.lost is not None
         self.assertIn("1003", str(bench.far.lost.value))
 
+    def test_whoHasEndedIsHeard(self) -> None:
+        """
+        A WebSocket peer that has ended its direction pings on, and is answered; a second mark
+        is nothing, payload is a fault, and its close ends the other direction at once.
+        """
+        for form in ("websocket+eof/client", "websocket+eof/server"):
+            for last, code in (("payload", 1002), ("close", 1000), ("fin", None)):
+                bench = Bench(self, form, "tcp")
+                bench.far.wire.write(b"abc")
+                bench.far.wire.loseWriteConnection()
+                bench.spin(lambda b=bench: b.near.readEnded, form)  # type: ignore[misc]
+                self.assertLess(bench.now(bench.far.wire.ping()), LIMIT)
+                frames = bench.far.wire._frames
+                frames._sendFrame(2, b"")
+                self.assertLess(bench.now(bench.far.wire.ping()), LIMIT)
+                bench.near.wire.write(b"late")
+                bench.spin(lambda b=bench: b.far.got == b"late", form)  # type: ignore[misc]
+                if last == "payload":
+                    frames._sendFrame(2, b"x")
+                elif last == "close":
+                    frames.sendCloseFrame(1000, None)
+                else:
+                    frames.transport.unregisterProducer()
+                    frames.transport.loseConnection()
+                bench.spin(lambda b=bench: bool(b.ends), last)  # type: ignore[misc]
+                bench.bothLost()
+                self.assertEqual(bytes(bench.near.got), b"abc", form)
+                self.assertEqual(bench.ends[0].why, "broken" if code == 1002 else "done", last)
+
     def test_closeFrameEndsBoth(self) -> None:
         """
         A peer's close frame in good order ends both directions, with or without end marks
