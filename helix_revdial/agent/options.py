@@ -126,6 +126,9 @@ class Options(usage.Options):
             form = self._ofProcess("log-format", LOG_FORMAT) or "text"
             if form not in ("text", "json"):
                 raise SettingsError(f"the log's format is text or json, not {form[:50]!r}")
+            metrics = self._ofProcess("metrics-listen", METRICS)
+            if metrics is not None:
+                _checkEndpoint(metrics)
             runners = self._readRunners()
             if checking:
                 for settings in runners:
@@ -141,7 +144,7 @@ class Options(usage.Options):
             (self._output or sys.stdout).write("\n".join(each.describe() for each in runners))
             raise SystemExit(0)
         self.runners = runners
-        self.metricsListen = self._ofProcess("metrics-listen", METRICS)
+        self.metricsListen = metrics
         self.logObserver = chooseObserver(self.parent, form)
 
     def _ofProcess(self, flag: str, variable: str) -> str | None:
@@ -160,6 +163,32 @@ class Options(usage.Options):
                 f"{' and '.join(given)}: the file {path} says everything; write it there"
             )
         return readRunners(path, self._environment)
+
+
+def _checkEndpoint(description: str) -> None:
+    """
+    Check where metrics are to be served, and open nothing.
+
+    @raise SettingsError: That is no endpoint.
+    """
+    # Most agents have no such port, and no use for what this brings along.
+    from twisted.internet.endpoints import serverFromString
+
+    kind, _, rest = description.partition(":")
+    if kind == "systemd":
+        # What the service manager has passed is seen when it is opened.
+        return
+    try:
+        port = rest.partition(":")[0].removeprefix("port=")
+        if kind in ("tcp", "tcp6") and int(port) not in range(65536):
+            raise ValueError("a port is a number from 0 to 65535")
+        # None in the reactor's place: the parsers only pass it on.
+        serverFromString(None, description)
+    except Exception as error:
+        raise SettingsError(
+            f"--metrics-listen {description[:100]!r}: {error}; write for example "
+            "tcp:9465:interface=127.0.0.1, or unix:/run/agent-metrics.sock:mode=660"
+        ) from None
 
 
 __all__ = ["Options"]

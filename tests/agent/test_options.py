@@ -111,6 +111,21 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(len(said.splitlines()), 3, said)
         self.assertRaises(usage.UsageError, self.options(HOST).parseOptions, ["stray"])
 
+    def test_metricsListen(self) -> None:
+        """A place for metrics that is none is said before anything is started, in a line."""
+        for given, words in (
+            ("tcp:nonsense", "nonsense"),
+            ("tcp:99999", "a port is a number from 0 to 65535"),
+            ("9465", "write for example tcp:9465:interface=127.0.0.1"),
+        ):
+            self.errors = StringIO()
+            said = self.refused(HOST, [f"--metrics-listen={given}"])
+            self.assertIn(words, said)
+            self.assertEqual(said.count("\n"), 1, said)
+        options = self.options({**HOST, "HELIX_AGENT_METRICS_LISTEN": "unix:/run/m.sock"})
+        options.parseOptions([])
+        self.assertEqual(options.metricsListen, "unix:/run/m.sock")
+
     def test_usageNamesEverything(self) -> None:
         """C{--help} names every flag, and the variable that does the same."""
         text = " ".join(str(self.options({})).split())
