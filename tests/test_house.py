@@ -176,3 +176,22 @@ class ReactorTests(SynchronousTestCase):
                 if REACTOR_MAY_STAND_IN.get(str(relative)) not in functions:
                     wrong.append(f"{relative}:{node.lineno}")  # type: ignore[attr-defined]
         self.assertEqual(wrong, [])
+
+
+class NamedTestsTests(SynchronousTestCase):
+    """A module's first line says which tests are its own."""
+
+    def test_testsThatAreNamedExist(self) -> None:
+        """Who changes a module and runs the tests that it names runs some."""
+        tests = Path(__file__).parent.parent
+        wrong = []
+        for path in sorted(PACKAGE.rglob("*.py")):
+            first = path.read_text().partition("\n")[0]
+            _, named, rest = first.partition("test-case-name: ")
+            if not named:
+                continue
+            for name in rest.removesuffix("-*-").strip().split(","):
+                place = tests.joinpath(*name.split("."))
+                if not (place.with_suffix(".py").is_file() or place.is_dir()):
+                    wrong.append(f"{path.relative_to(PACKAGE)} names {name}")
+        self.assertEqual(wrong, [], "\n".join(wrong))

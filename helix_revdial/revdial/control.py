@@ -7,7 +7,7 @@ lines with a bound on what the peer has not read; reading messages, and closing
 at the first fault; knowing when the peer was last heard; asking it for a sign
 of life; closing in a way that the peer understands.  What a message means
 belongs to its two subclasses, L{Dialer <helix_revdial.revdial.dialer.Dialer>}
-and L{AgentControl <helix_revdial.revdial.listener.AgentControl>}.
+and L{AgentControl <helix_revdial.revdial.agent_control.AgentControl>}.
 
 Invariants:
 

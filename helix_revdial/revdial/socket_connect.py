@@ -1,4 +1,4 @@
-# -*- test-case-name: tests.revdial.test_socket_connect -*-
+# -*- test-case-name: tests.integration.test_socket_connect -*-
 """
 One connection to one address, on one socket.
 
