@@ -9,6 +9,8 @@ import os
 import secrets
 from pathlib import Path
 
+from helix_revdial.durable import syncDirectory
+
 
 def writePrivately(path: Path, text: str) -> None:
     """
@@ -35,13 +37,4 @@ def writePrivately(path: Path, text: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    _syncDirectory(path.parent)
-
-
-def _syncDirectory(directory: Path) -> None:
-    """Bring the file's name to the disk as well."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    syncDirectory(path.parent)

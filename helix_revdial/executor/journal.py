@@ -30,6 +30,7 @@ from typing import Any
 
 import msgspec
 
+from helix_revdial.durable import syncDirectory
 from helix_revdial.sessions.executor import Report
 
 SEGMENT = 4 * 1024 * 1024
@@ -142,11 +143,7 @@ class Journal:
     def _begin(self, first: int) -> int:
         file = os.open(self._path(first), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._sizes[first] = 0
-        directory = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        syncDirectory(self._directory)
         return file
 
     def append(self, at: float, kind: str, **fields: Any) -> Report:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from helix_revdial.durable import syncDirectory
 from helix_revdial.sessions.executor import LaunchSpec
 
 from .confinement import Confinement, Limits
@@ -129,11 +130,7 @@ def writeRecord(layout: Layout, record: Record) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(layout.record)
-    directory = os.open(layout.private, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    syncDirectory(layout.private)
 
 
 def readRecord(layout: Layout) -> Record:

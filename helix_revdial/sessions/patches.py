@@ -31,6 +31,7 @@ from typing import ClassVar, Final, TypedDict
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
+from helix_revdial.durable import syncDirectory
 from helix_revdial.storage.threads import Workers
 
 PIECE: Final = 256 * 1024
@@ -200,11 +201,7 @@ class Patches:
     def _finish(self, draft: Path, patch: Patch) -> None:
         os.utime(draft, (patch.at, patch.at))
         draft.rename(self._path(patch))
-        directory = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        syncDirectory(self._directory)
 
     async def _makeRoom(self, size: int, session: str) -> None:
         """Remove the oldest until there is room, and the one that is replaced."""

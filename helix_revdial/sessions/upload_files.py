@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
+from helix_revdial.durable import syncDirectory
 from helix_revdial.storage.threads import Workers
 
 PIECE: Final = 256 * 1024
@@ -79,11 +80,7 @@ class NewFile:
         self._file.close()
         self.sha256 = self._digest.hexdigest()
         self._path.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        syncDirectory(path.parent)
 
     def discard(self) -> None:
         """Leave nothing of what was not kept."""
