@@ -103,10 +103,8 @@ class SocketRelays:
         self._lingering: dict[SocketRelay, None] = {}
         self._timer: IDelayedCall | None = None
         self.size = size
-        self._hasBuffer = False
         # Both made with the first relay: an agent without streams does not have them.
-        self.buffer: memoryview
-        self.room: memoryview
+        self.buffer = self.room = memoryview(b"")
 
     def join(
         self,
@@ -127,8 +125,7 @@ class SocketRelays:
         @param toLeft: Payload that is to go to the left before anything else.
         @param toRight: The same for the right.
         """
-        if not self._hasBuffer:
-            self._hasBuffer = True
+        if not self.buffer:
             self.buffer = memoryview(bytearray(MAX_HEAD + self.size))
             self.room = self.buffer[MAX_HEAD:]
         relay = SocketRelay(self, left, right, linger, onEnd)
