@@ -74,11 +74,8 @@ def newEngine(url: URL, size: int) -> Engine:
     if url.drivername == "sqlite":
         return _sqliteEngine(url, size)
     try:
-        return create_engine(
+        return _create(
             url,
-            hide_parameters=True,
-            json_serializer=_toJSON,
-            json_deserializer=_fromJSON,
             pool_size=size,
             max_overflow=0,
             pool_timeout=LOCK_WAIT,
@@ -90,6 +87,17 @@ def newEngine(url: URL, size: int) -> Engine:
         raise ValueError(
             "PostgreSQL needs psycopg: pip install helix_revdial[postgresql]"
         ) from error
+
+
+def _create(url: URL, **options: Any) -> Engine:
+    """What every engine has: no error shows what was stored, and JSON is read and written fast."""
+    return create_engine(
+        url,
+        hide_parameters=True,
+        json_serializer=_toJSON,
+        json_deserializer=_fromJSON,
+        **options,
+    )
 
 
 @contextmanager
@@ -147,21 +155,15 @@ def _postgresqlOptions(url: URL) -> dict[str, Any]:
 
 def _sqliteEngine(url: URL, size: int) -> Engine:
     if isMemory(url):
-        engine = create_engine(
+        engine = _create(
             url,
-            hide_parameters=True,
-            json_serializer=_toJSON,
-            json_deserializer=_fromJSON,
             poolclass=StaticPool,
             connect_args={"check_same_thread": False},
         )
     else:
         _createPrivately(url.database or "")
-        engine = create_engine(
+        engine = _create(
             url,
-            hide_parameters=True,
-            json_serializer=_toJSON,
-            json_deserializer=_fromJSON,
             poolclass=QueuePool,
             pool_size=size,
             max_overflow=0,
