@@ -172,18 +172,10 @@ def _checkEndpoint(description: str) -> None:
     @raise SettingsError: That is no endpoint.
     """
     # Most agents have no such port, and no use for what this brings along.
-    from twisted.internet.endpoints import serverFromString
+    from ..revdial.endpoint_syntax import checkSyntax
 
-    kind, _, rest = description.partition(":")
-    if kind == "systemd":
-        # What the service manager has passed is seen when it is opened.
-        return
     try:
-        port = rest.partition(":")[0].removeprefix("port=")
-        if kind in ("tcp", "tcp6") and int(port) not in range(65536):
-            raise ValueError("a port is a number from 0 to 65535")
-        # None in the reactor's place: the parsers only pass it on.
-        serverFromString(None, description)
+        checkSyntax(description)
     except Exception as error:
         raise SettingsError(
             f"--metrics-listen {description[:100]!r}: {error}; write for example "

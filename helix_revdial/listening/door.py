@@ -31,6 +31,7 @@ from helix_revdial.listening.errors import ListenError, NeedsRestart
 from helix_revdial.listening.proxied import ProxiedEndpoint, ProxiedFactory, Strangers
 from helix_revdial.listening.sources import ProxySources
 from helix_revdial.listening.tls import LoadedTLS, ServerTLS, TLSSettings, load
+from helix_revdial.revdial.endpoint_syntax import checkSyntax
 from helix_revdial.revdial.tls_endpoints import TLSServerEndpoint
 
 _OTHERS_WORK = {
@@ -266,14 +267,9 @@ def checkDescription(description: str) -> None:
 
     @raise ListenError: With what is wrong with it.
     """
-    kind, _, rest = description.partition(":")
+    kind = description.partition(":")[0]
     try:
-        port = rest.partition(":")[0].removeprefix("port=")
-        if kind in ("tcp", "tcp6") and int(port) not in range(65536):
-            raise ValueError("a port is a number from 0 to 65535")
-        # None in the reactor's place: these parsers only pass it on.
-        if kind != "systemd":
-            serverFromString(None, description)
+        checkSyntax(description)
         path = unix_socket.addressOf(description)
     except Exception as error:
         if kind in ("tcp", "tcp6", "unix"):
